@@ -1,0 +1,51 @@
+# Every target makes or refreshes .venv first; `make help` lists them.
+#   PYTHON=/path/to/python3   the Python that .venv is made with
+#   PY=/path/to/python        use this environment instead of .venv, as it is
+#   ARGS="..."                handed to the command behind the target
+
+PY := .venv/bin/python
+# Any Python 3 starts the script: it looks for a recent one itself.
+STARTER := $(shell for python in python3 python3.13 python3.12 python3.11 python3.10 "$(PYTHON)"; do \
+	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
+
+.PHONY: help setup demo test bench gpu check
+.DEFAULT_GOAL := help
+
+help:
+	@echo "make setup   make .venv with pinned packages, detectron2 and normdet"
+	@echo "make demo    train Mask R-CNN with GN and FRN+TLU on nuclei: output/demo/report.html"
+	@echo "make test    run the test suite (ARGS='-m \"not slow\"' for the quick part)"
+	@echo "make bench   time the layers and their kernels on this machine"
+	@echo "make gpu     run the GPU tests, then time the kernels and a training step on the GPU"
+	@echo "make check   look for errors of style with ruff"
+	@echo "PYTHON=... picks the Python that .venv is made with, PY=... another environment"
+
+ifneq ($(PY),.venv/bin/python)
+setup:
+	@why=$$("$(PY)" -W ignore -c "import normdet" 2>&1) || { \
+	echo "setup: normdet does not import with PY=$(PY): $$(echo "$$why" | tail -n 1)" >&2; exit 1; }
+else ifeq ($(strip $(STARTER)),)
+setup:
+	@echo "setup: no Python found: install Python 3.10 or newer, or name it with PYTHON=/path/to/python3" >&2; exit 1
+else
+setup:
+	@"$(STARTER)" tools/setup_env.py --python "$(PYTHON)"
+endif
+
+demo: setup
+	$(PY) -m normdet demo $(ARGS)
+
+# Two threads a process: the tests that start several processes would otherwise crowd the cores.
+test: setup
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PY) -m pytest tests $(ARGS)
+
+bench: setup
+	$(PY) -m normdet bench $(ARGS)
+
+gpu: setup
+	$(PY) -m pytest tests -m gpu
+	$(PY) -m normdet bench --gpu $(ARGS)
+	$(PY) -m normdet bench --gpu --step $(ARGS)
+
+check: setup
+	$(PY) -m ruff check .

@@ -1,0 +1,49 @@
+"""Package metadata; nothing heavy is imported, so a build needs no torch."""
+
+import re
+from pathlib import Path
+
+from setuptools import find_packages, setup
+
+ROOT = Path(__file__).resolve().parent
+VERSION = re.search(r'__version__ = "(.+)"', (ROOT / "normdet/version.py").read_text())[1]
+README = ROOT / "README.md"
+
+setup(
+    name="normdet",
+    version=VERSION,
+    description="Any normalization as a flag for detectron2: FRN+TLU, GN+WS, SyncBN and more",
+    long_description=README.read_text(encoding="utf-8") if README.exists() else "",
+    long_description_content_type="text/markdown",
+    license="Apache-2.0",
+    python_requires=">=3.10",
+    # The configs lie beside the package in the repository and inside it once installed.
+    packages=[*find_packages(include=["normdet", "normdet.*"]), "normdet.configs"],
+    package_dir={"normdet.configs": "configs"},
+    package_data={"normdet": ["ops/csrc/*"], "normdet.configs": ["**/*.yaml"]},
+    # detectron2 is missing on purpose: PyPI has none under its own name, and a requirement by URL
+    # would keep normdet off PyPI and replace the build a user has. tools/install_detectron2.py
+    # installs one, or keeps what is there.
+    install_requires=[
+        "torch>=2.1",
+        "torchvision>=0.16",
+        "fvcore>=0.1.5",
+        "matplotlib",
+        "numpy>=1.22",
+        "pillow>=9.1",
+        "pycocotools>=2.0.4",
+        "rich>=12",
+        "safetensors>=0.4",
+        "tifffile",
+    ],
+    extras_require={
+        "dev": ["pytest", "pytest-timeout", "ruff"],
+        "bench": ["timm>=0.9"],
+    },
+    entry_points={"console_scripts": ["normdet = normdet.cli:main"]},
+    classifiers=[
+        "Intended Audience :: Science/Research",
+        "Programming Language :: Python :: 3 :: Only",
+        "Topic :: Scientific/Engineering :: Artificial Intelligence",
+    ],
+)

@@ -1,0 +1,292 @@
+"""Make `.venv` beside the Makefile, with everything normdet needs: what `make setup` runs.
+
+    python3 tools/setup_env.py [--python /path/to/python3]
+
+Only the standard library is used. Nothing is done when nothing changed since the last time, and a
+run that was interrupted is continued by the next one. What is missing is said in one sentence.
+"""
+
+# This file must start on any Python 3, so that an old one can be told that it is too old: nothing
+# newer than 3.6 here, and install_detectron2.py is imported once a newer Python has taken over.
+
+import argparse
+import hashlib
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from pathlib import Path
+
+ROOT = Path(__file__).resolve().parent.parent
+OLDEST = (3, 10)
+NEWEST_TRIED = (3, 14)
+CANDIDATES = ["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.14"]
+INPUTS = [
+    "requirements.txt",
+    "setup.py",
+    "normdet/version.py",
+    "tools/setup_env.py",
+    "tools/install_detectron2.py",
+]
+GB = 10**9
+DOWNLOAD_BYTES = 3 * GB  # in the temporary folder until they are installed
+VENV_BYTES = 13 * GB // 2
+PROBE = """
+import sys
+try:
+    import ensurepip, venv
+    able = 1
+except ImportError:
+    able = 0
+print("%d %d %d" % (sys.version_info[0], sys.version_info[1], able))
+"""
+
+
+class SetupError(Exception):
+    """Something is missing; its text is the one sentence the user reads."""
+
+
+def dotted(version):
+    """Return `(3, 11)` as `3.11`."""
+    return ".".join(str(number) for number in version)
+
+
+def probe(command):
+    """Return `(path, (major, minor), can make environments)` of a Python, or None if none runs."""
+    path = shutil.which(command)
+    if path is None:
+        return None
+    try:
+        output = subprocess.check_output(
+            [path, "-c", PROBE], stderr=subprocess.DEVNULL, timeout=60
+        ).decode()
+        major, minor, able = (int(word) for word in output.split())
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return path, (major, minor), bool(able)
+
+
+def choose_python(wanted=None, candidates=None):
+    """Return `(path, (major, minor))` of the Python to build the environment from.
+
+    Args:
+        wanted: the one the user named; nothing else is tried then.
+        candidates: commands to try in turn; the first that was tried with normdet wins over newer.
+
+    Raises:
+        SetupError: there is none, it is too old, or it cannot make environments.
+    """
+    if wanted:
+        found = [probe(wanted)]
+        if found == [None]:
+            raise SetupError(f"PYTHON={wanted} does not run as a Python")
+    else:
+        found = [probe(command) for command in candidates or CANDIDATES]
+        found = [one for one in found if one]
+    if not found:
+        raise SetupError(
+            "no Python found: install Python 3.10 or newer, or name it with PYTHON=/path/to/python3"
+        )
+    recent = [one for one in found if one[1] >= OLDEST]
+    if not recent:
+        path, version, _ = max(found, key=lambda one: one[1])
+        raise SetupError(
+            f"Python 3.10 or newer is needed and {path} is {dotted(version)}: install a newer one, "
+            "or name it with PYTHON=/path/to/python3"
+        )
+    able = [one for one in recent if one[2]]
+    if not able:
+        path, version, _ = recent[0]
+        raise SetupError(
+            f"{path} has no venv or pip module: on Debian or Ubuntu run "
+            f"`apt install python{dotted(version)}-venv`"
+        )
+    path, version, _ = next((one for one in able if one[1] <= NEWEST_TRIED), able[0])
+    return path, version
+
+
+def fingerprint(root=ROOT):
+    """Return a hash of all that decides what the environment holds, its place included."""
+    digest = hashlib.sha256(str(root).encode())
+    for name in INPUTS:
+        digest.update((root / name).read_bytes())
+    return digest.hexdigest()
+
+
+def folder_bytes(folder):
+    """Return the size of what lies under `folder`, 0 where there is none."""
+    return sum(
+        os.lstat(os.path.join(parent, name)).st_size
+        for parent, _, names in os.walk(str(folder))
+        for name in names
+    )
+
+
+def check_disk(venv, temporary=None, usage=shutil.disk_usage, device=None):
+    """Refuse to begin what the disk cannot hold.
+
+    Args:
+        venv: the environment's folder; what it already holds need not be found again.
+        temporary: the folder pip downloads to.
+        usage: as `shutil.disk_usage`.
+        device: path to the number of its disk.
+
+    Raises:
+        SetupError: naming the folder and the space it lacks.
+    """
+    device = device or (lambda path: os.stat(str(path)).st_dev)
+    temporary = temporary or tempfile.gettempdir()
+    home = str(venv if venv.exists() else venv.parent)
+    held = folder_bytes(venv)
+    missing = max(VENV_BYTES - held, 0)
+    download = min(DOWNLOAD_BYTES, missing)
+    if device(temporary) == device(home):
+        needed = [(home, missing + download)]
+    else:
+        needed = [(home, missing), (temporary, download)]
+    for folder, size in needed:
+        free = usage(folder).free
+        if free < size:
+            advice = "" if folder == home else "; point TMPDIR at a larger disk"
+            raise SetupError(
+                f"not enough disk: {folder} needs {size / GB:.1f} GB free "
+                f"and has {free / GB:.1f}{advice}"
+            )
+
+
+def environment_python(venv):
+    """Return the path of the environment's own Python."""
+    return venv / "bin" / "python"
+
+
+def environment_version(venv):
+    """Return `(major, minor)` of an environment whose Python and pip run, else None."""
+    python = str(environment_python(venv))
+    code = "import sys, pip._internal; print('%d %d' % sys.version_info[:2])"
+    try:
+        output = subprocess.check_output([python, "-c", code], stderr=subprocess.DEVNULL)
+        major, minor = output.decode().split()
+    except (OSError, ValueError, subprocess.SubprocessError):
+        return None
+    return int(major), int(minor)
+
+
+def make_venv(venv, python, version):
+    """Create the environment, or keep the one that works.
+
+    Raises:
+        SetupError: the folder holds something else, or `python` cannot make one.
+    """
+    if venv.exists() and any(venv.iterdir()) and not (venv / "pyvenv.cfg").exists():
+        raise SetupError(f"{venv} is not an environment: move it away first")
+    current = environment_version(venv)
+    if current and current >= OLDEST:
+        return
+    print(f"making {venv} with Python {dotted(version)} ({python})", flush=True)
+    command = [python, "-m", "venv", "--clear", str(venv)]
+    result = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+    if result.returncode:
+        words = result.stdout.decode(errors="replace").strip().splitlines() or ["no message"]
+        raise SetupError(f"{python} -m venv failed: {words[-1]}")
+
+
+def remove_half_installed(venv):
+    """Remove the records of packages whose installation was cut short, so that pip redoes them.
+
+    pip writes a package's RECORD last, yet takes its METADATA alone for an installed package.
+    """
+    for info in venv.glob("lib/python3*/site-packages/*.dist-info"):
+        if not (info / "RECORD").exists():
+            shutil.rmtree(str(info))
+
+
+def fill(venv, log):
+    """Install the pinned packages, detectron2 and normdet itself into the environment.
+
+    Args:
+        venv: its folder.
+        log: an open text file that receives all pip says.
+
+    Raises:
+        SetupError: a step failed.
+    """
+    from install_detectron2 import InstallError, run_pip
+
+    # pip's cache spares an interrupted run its downloads, where there is room for them twice.
+    roomy = shutil.disk_usage(str(venv)).free > VENV_BYTES + 2 * DOWNLOAD_BYTES
+    cache = [] if roomy else ["--no-cache-dir"]
+    python = environment_python(venv)
+    pins = str(ROOT / "requirements.txt")
+    print("installing the pinned packages (about 3 GB to download at first)", flush=True)
+    try:
+        run_pip(python, "install", "--constraint", pins, "pip", "setuptools", "wheel", log=log)
+        run_pip(python, "install", *cache, "--requirement", pins, log=log)
+        if subprocess.call([str(python), str(ROOT / "tools" / "install_detectron2.py")]):
+            raise SetupError("detectron2 could not be installed, for the reason above")
+        own = ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
+        run_pip(python, "install", *own, log=log)
+    except InstallError as error:
+        raise SetupError(f"{error} (what pip said: {log.name})") from error
+
+
+def prepare(venv, wanted=None):
+    """Bring the environment up to date.
+
+    Args:
+        venv: its folder.
+        wanted: the Python the user named.
+
+    Raises:
+        SetupError: with the sentence to show.
+    """
+    chosen = choose_python(wanted) if wanted else None
+    if chosen:
+        current = environment_version(venv)
+        if current and current != chosen[1]:
+            raise SetupError(
+                f"{venv} is made with Python {dotted(current)}: "
+                f"delete it to have {dotted(chosen[1])}"
+            )
+    stamp = venv / "normdet-setup"
+    wish = fingerprint()
+    if environment_python(venv).exists() and stamp.exists() and stamp.read_text() == wish:
+        print(f"{venv} is up to date", flush=True)
+        return
+    python, version = chosen or choose_python()
+    if sys.version_info < OLDEST:
+        os.execv(python, [python, os.path.abspath(__file__), "--python", wanted or ""])
+    if stamp.exists():
+        stamp.unlink()
+    check_disk(venv)
+    make_venv(venv, python, version)
+    remove_half_installed(venv)
+    with (venv / "setup.log").open("w", encoding="utf-8") as log:
+        fill(venv, log)
+    # Renamed into place: a stamp is either whole or absent.
+    fresh = stamp.with_suffix(".new")
+    fresh.write_text(wish)
+    fresh.replace(stamp)
+    print(f"{venv} is ready", flush=True)
+
+
+def main(argv=None):
+    """Run the command line and return its exit status."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--python", default="", help="the Python to build the environment from")
+    args = parser.parse_args(argv)
+    try:
+        prepare(ROOT / ".venv", args.python)
+    except KeyboardInterrupt:
+        print("setup: interrupted; run it again to go on", file=sys.stderr)
+        return 130
+    except (SetupError, OSError) as error:
+        print(f"setup: {error}", file=sys.stderr)
+        return 1
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
