@@ -1,0 +1,56 @@
+"""What every normalization layer shares: affine, optional activation, one input check."""
+
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+from ..errors import NormdetError
+
+ACTIVATIONS = (None, "ReLU", "TLU")
+
+
+class NormLayer(nn.Module):
+    """Base of every norm: what it normalizes, it may also activate, in one fused module.
+
+    A subclass calls :meth:`_init_activation` in its constructor; `tau` `(C,)` exists only under
+    TLU, so that state-dict keys under ReLU are those of the plain norm.
+
+    Attributes:
+        ranks: the input ranks it takes, or `None` for any `(N, C, *S)`.
+        batch_statistics: whether an example's output depends on the rest of its batch in training.
+    """
+
+    ranks: tuple[int, ...] | None = None
+    batch_statistics = False
+
+    def _init_activation(self, channels: int, activation: str | None) -> None:
+        if activation not in ACTIVATIONS:
+            raise NormdetError(f"unknown activation {activation!r}: one of {ACTIVATIONS}")
+        self.activation = activation
+        tau = nn.Parameter(torch.zeros(channels)) if activation == "TLU" else None
+        self.register_parameter("tau", tau)
+
+    def _init_affine(self, channels: int) -> None:
+        self.weight = nn.Parameter(torch.ones(channels))
+        self.bias = nn.Parameter(torch.zeros(channels))
+
+    def _check_input(self, x: torch.Tensor) -> None:
+        channels = self.num_features
+        ranks = self.ranks
+        if (ranks is None or x.dim() in ranks) and x.dim() >= 2 and x.shape[1] == channels:
+            return
+        shapes = ["(N, C)", "(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)"]
+        takes = " or ".join(shapes[rank - 2] for rank in ranks or (2, 3, 4, 5))
+        raise NormdetError(
+            f"{type(self).__name__}({channels}) takes {takes} with C = {channels}, "
+            f"got {tuple(x.shape)}"
+        )
+
+    def norm_parameters(self) -> Iterator[nn.Parameter]:
+        """The parameters weight decay must leave alone: gamma, beta, tau and learned epsilons."""
+        return self.parameters(recurse=False)
+
+    def extra_repr(self) -> str:
+        activation = f", activation={self.activation!r}" if self.activation else ""
+        return f"{self.num_features}, eps={self.eps:g}{activation}"

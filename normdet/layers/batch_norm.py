@@ -1,0 +1,119 @@
+"""Batch Normalization (Ioffe and Szegedy, 1502.03167) and its frozen form."""
+
+import torch
+from torch import nn
+
+from ..ops import act, frozen_bn_act
+from .base import NormLayer
+
+
+class _BatchNorm(NormLayer):
+    """torch's BatchNorm, so that tools that look for one find one, with a fused activation."""
+
+    batch_statistics = True
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        activation: str | None = None,
+        **kwargs,
+    ):
+        super().__init__(num_features, eps=eps, momentum=momentum, **kwargs)
+        self._init_activation(num_features, activation)
+
+    def normalize(self, x: torch.Tensor) -> torch.Tensor:
+        """BN's own forward, without the activation: what subclasses replace."""
+        # A worker without a single region still runs its heads: nothing to normalize or learn from.
+        if x.numel() == 0:
+            return frozen_bn_act(
+                x, self.weight, self.bias, self.running_mean, self.running_var, eps=self.eps
+            )
+        return super().forward(x)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_input(x)
+        return act(self.normalize(x), self.tau, activation=self.activation)
+
+    def extra_repr(self) -> str:
+        return f"{NormLayer.extra_repr(self)}, momentum={self.momentum}"
+
+
+class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
+    """BN over `(N, C)` or `(N, C, L)`, with a fused activation."""
+
+    ranks = (2, 3)
+
+
+class BatchNorm2d(_BatchNorm, nn.BatchNorm2d):
+    """BN over `(N, C, H, W)`, with a fused activation."""
+
+    ranks = (4,)
+
+
+class BatchNorm3d(_BatchNorm, nn.BatchNorm3d):
+    """BN over `(N, C, D, H, W)`, with a fused activation."""
+
+    ranks = (5,)
+
+
+class FrozenBatchNorm2d(NormLayer):
+    """BN with fixed statistics and a fixed affine, as detectron2's, with a fused activation.
+
+    Everything but `tau` is a buffer, under detectron2's names. Weights with folded statistics
+    (Caffe2's: `weight` and `bias` alone) load with mean 0 and variance 1 and are valid only frozen.
+    Takes any `(N, C, *S)`. Saves nothing of activation size but what the activation needs.
+    """
+
+    _version = 3
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        activation: str | None = None,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.backend = backend
+        self.register_buffer("weight", torch.ones(num_features))
+        self.register_buffer("bias", torch.zeros(num_features))
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features) - eps)
+        self.register_buffer("num_batches_tracked", None)
+        self._init_activation(num_features, activation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_input(x)
+        return frozen_bn_act(
+            x, self.weight, self.bias, self.running_mean, self.running_var, self.tau,
+            eps=self.eps, activation=self.activation, backend=self.backend,
+        )  # fmt: skip
+
+    def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
+        if (local_metadata.get("version") or 0) < 2:
+            state_dict.setdefault(prefix + "running_mean", torch.zeros_like(self.running_mean))
+            state_dict.setdefault(prefix + "running_var", torch.ones_like(self.running_var))
+        super()._load_from_state_dict(state_dict, prefix, local_metadata, *args)
+
+
+def freeze_batch_norm(module: nn.Module) -> nn.Module:
+    """Replace every BN below `module` by its frozen form, activations kept; returns the result.
+
+    A module that is itself a BN is not changed but returned anew.
+    """
+    if isinstance(module, _BatchNorm):
+        frozen = FrozenBatchNorm2d(module.num_features, module.eps, module.activation)
+        frozen.num_batches_tracked = module.num_batches_tracked
+        frozen.load_state_dict(module.state_dict())
+        if hasattr(module, "option"):
+            frozen.option = "+".join(["FrozenBN", *module.option.split("+")[1:]])
+        if frozen.tau is not None:
+            frozen.tau.requires_grad = module.tau.requires_grad
+        return frozen.to(module.running_mean.device).train(module.training)
+    for name, child in module.named_children():
+        setattr(module, name, freeze_batch_norm(child))
+    return module

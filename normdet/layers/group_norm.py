@@ -1,0 +1,77 @@
+"""Group Normalization (Wu and He, 1803.08494) with its two cases, layer and instance norm."""
+
+import math
+
+import torch
+
+from ..errors import NormdetError
+from ..ops import group_norm_act
+from .base import NormLayer
+
+
+def groups_for(channels: int, num_groups: int) -> int:
+    """How many groups `channels` get where `num_groups` are wished: their greatest common divisor.
+
+    The full number wherever it divides the channels, as in detectron2; else fewer and larger groups
+    (80 channels: 16 groups of 5), never more.
+    """
+    return math.gcd(channels, num_groups)
+
+
+class GroupNorm(NormLayer):
+    """Normalizes each example over `S` and the `C / G` channels of a group, any rank `(N, C, *S)`.
+
+    Saves `x` and two floats per `(n, group)` for backward.
+
+    Args:
+        num_groups: groups `G`; must divide `num_features` (:func:`groups_for` finds one that does).
+        num_features: channels `C`.
+        eps: added to the variance.
+        activation: `None`, `"ReLU"` or `"TLU"`.
+        backend: see :mod:`normdet.ops`.
+
+    Raises:
+        NormdetError: if `num_groups` does not divide `num_features`, or on unfit input.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_features: int,
+        eps: float = 1e-5,
+        activation: str | None = None,
+        backend: str = "auto",
+    ):
+        super().__init__()
+        if num_groups < 1 or num_features % num_groups:
+            raise NormdetError(f"{num_groups} groups do not divide {num_features} channels")
+        self.num_groups = num_groups
+        self.num_features = num_features
+        self.eps = eps
+        self.backend = backend
+        self._init_affine(num_features)
+        self._init_activation(num_features, activation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_input(x)
+        return group_norm_act(
+            x, self.num_groups, self.weight, self.bias, self.tau,
+            eps=self.eps, activation=self.activation, backend=self.backend,
+        )  # fmt: skip
+
+    def extra_repr(self) -> str:
+        return f"{self.num_groups}, {super().extra_repr()}"
+
+
+class LayerNorm(GroupNorm):
+    """One group: normalizes each example over all of `C` and `S` (1607.06450)."""
+
+    def __init__(self, num_features: int, **kwargs):
+        super().__init__(1, num_features, **kwargs)
+
+
+class InstanceNorm(GroupNorm):
+    """A group per channel: normalizes each example and channel over `S` (1607.08022)."""
+
+    def __init__(self, num_features: int, **kwargs):
+        super().__init__(num_features, num_features, **kwargs)

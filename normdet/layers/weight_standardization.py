@@ -1,0 +1,98 @@
+"""Weight Standardization (Qiao et al., 1903.10520), in both dialects."""
+
+import torch
+from torch import nn
+from torch.nn.utils import parametrize
+
+from ..errors import NormdetError
+from ..ops import standardize_weight
+
+DIALECTS = ("jhu", "timm")
+
+
+def _check_dialect(dialect: str) -> str:
+    if dialect not in DIALECTS:
+        raise NormdetError(f"unknown weight standardization dialect {dialect!r}: one of {DIALECTS}")
+    return dialect
+
+
+class WSConv2d(nn.Conv2d):
+    """A convolution whose weight is standardized over `(C_in / groups, kH, kW)` per output channel.
+
+    Two dialects, whose trained weights do not mix: `"jhu"` (the authors' and mmcv's: unbiased
+    deviation, 1e-5 added to it) and `"timm"` (timm's and BiT's: biased variance, 1e-6 under the
+    root). In eval without gradients the standardized weight is computed once and kept until the
+    weight changes.
+
+    Args:
+        norm: module applied to the output, or `None`; belongs behind it: the scale of the weight
+            is gone.
+        activation: module applied last, or `None`.
+
+    Raises:
+        NormdetError: on an unknown dialect.
+    """
+
+    def __init__(self, *args, dialect: str = "jhu", norm=None, activation=None, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.dialect = _check_dialect(dialect)
+        self.norm = norm
+        self.activation = activation
+        self._folded: tuple[tuple, torch.Tensor] | None = None
+
+    @classmethod
+    def from_conv(cls, conv: nn.Conv2d, dialect: str = "jhu") -> "WSConv2d":
+        """Take over a convolution: its geometry, its very parameters, its norm and activation."""
+        new = cls(
+            conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
+            conv.dilation, conv.groups, bias=False, padding_mode=conv.padding_mode,
+            dialect=dialect, norm=getattr(conv, "norm", None),
+            activation=getattr(conv, "activation", None), device="meta",
+        )  # fmt: skip
+        new.weight, new.bias = conv.weight, conv.bias
+        return new.train(conv.training)
+
+    def standardized_weight(self) -> torch.Tensor:
+        """The weight in use, `(C_out, C_in / groups, kH, kW)`."""
+        learning = torch.is_grad_enabled() and self.weight.requires_grad
+        if self.training or learning or torch.compiler.is_compiling():
+            self._folded = None
+            return standardize_weight(self.weight, dialect=self.dialect)
+        key = (self.weight.data_ptr(), self.weight._version, self.weight.dtype, self.weight.device)
+        if self._folded is None or self._folded[0] != key:
+            self._folded = key, standardize_weight(self.weight.detach(), dialect=self.dialect)
+        return self._folded[1]
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = self._conv_forward(x, self.standardized_weight(), self.bias)
+        if self.norm is not None:
+            x = self.norm(x)
+        return x if self.activation is None else self.activation(x)
+
+    def extra_repr(self) -> str:
+        return f"{super().extra_repr()}, dialect={self.dialect!r}"
+
+
+class WeightStandardization(nn.Module):
+    """The same as a torch parametrization, for what is no plain 2-D convolution."""
+
+    def __init__(self, dialect: str = "jhu", out_dim: int = 0):
+        super().__init__()
+        self.dialect = _check_dialect(dialect)
+        self.out_dim = out_dim
+
+    def forward(self, weight: torch.Tensor) -> torch.Tensor:
+        return standardize_weight(weight, dialect=self.dialect, out_dim=self.out_dim)
+
+
+def standardize(module: nn.Module, dialect: str = "jhu") -> nn.Module:
+    """The module with a standardized weight: a :class:`WSConv2d`, or the same one parametrized.
+
+    Transposed convolutions, linear layers and deformable convolutions keep their class; their key
+    `weight` becomes `parametrizations.weight.original`.
+    """
+    if isinstance(module, nn.Conv2d):
+        return WSConv2d.from_conv(module, dialect)
+    out_dim = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
+    parametrize.register_parametrization(module, "weight", WeightStandardization(dialect, out_dim))
+    return module

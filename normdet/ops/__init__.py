@@ -1,0 +1,188 @@
+"""Fused, differentiable functions behind the layers, and a plain reference beside each.
+
+All take `x` `(N, C, *S)` of any rank from 2, contiguous, channels last or neither, N = 0 included,
+and parameters `(C,)` or None. Statistics are computed in fp32 (fp64 for fp64) and the output has
+the input's dtype. `activation` is None, "ReLU" or "TLU"; TLU is `max(y, tau)`, a tie giving its
+gradient to `tau`.
+
+`backend` chooses how:
+
+- "auto": the fastest at hand: "cpp" on the CPU, "triton" on CUDA, else "eager". While a graph of
+  standard operators is being recorded (`torch.jit.trace`, ONNX export), "reference".
+- "reference": plain torch from the formula; differentiable any number of times.
+- "eager": plain torch that keeps as little for backward as the kernels do.
+- "cpp": compiled kernels on the CPU, built at first use.
+- "triton": Triton kernels on CUDA.
+"""
+
+import torch
+from torch import Tensor
+
+from normdet.errors import NormdetError
+from normdet.ops import library, reference
+
+__all__ = [
+    "act",
+    "add_act",
+    "frn_tlu",
+    "frozen_bn_act",
+    "group_norm_act",
+    "standardize_weight",
+]
+
+
+def frn_tlu(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    tau: Tensor | None = None,
+    *,
+    eps: float | Tensor,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Filter Response Norm and its activation (arXiv:1911.09737).
+
+    Keeps `x` and one float per `(n, c)` for backward.
+
+    Args:
+        eps: a number, or a tensor of one element that is learned.
+    """
+    _check(x, tau, activation)
+    if _plain(backend, x):
+        return reference.frn_tlu(x, weight, bias, tau, eps=eps, activation=activation)
+    learned = eps if isinstance(eps, Tensor) else None
+    eps = 0.0 if learned is not None else eps
+    return torch.ops.normdet.norm_act(
+        x, weight, bias, tau, learned, "rms", x.shape[1], eps, activation, backend
+    )[0]
+
+
+def group_norm_act(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    tau: Tensor | None = None,
+    *,
+    eps: float,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Group Norm and its activation (arXiv:1803.08494); one group is LN, C groups are IN.
+
+    Keeps `x` and two floats per `(n, group)` for backward.
+    """
+    _check(x, tau, activation)
+    if num_groups < 1 or x.shape[1] % num_groups:
+        raise NormdetError(f"{x.shape[1]} channels do not divide into {num_groups} groups")
+    if _plain(backend, x):
+        return reference.group_norm_act(
+            x, num_groups, weight, bias, tau, eps=eps, activation=activation
+        )
+    return torch.ops.normdet.norm_act(
+        x, weight, bias, tau, None, "group", num_groups, eps, activation, backend
+    )[0]
+
+
+def frozen_bn_act(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    tau: Tensor | None = None,
+    *,
+    eps: float,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """Frozen batch statistics and the activation: one fixed affine.
+
+    Keeps nothing but its output for backward. An affine that wants a gradient takes the plain form.
+    """
+    _check(x, tau, activation)
+    fixed = [p for p in (weight, bias, running_mean, running_var) if p is not None]
+    if _plain(backend, x) or any(p.requires_grad for p in fixed):
+        return reference.frozen_bn_act(
+            x, weight, bias, running_mean, running_var, tau, eps=eps, activation=activation
+        )
+    scale, shift = reference.frozen_affine(weight, bias, running_mean, running_var, eps)
+    return torch.ops.normdet.affine_act(x, scale, shift, tau, activation, backend)
+
+
+def add_act(
+    x: Tensor,
+    y: Tensor,
+    tau: Tensor | None = None,
+    *,
+    activation: str | None = None,
+    backend: str = "auto",
+) -> Tensor:
+    """The residual join: add, then the activation. Keeps nothing but its output for backward."""
+    _check(x, tau, activation)
+    unlike = x.dtype != y.dtype or x.shape != y.shape
+    if _plain(backend, x) or activation is None or unlike:
+        return reference.add_act(x, y, tau, activation=activation)
+    return torch.ops.normdet.add_act(x, y, tau, activation, backend)
+
+
+def act(x: Tensor, tau: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    """The activation alone."""
+    _check(x, tau, activation)
+    return reference.act(x, tau, activation=activation)
+
+
+def standardize_weight(
+    weight: Tensor,
+    *,
+    dialect: str = "jhu",
+    eps: float | None = None,
+    out_dim: int = 0,
+    backend: str = "auto",
+) -> Tensor:
+    """Weight Standardization (arXiv:1903.10520) over all but the output channel.
+
+    Args:
+        dialect: "jhu" (the authors, mmcv): unbiased deviation, eps (1e-5) added outside the root;
+            "timm" (timm, BiT): biased variance, eps (1e-6) inside the root.
+        out_dim: which dimension holds the output channels (1 in a transposed convolution).
+    """
+    if dialect not in ("jhu", "timm"):
+        raise NormdetError(f"weight standardization dialect {dialect!r} is not 'jhu' or 'timm'")
+    if _plain(backend, weight):
+        return reference.standardize_weight(weight, dialect=dialect, eps=eps, out_dim=out_dim)
+    kind, eps = {
+        "jhu": ("deviation", 1e-5 if eps is None else eps),
+        "timm": ("group", 1e-6 if eps is None else eps),
+    }[dialect]
+    # One example whose channels, each a group of its own, are the filters.
+    rows = weight.movedim(out_dim, 0)
+    standard = torch.ops.normdet.norm_act(
+        rows.flatten(1).unsqueeze(0), None, None, None, None, kind, len(rows), eps, None, backend
+    )[0]
+    return standard.reshape(rows.shape).movedim(0, out_dim)
+
+
+def _check(x: Tensor, tau: Tensor | None, activation: str | None) -> None:
+    if activation not in (None, "ReLU", "TLU"):
+        raise NormdetError(f"activation {activation!r} is not None, 'ReLU' or 'TLU'")
+    if (activation == "TLU") != (tau is not None):
+        raise NormdetError(
+            f"activation {activation!r} came {'without' if tau is None else 'with'} a tau: "
+            "'TLU' needs one and the others take none"
+        )
+    if x.dim() < 2:
+        raise NormdetError(f"expected an input (N, C, ...), got one of shape {tuple(x.shape)}")
+
+
+def _plain(backend: str, x: Tensor) -> bool:
+    """Whether to take the reference form."""
+    if backend not in library.BACKENDS:
+        raise NormdetError(
+            f"backend {backend!r} is not one of {', '.join(map(repr, library.BACKENDS))}"
+        )
+    if backend != "auto":
+        return backend == "reference"
+    recording = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return recording or x.dtype not in library.DTYPES

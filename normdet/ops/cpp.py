@@ -1,0 +1,186 @@
+"""The CPU kernels of `csrc/ops.cpp`: built at first use in seconds, kept in the user's cache.
+
+The library has a plain C interface, so that it needs neither torch's headers nor a rebuild with
+another torch. It is compiled for the very processor it runs on.
+"""
+
+import ctypes
+import functools
+import hashlib
+import logging
+import os
+import platform
+import shlex
+import shutil
+import subprocess
+import tempfile
+from pathlib import Path
+
+import torch
+from torch import Tensor
+
+from normdet.errors import NormdetError
+from normdet.ops.layout import memory_format
+
+_SOURCE = Path(__file__).parent / "csrc" / "ops.cpp"
+_FLAGS = "-std=gnu++17 -O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -fopenmp"
+_DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
+_KINDS = {"rms": 0, "group": 1, "deviation": 2}
+_log = logging.getLogger(__name__)
+
+
+@functools.cache
+def available() -> bool:
+    """Whether the kernels are there, building them if need be (some seconds, once per machine)."""
+    try:
+        _library()
+    except (OSError, subprocess.SubprocessError) as error:
+        reason = getattr(error, "stderr", None) or error
+        _log.warning("no compiled CPU kernels, using plain torch: %s", str(reason).strip()[-300:])
+        return False
+    return True
+
+
+@functools.cache
+def _library() -> ctypes.CDLL:
+    compiler = os.environ.get("CXX") or next(filter(shutil.which, ("c++", "g++", "clang++")), None)
+    if compiler is None:
+        raise FileNotFoundError("no C++ compiler (c++, g++, clang++ or $CXX) found")
+    path = _cache() / f"ops-{_fingerprint(compiler)}.so"
+    if not path.exists():
+        _log.info("building the CPU kernels (once): %s", path)
+        _build(shlex.split(compiler), path)
+    library = ctypes.CDLL(str(path))
+    p, i, n, d = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
+    library.normdet_norm_forward.argtypes = [i, i, i, i, i, n, n, n, n, d] + [p] * 7
+    library.normdet_norm_backward.argtypes = [i, i, i, i, i, n, n, n, n, d] + [p] * 12
+    library.normdet_point_forward.argtypes = [i, i, i, i, n, n, n] + [p] * 6
+    library.normdet_point_backward.argtypes = [i, i, i, n, n, n] + [p] * 6
+    for name in ("norm_forward", "norm_backward", "point_forward", "point_backward"):
+        getattr(library, f"normdet_{name}").restype = None
+    return library
+
+
+def _cache() -> Path:
+    base = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    folder = Path(base) / "normdet"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        if os.access(folder, os.W_OK):
+            return folder
+    except OSError:
+        pass
+    return Path(tempfile.mkdtemp(prefix="normdet-"))  # a home that cannot be written to
+
+
+def _fingerprint(compiler: str) -> str:
+    """Source, compiler and processor: a home directory may serve machines of several kinds."""
+    cpuinfo = Path("/proc/cpuinfo")
+    flags = ""
+    if cpuinfo.exists():
+        lines = cpuinfo.read_text().splitlines()
+        flags = next((line for line in lines if line.startswith(("flags", "Features"))), "")
+    parts = [_SOURCE.read_text(), _FLAGS, compiler, platform.machine(), platform.system(), flags]
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def _build(compiler: list[str], path: Path) -> None:
+    """Compile into a file of its own, then rename: processes building at once do no harm."""
+    with tempfile.TemporaryDirectory(dir=path.parent) as folder:
+        built = Path(folder) / "ops.so"
+        command = [*compiler, *_FLAGS.split(), "-shared", str(_SOURCE), "-o", str(built)]
+        subprocess.run(command, check=True, capture_output=True, text=True, timeout=300)
+        os.replace(built, path)
+
+
+def norm_forward(x, weight, bias, tau, learned_eps, kind, groups, eps, activation):
+    x, last, shape = _prepare(x)
+    eps = eps if learned_eps is None else learned_eps.item()
+    y = torch.empty_like(x)
+    rstd = torch.empty(shape[0], groups, dtype=_wide_dtype(x))
+    mean = torch.empty_like(rstd) if kind != "rms" else rstd.new_empty(0)
+    parameters = [_parameter(p, x) for p in (weight, bias, tau)]
+    if x.numel():
+        _library().normdet_norm_forward(
+            _DTYPES[x.dtype], last, _KINDS[kind], activation is not None, torch.get_num_threads(),
+            *shape, groups, eps, x.data_ptr(), y.data_ptr(),
+            *map(_pointer, parameters), _pointer(mean), rstd.data_ptr(),
+        )  # fmt: skip
+    return y, mean, rstd
+
+
+def norm_backward(dy, x, mean, rstd, weight, bias, tau, kind, groups, eps, activation):
+    x, last, shape = _prepare(x)
+    dy = dy.contiguous(memory_format=memory_format(x))
+    dx = torch.empty_like(x)
+    gradients = rstd.new_zeros(3 * shape[1] + 1)
+    dweight, dbias, dtau, deps = gradients.split([shape[1]] * 3 + [1])
+    parameters = [_parameter(p, x) for p in (weight, bias, tau)]
+    if x.numel():
+        _library().normdet_norm_backward(
+            _DTYPES[x.dtype], last, _KINDS[kind], activation is not None, torch.get_num_threads(),
+            *shape, groups, eps, dy.data_ptr(), x.data_ptr(), dx.data_ptr(),
+            *map(_pointer, parameters), _pointer(mean), rstd.data_ptr(),
+            dweight.data_ptr(), dbias.data_ptr(), dtau.data_ptr(), deps.data_ptr(),
+        )  # fmt: skip
+    return dx, dweight, dbias, dtau, deps
+
+
+def affine_forward(x, scale, shift, tau, activation):
+    return _point_forward(x, None, scale, shift, tau, activation)
+
+
+def add_forward(x, y, tau, activation):
+    return _point_forward(x, y, None, None, tau, activation)
+
+
+def _point_forward(x, x2, scale, shift, tau, activation):
+    x, last, shape = _prepare(x)
+    if x2 is not None:
+        x2 = x2.contiguous(memory_format=memory_format(x))
+    y = torch.empty_like(x)
+    parameters = [_parameter(p, x) for p in (scale, shift, tau)]
+    if x.numel():
+        _library().normdet_point_forward(
+            _DTYPES[x.dtype], last, activation is not None, torch.get_num_threads(), *shape,
+            x.data_ptr(), _pointer(x2), y.data_ptr(), *map(_pointer, parameters),
+        )  # fmt: skip
+    return y
+
+
+def point_backward(dy, y, scale, tau, activation):
+    y, last, shape = _prepare(y)
+    dy = dy.contiguous(memory_format=memory_format(y))
+    dx = torch.empty_like(y)
+    dtau = torch.zeros(shape[1], dtype=_wide_dtype(y))
+    parameters = [_parameter(p, y) for p in (scale, tau)]
+    if y.numel():
+        _library().normdet_point_backward(
+            _DTYPES[y.dtype], last, torch.get_num_threads(), *shape,
+            dy.data_ptr(), y.data_ptr(), dx.data_ptr(), *map(_pointer, parameters),
+            dtau.data_ptr(),
+        )  # fmt: skip
+    return dx, dtau
+
+
+def _prepare(x: Tensor) -> tuple[Tensor, bool, tuple[int, int, int]]:
+    """`x` in one of the two layouts, whether that is channels last, and `(N, C, S)`."""
+    if x.device.type != "cpu":
+        raise NormdetError(f"backend 'cpp' computes on the CPU, and the input is on {x.device}")
+    form = memory_format(x)
+    n, c = x.shape[:2]
+    s = x.shape[2:].numel()
+    # A single pixel is the same memory in both layouts, and vectors run over the channels then.
+    return x.contiguous(memory_format=form), form != torch.contiguous_format or s == 1, (n, c, s)
+
+
+def _wide_dtype(x: Tensor) -> torch.dtype:
+    return torch.float64 if x.dtype == torch.float64 else torch.float32
+
+
+def _parameter(p: Tensor | None, x: Tensor) -> Tensor | None:
+    return None if p is None else p.to(_wide_dtype(x)).contiguous()
+
+
+def _pointer(x: Tensor | None) -> int | None:
+    return None if x is None or not x.numel() else x.data_ptr()

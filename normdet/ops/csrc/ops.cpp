@@ -1,0 +1,689 @@
+// CPU kernels behind normdet.ops. A plain C ABI without torch's headers builds in seconds.
+//
+// Every normalization here is, for one channel of one example,
+//     y = max((x - mu) * a + b, t),   a = weight * r,
+// with mu and r taken over the channel (FRN, where mu = 0) or over its group (GN). With
+//     k = dy where y > t, else 0      (the tie y = t belongs to t)
+//     s0 = sum k,   s1 = sum k * (x - mu),   st = sum (dy - k)
+// the gradient of x is  k * a + (x - mu) * p + q,  p and q following from s0 and s1 of the group.
+//
+// A tensor (N, C, S) is cut into tiles: a channel of an example (a row) when contiguous, a run of
+// pixels when channels_last (`Last`). A tile is walked in blocks of one row or one pixel, at most
+// kBlock long: inside a block the coefficients are one number, or one per element when `Last`.
+// Results do not depend on the number of threads.
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstring>
+#include <type_traits>
+#include <vector>
+
+namespace {
+
+using i64 = std::int64_t;
+
+constexpr i64 kBlock = 1024;    // elements handled at once: they stay in the L1 cache
+constexpr i64 kTile = 32768;    // elements of a channels_last tile
+constexpr i64 kRun = 64;        // pixels summed in single precision before joining a longer sum
+constexpr i64 kSerial = 16384;  // below this many elements threads cost more than they bring
+
+struct half { std::uint16_t bits; };
+struct bfloat { std::uint16_t bits; };
+
+template <class T> struct Wide { using type = float; };
+template <> struct Wide<double> { using type = double; };
+
+template <class To, class From> inline To bit_cast(From v) {
+  To out;
+  std::memcpy(&out, &v, sizeof(To));
+  return out;
+}
+
+inline float widen(bfloat v) { return bit_cast<float>(std::uint32_t(v.bits) << 16); }
+
+inline float widen(half v) {
+  const std::uint32_t sign = std::uint32_t(v.bits & 0x8000) << 16;
+  const std::uint32_t rest = std::uint32_t(v.bits & 0x7fff) << 13;
+  const std::uint32_t special = (v.bits & 0x7c00) == 0x7c00 ? 0x7f800000u : 0u;  // inf, nan
+  const float scaled = bit_cast<float>(rest) * 0x1p112f;
+  return bit_cast<float>(bit_cast<std::uint32_t>(scaled) | special | sign);
+}
+
+// Both round to nearest, ties to even; branch-free so that the loops vectorize.
+inline void narrow(float v, bfloat& out) {
+  const std::uint32_t u = bit_cast<std::uint32_t>(v);
+  const std::uint32_t rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
+  out.bits = std::uint16_t((u & 0x7fffffff) > 0x7f800000 ? (u >> 16) | 0x40 : rounded);
+}
+
+inline void narrow(float v, half& out) {
+  const std::uint32_t u = bit_cast<std::uint32_t>(v);
+  const std::uint32_t sign = (u >> 16) & 0x8000, rest = u & 0x7fffffff;
+  const std::uint32_t normal = (rest - (112u << 23) + 0xfff + ((rest >> 13) & 1)) >> 13;
+  const float denormal = bit_cast<float>(rest) + 0.5f;  // the addition does the rounding
+  const std::uint32_t tiny = bit_cast<std::uint32_t>(denormal) - (126u << 23);
+  const std::uint32_t huge = rest > 0x7f800000 ? 0x7e00 : 0x7c00;
+  const std::uint32_t bits = rest < (113u << 23) ? tiny : rest >= 0x477ff000 ? huge : normal;
+  out.bits = std::uint16_t(bits | sign);
+}
+
+// A block as the wide type: itself where it already is, else by way of `buffer`.
+template <class T, class A> inline const A* load(const T* p, A* buffer, i64 n) {
+  if constexpr (std::is_same_v<T, A>) return p;
+  else {
+#pragma omp simd
+    for (i64 i = 0; i < n; ++i) buffer[i] = widen(p[i]);
+    return buffer;
+  }
+}
+template <class T, class A> inline A* target(T* p, A* buffer) {
+  if constexpr (std::is_same_v<T, A>) return p;
+  else return buffer;
+}
+template <class T, class A> inline void store(T* p, const A* buffer, i64 n) {
+  if constexpr (!std::is_same_v<T, A>)
+#pragma omp simd
+    for (i64 i = 0; i < n; ++i) narrow(buffer[i], p[i]);
+}
+
+// A number as it comes back from storage in T.
+template <class T, class A> inline A as_stored(A v) {
+  if constexpr (std::is_same_v<T, A>) return v;
+  else {
+    T out;
+    narrow(v, out);
+    return widen(out);
+  }
+}
+
+template <class F> void parallel(i64 count, i64 elements, int threads, const F& f) {
+  const int used = elements < kSerial ? 1 : int(std::min<i64>(threads, count));
+  if (used <= 1) {
+    for (i64 i = 0; i < count; ++i) f(i);
+    return;
+  }
+#pragma omp parallel for num_threads(used) schedule(static)
+  for (i64 i = 0; i < count; ++i) f(i);
+}
+
+// ---- layout ------------------------------------------------------------------------------------
+
+struct Shape { i64 n, c, s, groups; };
+
+template <bool Last> struct Layout {
+  Shape d;
+  i64 pixels, per_example, tiles;
+
+  explicit Layout(Shape shape) : d(shape) {
+    pixels = std::max<i64>(1, kTile / d.c);
+    per_example = Last ? (d.s + pixels - 1) / pixels : d.c;
+    tiles = d.n * per_example;
+  }
+  i64 example(i64 tile) const { return tile / per_example; }
+  i64 first_row(i64 tile) const { return Last ? example(tile) * d.c : tile; }
+  i64 first_pixel(i64 tile) const { return Last ? tile % per_example * pixels : 0; }
+  i64 end_pixel(i64 tile) const { return Last ? std::min(d.s, first_pixel(tile) + pixels) : d.s; }
+
+  // f(offset in memory, length, channel relative to first_row) for every block of a tile.
+  template <class F> void walk(i64 tile, const F& f) const {
+    if (!Last) {
+      for (i64 i = 0; i < d.s; i += kBlock) f(tile * d.s + i, std::min(kBlock, d.s - i), 0);
+      return;
+    }
+    for (i64 i = first_pixel(tile); i < end_pixel(tile); ++i) walk_pixel(tile, i, f);
+  }
+  template <class F> void walk_pixel(i64 tile, i64 pixel, const F& f) const {
+    for (i64 c = 0; c < d.c; c += kBlock)
+      f((example(tile) * d.s + pixel) * d.c + c, std::min(kBlock, d.c - c), c);
+  }
+
+  // Sums `count` numbers over the pixels of a tile: f(offset, length, channel, sums of a run).
+  template <class A, class F>
+  void accumulate(i64 tile, i64 count, double* total, const F& f) const {
+    std::vector<A> run(count);
+    for (i64 i = first_pixel(tile); i < end_pixel(tile); i += kRun) {
+      std::fill(run.begin(), run.end(), A(0));
+      for (i64 j = i; j < std::min(i + kRun, end_pixel(tile)); ++j)
+        walk_pixel(tile, j, [&](i64 at, i64 n, i64 c) { f(at, n, c, run.data()); });
+      for (i64 j = 0; j < count; ++j) total[j] += run[j];
+    }
+  }
+};
+
+// ---- blocks ------------------------------------------------------------------------------------
+
+// Pointers to the coefficients of a row, or of the first row of a tile when `Last`.
+template <class A> struct Coef {
+  const A *mu, *a, *b, *t;
+  Coef at(i64 c) const { return {mu + c, a + c, b + c, t + c}; }
+};
+
+template <class A> struct Sums { A s0, s1, st; };  // numbers, or pointers to one for each row
+
+template <bool Last, bool Act, class A>
+inline void apply_block(const A* __restrict x, A* __restrict y, Coef<A> k, i64 n) {
+#pragma omp simd
+  for (i64 i = 0; i < n; ++i) {
+    const i64 j = Last ? i : 0;
+    A z = (x[i] - k.mu[j]) * k.a[j] + k.b[j];
+    if (Act) z = z <= k.t[j] ? k.t[j] : z;
+    y[i] = z;
+  }
+}
+
+template <bool Act, class A>
+inline Sums<A> sum_block(const A* __restrict dy, const A* __restrict x, Coef<A> k, i64 n) {
+  const A mu = *k.mu, a = *k.a, b = *k.b, t = *k.t;
+  A s0 = 0, s1 = 0, st = 0;
+#pragma omp simd reduction(+ : s0, s1, st)
+  for (i64 i = 0; i < n; ++i) {
+    const A c = x[i] - mu;
+    const A keep = Act && c * a + b <= t ? A(0) : dy[i];
+    s0 += keep;
+    s1 += keep * c;
+    if (Act) st += dy[i] - keep;
+  }
+  return {s0, s1, st};
+}
+
+template <bool Act, class A>
+inline void sum_pixel(const A* __restrict dy, const A* __restrict x, Coef<A> k, A* __restrict s0,
+                      A* __restrict s1, A* __restrict st, i64 n) {
+#pragma omp simd
+  for (i64 i = 0; i < n; ++i) {
+    const A c = x[i] - k.mu[i];
+    const A keep = Act && c * k.a[i] + k.b[i] <= k.t[i] ? A(0) : dy[i];
+    s0[i] += keep;
+    s1[i] += keep * c;
+    if (Act) st[i] += dy[i] - keep;
+  }
+}
+
+template <bool Last, bool Act, class A>
+inline void grad_block(const A* __restrict dy, const A* __restrict x, A* __restrict dx, Coef<A> k,
+                       const A* __restrict p, const A* __restrict q, i64 n) {
+#pragma omp simd
+  for (i64 i = 0; i < n; ++i) {
+    const i64 j = Last ? i : 0;
+    const A c = x[i] - k.mu[j];
+    const A keep = Act && c * k.a[j] + k.b[j] <= k.t[j] ? A(0) : dy[i];
+    dx[i] = keep * k.a[j] + (c * p[j] + q[j]);
+  }
+}
+
+// ---- moments -----------------------------------------------------------------------------------
+
+// Count, mean and squared deviations; kept by block and joined exactly (Chan et al.), so that a
+// large mean costs no digits. Without `centre` the mean is 0 and m2 the sum of squares.
+struct Moments {
+  double n = 0, mean = 0, m2 = 0;
+  void join(const Moments& other, bool centre) {
+    const double total = n + other.n;
+    if (centre) {
+      const double delta = other.mean - mean;
+      m2 += delta * delta * n * other.n / total;
+      mean += delta * other.n / total;
+    }
+    m2 += other.m2;
+    n = total;
+  }
+};
+
+template <class A> inline A sum(const A* __restrict x, i64 n) {
+  A s = 0;
+#pragma omp simd reduction(+ : s)
+  for (i64 i = 0; i < n; ++i) s += x[i];
+  return s;
+}
+
+template <class A> inline Moments block_moments(const A* __restrict x, i64 n, bool centre) {
+  const A about = centre ? sum(x, n) / A(n) : A(0);
+  A s1 = 0, s2 = 0;
+#pragma omp simd reduction(+ : s1, s2)
+  for (i64 i = 0; i < n; ++i) {
+    const A v = x[i] - about;
+    s1 += v;
+    s2 += v * v;
+  }
+  if (!centre) return {double(n), 0, s2};
+  const double rest = double(s1) / double(n);  // what rounding left of the mean
+  return {double(n), about + rest, s2 - rest * s1};
+}
+
+template <class T> Moments moments(const T* x, i64 n, bool centre) {
+  using A = typename Wide<T>::type;
+  A buffer[kBlock];
+  Moments m;
+  for (i64 i = 0; i < n; i += kBlock) {
+    const i64 len = std::min(kBlock, n - i);
+    m.join(block_moments(load(x + i, buffer, len), len, centre), centre);
+  }
+  return m;
+}
+
+// ---- normalization -----------------------------------------------------------------------------
+
+enum Kind { kRms = 0, kGroup = 1, kDeviation = 2 };
+
+template <class A> struct Problem {
+  Shape shape;
+  Kind kind;
+  double eps;
+  int threads;
+  const A *weight, *bias, *tau;
+  A *mean, *rstd;  // (N, groups); no mean for kRms
+
+  i64 width() const { return shape.c / shape.groups; }
+  i64 rows() const { return shape.n * shape.c; }
+  i64 groups() const { return shape.n * shape.groups; }
+  i64 begin(i64 group) const { return group * width(); }  // its first row
+  i64 end(i64 group) const { return begin(group) + width(); }
+  i64 elements() const { return shape.n * shape.c * shape.s; }
+
+  void set_stats(i64 group, const Moments& m) const {
+    const double var = m.m2 / (kind == kDeviation ? m.n - 1 : m.n);
+    if (mean) mean[group] = A(m.mean);
+    rstd[group] = A(kind == kDeviation ? 1 / (std::sqrt(var) + eps) : 1 / std::sqrt(var + eps));
+  }
+
+  // mu, a, b, t of one channel of one example.
+  void coefficients(i64 row, A* mu, A* a, A* b, A* t) const {
+    const i64 channel = row % shape.c, group = row / width();
+    *mu = mean ? mean[group] : A(0);
+    *a = (weight ? weight[channel] : A(1)) * rstd[group];
+    *b = bias ? bias[channel] : A(0);
+    *t = tau ? tau[channel] : A(0);
+  }
+
+  // p and q of the channels of one group from their sums: arrays of (N * C).
+  void gradients(i64 group, Sums<A*> sums, A* p, A* q) const {
+    const double r = rstd[group], count = double(width() * shape.s);
+    double g0 = 0, g1 = 0;
+    for (i64 row = begin(group); row < end(group); ++row) {
+      const double w = weight ? weight[row % shape.c] : A(1);
+      g0 += w * sums.s0[row];
+      g1 += w * sums.s1[row];
+    }
+    double slope = -g1 * r * r * r / count;
+    if (kind == kDeviation) {
+      const double deviation = 1 / r - eps;
+      slope = deviation > 0 ? -g1 * r * r / ((count - 1) * deviation) : 0;
+    }
+    for (i64 row = begin(group); row < end(group); ++row) {
+      p[row] = A(slope);
+      q[row] = kind == kRms ? A(0) : A(-g0 * r / count);
+    }
+  }
+};
+
+template <bool Last, bool Act, class T, class A>
+void apply_tile(const Layout<Last>& layout, i64 tile, const T* x, T* y, Coef<A> k) {
+  A in[kBlock], out[kBlock];
+  layout.walk(tile, [&](i64 at, i64 n, i64 c) {
+    apply_block<Last, Act>(load(x + at, in, n), target(y + at, out), k.at(c), n);
+    store(y + at, out, n);
+  });
+}
+
+template <bool Act, class T, class A>
+Sums<double> sum_row(const Layout<false>& layout, i64 row, const T* dy, const T* x, Coef<A> k) {
+  A in[kBlock], grad[kBlock];
+  Sums<double> total{0, 0, 0};
+  layout.walk(row, [&](i64 at, i64 n, i64) {
+    const Sums<A> s = sum_block<Act>(load(dy + at, grad, n), load(x + at, in, n), k, n);
+    total = {total.s0 + s.s0, total.s1 + s.s1, total.st + s.st};
+  });
+  return total;
+}
+
+template <bool Last, bool Act, class T, class A>
+void grad_tile(const Layout<Last>& layout, i64 tile, const T* dy, const T* x, T* dx, Coef<A> k,
+               const A* p, const A* q) {
+  A in[kBlock], grad[kBlock], out[kBlock];
+  layout.walk(tile, [&](i64 at, i64 n, i64 c) {
+    grad_block<Last, Act>(load(dy + at, grad, n), load(x + at, in, n), target(dx + at, out),
+                          k.at(c), p + c, q + c, n);
+    store(dx + at, out, n);
+  });
+}
+
+// Contiguous: a group at a time, whose second reading comes from the cache; where there are fewer
+// groups than threads (LN), channel by channel instead.
+template <bool Act, class T, class A>
+void forward_rows(const Problem<A>& job, const T* x, T* y) {
+  const Shape d = job.shape;
+  const Layout<false> layout(d);
+  const bool centre = job.kind != kRms;
+  const auto apply = [&](i64 row) {
+    A mu, a, b, t;
+    job.coefficients(row, &mu, &a, &b, &t);
+    apply_tile<false, Act>(layout, row, x, y, Coef<A>{&mu, &a, &b, &t});
+  };
+  if (job.groups() >= job.threads) {
+    const i64 span = job.width() * d.s;
+    parallel(job.groups(), job.elements(), job.threads, [&](i64 g) {
+      job.set_stats(g, moments(x + g * span, span, centre));
+      for (i64 row = job.begin(g); row < job.end(g); ++row) apply(row);
+    });
+    return;
+  }
+  std::vector<Moments> part(job.rows());
+  parallel(job.rows(), job.elements(), job.threads,
+           [&](i64 row) { part[row] = moments(x + row * d.s, d.s, centre); });
+  for (i64 g = 0; g < job.groups(); ++g) {
+    Moments m;
+    for (i64 row = job.begin(g); row < job.end(g); ++row) m.join(part[row], centre);
+    job.set_stats(g, m);
+  }
+  parallel(job.rows(), job.elements(), job.threads, apply);
+}
+
+template <bool Act, class T, class A>
+void backward_rows(const Problem<A>& job, const T* dy, const T* x, T* dx, Sums<A*> sums) {
+  const Layout<false> layout(job.shape);
+  std::vector<A> p(job.rows()), q(job.rows());
+  const auto sum = [&](i64 row) {
+    A mu, a, b, t;
+    job.coefficients(row, &mu, &a, &b, &t);
+    const auto s = sum_row<Act>(layout, row, dy, x, Coef<A>{&mu, &a, &b, &t});
+    sums.s0[row] = A(s.s0), sums.s1[row] = A(s.s1), sums.st[row] = A(s.st);
+  };
+  const auto grad = [&](i64 row) {
+    A mu, a, b, t;
+    job.coefficients(row, &mu, &a, &b, &t);
+    grad_tile<false, Act>(layout, row, dy, x, dx, Coef<A>{&mu, &a, &b, &t}, &p[row], &q[row]);
+  };
+  if (job.groups() >= job.threads) {
+    parallel(job.groups(), job.elements(), job.threads, [&](i64 g) {
+      for (i64 row = job.begin(g); row < job.end(g); ++row) sum(row);
+      job.gradients(g, sums, p.data(), q.data());
+      for (i64 row = job.begin(g); row < job.end(g); ++row) grad(row);
+    });
+    return;
+  }
+  parallel(job.rows(), job.elements(), job.threads, sum);
+  for (i64 g = 0; g < job.groups(); ++g) job.gradients(g, sums, p.data(), q.data());
+  parallel(job.rows(), job.elements(), job.threads, grad);
+}
+
+template <class A> struct Table {  // the coefficients of every channel of every example
+  std::vector<A> mu, a, b, t;
+  explicit Table(const Problem<A>& job)
+      : mu(job.rows()), a(job.rows()), b(job.rows()), t(job.rows()) {
+    for (i64 r = 0; r < job.rows(); ++r) job.coefficients(r, &mu[r], &a[r], &b[r], &t[r]);
+  }
+  Coef<A> at(i64 row) const { return {&mu[row], &a[row], &b[row], &t[row]}; }
+};
+
+template <bool Act, class T, class A>
+void forward_last(const Problem<A>& job, const T* x, T* y) {
+  const Shape d = job.shape;
+  const Layout<true> layout(d);
+  const bool centre = job.kind != kRms;
+  std::vector<double> mean(layout.tiles * d.c), m2(layout.tiles * d.c);
+  parallel(layout.tiles, job.elements(), job.threads, [&](i64 tile) {
+    A buffer[kBlock];
+    std::vector<A> centres(d.c);
+    if (centre) {
+      double* mu = &mean[tile * d.c];
+      layout.template accumulate<A>(tile, d.c, mu, [&](i64 at, i64 n, i64 c, A* run) {
+        const A* __restrict v = load(x + at, buffer, n);
+        A* __restrict total = run + c;
+#pragma omp simd
+        for (i64 i = 0; i < n; ++i) total[i] += v[i];
+      });
+      for (i64 c = 0; c < d.c; ++c) {
+        mu[c] /= double(layout.end_pixel(tile) - layout.first_pixel(tile));
+        mu[c] = centres[c] = A(mu[c]);  // what is subtracted is what is remembered
+      }
+    }
+    layout.template accumulate<A>(tile, d.c, &m2[tile * d.c], [&](i64 at, i64 n, i64 c, A* run) {
+      const A* __restrict v = load(x + at, buffer, n);
+      const A* __restrict m = centres.data() + c;
+      A* __restrict total = run + c;
+#pragma omp simd
+      for (i64 i = 0; i < n; ++i) total[i] += (v[i] - m[i]) * (v[i] - m[i]);
+    });
+  });
+  parallel(job.groups(), job.elements(), job.threads, [&](i64 g) {
+    Moments m;
+    const i64 example = g / d.groups, first = job.begin(g) % d.c;
+    const i64 begin = example * layout.per_example, end = begin + layout.per_example;
+    for (i64 tile = begin; tile < end; ++tile) {
+      const double count = double(layout.end_pixel(tile) - layout.first_pixel(tile));
+      for (i64 at = tile * d.c + first; at < tile * d.c + first + job.width(); ++at)
+        m.join({count, mean[at], m2[at]}, centre);
+    }
+    job.set_stats(g, m);
+  });
+  const Table<A> table(job);
+  parallel(layout.tiles, job.elements(), job.threads, [&](i64 tile) {
+    apply_tile<true, Act>(layout, tile, x, y, table.at(layout.first_row(tile)));
+  });
+}
+
+template <bool Act, class T, class A>
+void backward_last(const Problem<A>& job, const T* dy, const T* x, T* dx, Sums<A*> sums) {
+  const Shape d = job.shape;
+  const Layout<true> layout(d);
+  const Table<A> table(job);
+  std::vector<double> part(layout.tiles * 3 * d.c);
+  std::vector<A> p(job.rows()), q(job.rows());
+  parallel(layout.tiles, job.elements(), job.threads, [&](i64 tile) {
+    A in[kBlock], grad[kBlock];
+    const Coef<A> k = table.at(layout.first_row(tile));
+    const auto sum = [&](i64 at, i64 n, i64 c, A* run) {
+      sum_pixel<Act>(load(dy + at, grad, n), load(x + at, in, n), k.at(c), run + c,
+                     run + d.c + c, run + 2 * d.c + c, n);
+    };
+    layout.template accumulate<A>(tile, 3 * d.c, &part[tile * 3 * d.c], sum);
+  });
+  A* const targets[3] = {sums.s0, sums.s1, sums.st};
+  parallel(d.n * 3, job.elements(), job.threads, [&](i64 index) {
+    const i64 example = index / 3, which = index % 3;
+    std::vector<double> total(d.c);
+    for (i64 tile = example * layout.per_example; tile < (example + 1) * layout.per_example; ++tile)
+      for (i64 c = 0; c < d.c; ++c) total[c] += part[(tile * 3 + which) * d.c + c];
+    for (i64 c = 0; c < d.c; ++c) targets[which][example * d.c + c] = A(total[c]);
+  });
+  for (i64 g = 0; g < job.groups(); ++g) job.gradients(g, sums, p.data(), q.data());
+  parallel(layout.tiles, job.elements(), job.threads, [&](i64 tile) {
+    const i64 row = layout.first_row(tile);
+    grad_tile<true, Act>(layout, tile, dy, x, dx, table.at(row), &p[row], &q[row]);
+  });
+}
+
+// Gradients of the parameters from the sums of every row; in double, over the examples in order.
+template <class A>
+void parameter_gradients(const Problem<A>& job, Sums<A*> sums, A* dweight, A* dbias, A* dtau,
+                         A* deps) {
+  const Shape d = job.shape;
+  std::vector<double> w(d.c), b(d.c), t(d.c);
+  double e = 0;
+  for (i64 n = 0; n < d.n; ++n)
+    for (i64 c = 0; c < d.c; ++c) {
+      const i64 row = n * d.c + c;
+      const double r = job.rstd[row / job.width()];
+      w[c] += sums.s1[row] * r;
+      b[c] += sums.s0[row];
+      t[c] += sums.st[row];
+      e += (job.weight ? job.weight[c] : A(1)) * sums.s1[row] * r * r * r;
+    }
+  for (i64 c = 0; c < d.c; ++c) dweight[c] = A(w[c]), dbias[c] = A(b[c]), dtau[c] = A(t[c]);
+  *deps = A(-0.5 * e);
+}
+
+// ---- fixed affine and residual join ------------------------------------------------------------
+
+// Both keep their output y alone: it tells where the activation clamped (y = t). A null `scale`
+// stands for the join, whose second summand is x2.
+template <bool Last, bool Act, class T, class A>
+void point_forward(Shape d, int threads, const T* x, const T* x2, T* y, const A* scale,
+                   const A* shift, const A* tau) {
+  const Layout<Last> layout(d);
+  parallel(layout.tiles, d.n * d.c * d.s, threads, [&](i64 tile) {
+    A in[kBlock], in2[kBlock], out[kBlock];
+    const i64 first = layout.first_row(tile) % d.c;
+    layout.walk(tile, [&](i64 at, i64 n, i64 c) {
+      const A* __restrict v = load(x + at, in, n);
+      A* __restrict z = target(y + at, out);
+      const i64 channel = first + c;
+      if (scale) {
+        const A *__restrict a = scale + channel, *__restrict b = shift + channel;
+#pragma omp simd
+        for (i64 i = 0; i < n; ++i) z[i] = v[i] * a[Last ? i : 0] + b[Last ? i : 0];
+      } else {
+        const A* __restrict v2 = load(x2 + at, in2, n);
+#pragma omp simd
+        for (i64 i = 0; i < n; ++i) z[i] = v[i] + v2[i];
+      }
+      if (Act) {
+#pragma omp simd
+        for (i64 i = 0; i < n; ++i) {
+          const A t = tau ? tau[channel + (Last ? i : 0)] : A(0);
+          z[i] = z[i] <= t ? t : z[i];
+        }
+      }
+      store(y + at, out, n);
+    });
+  });
+}
+
+template <bool Last, class A>
+inline void point_grad_block(const A* __restrict dy, const A* __restrict y, A* __restrict dx,
+                             const A* __restrict scale, const A* __restrict t,
+                             A* __restrict dtau, i64 n) {
+  A total = 0;
+#pragma omp simd reduction(+ : total)
+  for (i64 i = 0; i < n; ++i) {
+    const i64 j = Last ? i : 0;
+    const A keep = y[i] <= t[j] ? A(0) : dy[i];
+    if (Last) dtau[i] += dy[i] - keep;
+    else total += dy[i] - keep;
+    dx[i] = keep * scale[j];
+  }
+  if (!Last) *dtau += total;
+}
+
+// dx = scale * dy where y > t; the sum of dy where it is not, in double and tile by tile, is dtau.
+template <bool Last, class T, class A>
+void point_backward(Shape d, int threads, const T* dy, const T* y, T* dx, const A* scale,
+                    const A* tau, A* dtau) {
+  const Layout<Last> layout(d);
+  const i64 width = Last ? d.c : 1;
+  std::vector<double> part(layout.tiles * width), total(d.c);
+  std::vector<A> scales(d.c, A(1)), thresholds(d.c);
+  if (scale) std::copy(scale, scale + d.c, scales.begin());
+  for (i64 c = 0; tau && c < d.c; ++c) thresholds[c] = as_stored<T>(tau[c]);
+  parallel(layout.tiles, d.n * d.c * d.s, threads, [&](i64 tile) {
+    A in[kBlock], in2[kBlock], out[kBlock];
+    const i64 first = layout.first_row(tile) % d.c;
+    const auto block = [&](i64 at, i64 n, i64 c, A* run) {
+      point_grad_block<Last>(load(dy + at, in, n), load(y + at, in2, n), target(dx + at, out),
+                             &scales[first + c], &thresholds[first + c], run + c, n);
+      store(dx + at, out, n);
+    };
+    if (Last) {
+      layout.template accumulate<A>(tile, d.c, &part[tile * width], block);
+    } else {
+      layout.walk(tile, [&](i64 at, i64 n, i64) {
+        A run = 0;
+        block(at, n, 0, &run);
+        part[tile] += run;
+      });
+    }
+  });
+  for (i64 tile = 0; tile < layout.tiles; ++tile)
+    for (i64 c = 0; c < width; ++c)
+      total[layout.first_row(tile) % d.c + c] += part[tile * width + c];
+  for (i64 c = 0; c < d.c; ++c) dtau[c] = A(total[c]);
+}
+
+// ---- dispatch ----------------------------------------------------------------------------------
+
+// f(T) for the element type numbered as in cpp.py.
+template <class F> void by_type(int dtype, const F& f) {
+  switch (dtype) {
+    case 0: return f(float());
+    case 1: return f(double());
+    case 2: return f(half());
+    case 3: return f(bfloat());
+  }
+}
+
+template <class F> void by_flag(bool flag, const F& f) {
+  if (flag) f(std::true_type());
+  else f(std::false_type());
+}
+
+}  // namespace
+
+extern "C" {
+
+void normdet_norm_forward(int dtype, int last, int kind, int act, int threads, i64 n, i64 c, i64 s,
+                          i64 groups, double eps, const void* x, void* y, const void* weight,
+                          const void* bias, const void* tau, void* mean, void* rstd) {
+  by_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = typename Wide<T>::type;
+    const Problem<A> job{{n, c, s, groups}, Kind(kind), eps, threads, (const A*)weight,
+                         (const A*)bias, (const A*)tau, (A*)mean, (A*)rstd};
+    by_flag(act, [&](auto flag) {
+      constexpr bool Act = decltype(flag)::value;
+      if (last) forward_last<Act>(job, (const T*)x, (T*)y);
+      else forward_rows<Act>(job, (const T*)x, (T*)y);
+    });
+  });
+}
+
+void normdet_norm_backward(int dtype, int last, int kind, int act, int threads, i64 n, i64 c, i64 s,
+                           i64 groups, double eps, const void* dy, const void* x, void* dx,
+                           const void* weight, const void* bias, const void* tau, void* mean,
+                           void* rstd, void* dweight, void* dbias, void* dtau, void* deps) {
+  by_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = typename Wide<T>::type;
+    const Problem<A> job{{n, c, s, groups}, Kind(kind), eps, threads, (const A*)weight,
+                         (const A*)bias, (const A*)tau, (A*)mean, (A*)rstd};
+    std::vector<A> s0(n * c), s1(n * c), st(n * c);
+    const Sums<A*> sums{s0.data(), s1.data(), st.data()};
+    by_flag(act, [&](auto flag) {
+      constexpr bool Act = decltype(flag)::value;
+      if (last) backward_last<Act>(job, (const T*)dy, (const T*)x, (T*)dx, sums);
+      else backward_rows<Act>(job, (const T*)dy, (const T*)x, (T*)dx, sums);
+    });
+    parameter_gradients(job, sums, (A*)dweight, (A*)dbias, (A*)dtau, (A*)deps);
+  });
+}
+
+void normdet_point_forward(int dtype, int last, int act, int threads, i64 n, i64 c, i64 s,
+                           const void* x, const void* x2, void* y, const void* scale,
+                           const void* shift, const void* tau) {
+  by_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = typename Wide<T>::type;
+    by_flag(last, [&](auto last_flag) {
+      by_flag(act, [&](auto flag) {
+        point_forward<decltype(last_flag)::value, decltype(flag)::value>(
+            Shape{n, c, s, 1}, threads, (const T*)x, (const T*)x2, (T*)y, (const A*)scale,
+            (const A*)shift, (const A*)tau);
+      });
+    });
+  });
+}
+
+void normdet_point_backward(int dtype, int last, int threads, i64 n, i64 c, i64 s, const void* dy,
+                            const void* y, void* dx, const void* scale, const void* tau,
+                            void* dtau) {
+  by_type(dtype, [&](auto type) {
+    using T = decltype(type);
+    using A = typename Wide<T>::type;
+    by_flag(last, [&](auto flag) {
+      point_backward<decltype(flag)::value>(Shape{n, c, s, 1}, threads, (const T*)dy, (const T*)y,
+                                            (T*)dx, (const A*)scale, (const A*)tau, (A*)dtau);
+    });
+  });
+}
+
+}  // extern "C"

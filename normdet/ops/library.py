@@ -1,0 +1,177 @@
+"""The torch operators `normdet::*`: how torch.compile, export and autocast see the fast forms.
+
+Each has a fake form (shapes and strides) and a derivative. The work is done by a backend, a module
+with `norm_forward`, `norm_backward`, `affine_forward`, `add_forward` and `point_backward`; "auto"
+is resolved here, when the operator runs, so that nothing of the choice is traced.
+"""
+
+import importlib.util
+from types import ModuleType
+
+import torch
+from torch import Tensor
+
+from normdet.errors import NormdetError
+from normdet.ops import cpp, eager
+from normdet.ops.layout import memory_format
+
+BACKENDS = ("auto", "reference", "eager", "cpp", "triton")
+DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
+
+_lib = torch.library.Library("normdet", "DEF")
+_lib.define(
+    "norm_act(Tensor x, Tensor? weight, Tensor? bias, Tensor? tau, Tensor? learned_eps, str kind, "
+    "SymInt groups, float eps, str? activation, str backend) -> (Tensor, Tensor, Tensor)"
+)
+_lib.define(
+    "norm_act_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, "
+    "Tensor? bias, Tensor? tau, str kind, SymInt groups, float eps, str? activation, str backend) "
+    "-> (Tensor, Tensor, Tensor, Tensor, Tensor)"
+)
+_lib.define(
+    "affine_act(Tensor x, Tensor scale, Tensor shift, Tensor? tau, str? activation, str backend) "
+    "-> Tensor"
+)
+_lib.define(
+    "add_act(Tensor x, Tensor y, Tensor? tau, str? activation, str backend) -> Tensor"
+)
+_lib.define(
+    "point_backward(Tensor dy, Tensor y, Tensor? scale, Tensor? tau, str? activation, str backend) "
+    "-> (Tensor, Tensor)"
+)
+
+
+def _resolve(backend: str, x: Tensor) -> ModuleType:
+    if backend == "auto":
+        if x.device.type == "cpu":
+            return cpp if cpp.available() else eager
+        has_triton = x.device.type == "cuda" and importlib.util.find_spec("triton")
+        backend = "triton" if has_triton and x.dtype != torch.float64 else "eager"
+    if backend == "eager":
+        return eager
+    if backend == "cpp":
+        if not cpp.available():
+            raise NormdetError("backend 'cpp' needs a C++ compiler, and none here works")
+        return cpp
+    try:
+        from normdet.ops import triton_backend
+    except ImportError as error:
+        raise NormdetError(f"backend 'triton' needs the package triton: {error}") from None
+    return triton_backend
+
+
+def _norm_act(x, weight, bias, tau, learned_eps, kind, groups, eps, activation, backend):
+    run = _resolve(backend, x).norm_forward
+    return run(x, weight, bias, tau, learned_eps, kind, groups, eps, activation)
+
+
+def _norm_act_backward(
+    dy, x, mean, rstd, weight, bias, tau, kind, groups, eps, activation, backend
+):
+    run = _resolve(backend, x).norm_backward
+    return run(dy, x, mean, rstd, weight, bias, tau, kind, groups, eps, activation)
+
+
+def _affine_act(x, scale, shift, tau, activation, backend):
+    return _resolve(backend, x).affine_forward(x, scale, shift, tau, activation)
+
+
+def _add_act(x, y, tau, activation, backend):
+    return _resolve(backend, x).add_forward(x, y, tau, activation)
+
+
+def _point_backward(dy, y, scale, tau, activation, backend):
+    return _resolve(backend, y).point_backward(dy, y, scale, tau, activation)
+
+
+def _like(x: Tensor) -> Tensor:
+    return torch.empty_like(x, memory_format=memory_format(x))
+
+
+def _statistic(x: Tensor, *shape) -> Tensor:
+    dtype = torch.float64 if x.dtype == torch.float64 else torch.float32
+    return x.new_empty(shape, dtype=dtype)
+
+
+def _fake_norm_act(x, weight, bias, tau, learned_eps, kind, groups, eps, activation, backend):
+    rstd = _statistic(x, x.shape[0], groups)
+    return _like(x), _statistic(x, 0) if kind == "rms" else torch.empty_like(rstd), rstd
+
+
+def _fake_norm_act_backward(dy, x, *_):
+    channels = [_statistic(x, x.shape[1]) for _ in range(3)]
+    return _like(x), *channels, _statistic(x, 1)
+
+
+def _fake_point_backward(dy, y, scale, tau, activation, backend):
+    return _like(y), _statistic(y, y.shape[1])
+
+
+def _save_norm(ctx, inputs, output):
+    x, weight, bias, tau, learned_eps, *ctx.options = inputs
+    _, mean, rstd = output
+    ctx.set_materialize_grads(False)
+    ctx.mark_non_differentiable(mean, rstd)
+    ctx.save_for_backward(x, mean, rstd, weight, bias, tau, learned_eps)
+
+
+def _differentiate_norm(ctx, dy, *_):
+    none = (None,) * 10
+    if dy is None:
+        return none
+    x, mean, rstd, weight, bias, tau, learned_eps = ctx.saved_tensors
+    dx, *small = torch.ops.normdet.norm_act_backward(
+        dy, x, mean, rstd, weight, bias, tau, *ctx.options
+    )
+    parameters = (weight, bias, tau, learned_eps)
+    return dx, *map(_gradient, small, parameters), *none[5:]
+
+
+def _gradient(value: Tensor, parameter: Tensor | None) -> Tensor | None:
+    return None if parameter is None else value.to(parameter.dtype).reshape(parameter.shape)
+
+
+def _save_affine(ctx, inputs, output):
+    _, scale, _, tau, ctx.activation, ctx.backend = inputs
+    ctx.save_for_backward(None if ctx.activation is None else output, scale, tau)
+
+
+def _differentiate_affine(ctx, dy):
+    """The affine is fixed: scale and shift get no gradient."""
+    y, scale, tau = ctx.saved_tensors
+    if ctx.activation is None:
+        shape = (1, -1, *[1] * (dy.dim() - 2))
+        return dy * scale.to(dy.dtype).reshape(shape), None, None, None, None, None
+    dx, dtau = torch.ops.normdet.point_backward(dy, y, scale, tau, ctx.activation, ctx.backend)
+    return dx, None, None, _gradient(dtau, tau), None, None
+
+
+def _save_add(ctx, inputs, output):
+    _, _, tau, ctx.activation, ctx.backend = inputs
+    ctx.save_for_backward(output, tau)
+
+
+def _differentiate_add(ctx, dz):
+    z, tau = ctx.saved_tensors
+    dx, dtau = torch.ops.normdet.point_backward(dz, z, None, tau, ctx.activation, ctx.backend)
+    return dx, dx, _gradient(dtau, tau), None, None
+
+
+def _once(ctx, *_):
+    raise NormdetError(
+        "the fused operators differentiate once; use backend='reference' for second derivatives"
+    )
+
+
+for _name, _run, _fake, _save, _differentiate in (
+    ("norm_act", _norm_act, _fake_norm_act, _save_norm, _differentiate_norm),
+    ("norm_act_backward", _norm_act_backward, _fake_norm_act_backward, None, _once),
+    ("affine_act", _affine_act, lambda x, *_: _like(x), _save_affine, _differentiate_affine),
+    ("add_act", _add_act, lambda x, *_: _like(x), _save_add, _differentiate_add),
+    ("point_backward", _point_backward, _fake_point_backward, None, _once),
+):
+    _lib.impl(_name, _run, "CompositeExplicitAutograd")
+    torch.library.register_fake(f"normdet::{_name}", _fake, lib=_lib)
+    torch.library.register_autograd(
+        f"normdet::{_name}", _differentiate, setup_context=_save, lib=_lib
+    )

@@ -1,0 +1,135 @@
+"""Plain forms of every operation, written from the formulas: the numbers every fast path is held to.
+
+Autograd differentiates them, so they keep several buffers of the input's size for backward.
+"""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+
+def wide(x: Tensor) -> Tensor:
+    """`x` in the precision that statistics are computed in: fp64 stays, all else becomes fp32."""
+    return x if x.dtype == torch.float64 else x.float()
+
+
+def per_channel(p: Tensor, x: Tensor) -> Tensor:
+    """Shape a parameter `(C,)` to multiply `x` `(N, C, *S)`."""
+    return p.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))
+
+
+def act(x: Tensor, tau: Tensor | None = None, *, activation: str | None = None) -> Tensor:
+    """ReLU, or TLU as `max(x, tau)`: on a tie the gradient goes to `tau`, and NaN passes."""
+    if activation == "ReLU":
+        return F.relu(x)
+    if activation == "TLU":
+        tau = per_channel(tau, x)
+        return torch.where(x <= tau, tau, x)
+    return x
+
+
+def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is not None:
+        x = x * per_channel(weight, x)
+    return x if bias is None else x + per_channel(bias, x)
+
+
+def frn_tlu(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    tau: Tensor | None = None,
+    *,
+    eps: float | Tensor,
+    activation: str | None = None,
+) -> Tensor:
+    """Filter Response Norm (arXiv:1911.09737): divide each channel by its root mean square."""
+    z = wide(x)
+    mean_square = z.square().flatten(2).mean(2) if x.dim() > 2 else z.square()
+    if isinstance(eps, Tensor):
+        eps = eps.to(z.dtype).reshape(())
+    scale = (mean_square + eps).rsqrt().reshape(*x.shape[:2], *[1] * (x.dim() - 2))
+    return act(affine(z * scale, weight, bias), tau, activation=activation).to(x.dtype)
+
+
+def group_norm_act(
+    x: Tensor,
+    num_groups: int,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    tau: Tensor | None = None,
+    *,
+    eps: float,
+    activation: str | None = None,
+) -> Tensor:
+    """Group Norm (arXiv:1803.08494) as torch computes it, then the activation."""
+    z = wide(x)
+    weight, bias = (None if p is None else p.to(z.dtype) for p in (weight, bias))
+    y = torch.group_norm(z, num_groups, weight, bias, eps)
+    return act(y, tau, activation=activation).to(x.dtype)
+
+
+def frozen_bn_act(
+    x: Tensor,
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    tau: Tensor | None = None,
+    *,
+    eps: float,
+    activation: str | None = None,
+) -> Tensor:
+    """A fixed affine, to the bit as detectron2's `FrozenBatchNorm2d` computes it.
+
+    Like there, an input that needs a gradient takes the road that keeps no copy of it.
+    """
+    if x.requires_grad:
+        scale, shift = frozen_affine(weight, bias, running_mean, running_var, eps)
+        y = affine(x, scale, shift)
+    else:
+        if x.dtype == torch.float64:  # batch_norm takes fp32 statistics with every dtype but this
+            running_mean, running_var = running_mean.double(), running_var.double()
+            weight, bias = (None if p is None else p.double() for p in (weight, bias))
+        y = F.batch_norm(x, running_mean, running_var, weight, bias, training=False, eps=eps)
+    return act(y, tau, activation=activation)
+
+
+def frozen_affine(
+    weight: Tensor | None,
+    bias: Tensor | None,
+    running_mean: Tensor,
+    running_var: Tensor,
+    eps: float,
+) -> tuple[Tensor, Tensor]:
+    """The scale and shift `(C,)` that frozen batch statistics amount to."""
+    scale = (running_var + eps).rsqrt()
+    scale = scale if weight is None else weight * scale
+    shift = -running_mean * scale if bias is None else bias - running_mean * scale
+    return scale, shift
+
+
+def add_act(
+    x: Tensor, y: Tensor, tau: Tensor | None = None, *, activation: str | None = None
+) -> Tensor:
+    """The residual join: add, then the activation."""
+    return act(x + y, tau, activation=activation)
+
+
+def standardize_weight(
+    weight: Tensor, *, dialect: str = "jhu", eps: float | None = None, out_dim: int = 0
+) -> Tensor:
+    """Weight Standardization (arXiv:1903.10520) over all but the output channel.
+
+    `"jhu"` (the authors, mmcv): unbiased deviation, eps (1e-5) added outside the root.
+    `"timm"` (timm, BiT): biased variance, eps (1e-6) inside the root.
+    """
+    w = wide(weight).movedim(out_dim, 0)
+    rows = w.flatten(1)
+    rows = rows - rows.mean(1, keepdim=True)
+    if dialect == "jhu":
+        rows = rows / (rows.std(1, keepdim=True) + (1e-5 if eps is None else eps))
+    else:
+        variance = rows.square().mean(1, keepdim=True)
+        rows = rows * (variance + (1e-6 if eps is None else eps)).rsqrt()
+    return rows.reshape(w.shape).movedim(0, out_dim).to(weight.dtype)

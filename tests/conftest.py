@@ -1,0 +1,29 @@
+"""Fixtures shared by the whole suite."""
+
+import os
+from pathlib import Path
+
+import pytest
+
+REPO = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def real_data() -> Path:
+    """The folder of real images (nuclei, blood cells, COCO); skips where there is none."""
+    folder = Path(os.environ.get("NORMDET_TEST_DATA", REPO.parent / "shared" / "data"))
+    if not folder.is_dir():
+        pytest.skip(f"no real images at {folder}; set NORMDET_TEST_DATA")
+    return folder
+
+
+@pytest.fixture(scope="session")
+def quickstart_data() -> Path:
+    """The folder of the embedded nuclei; skips where they cannot be fetched."""
+    from normdet.data import quickstart
+    from normdet.errors import NormdetError
+
+    try:
+        return quickstart.prepare()
+    except NormdetError as error:
+        pytest.skip(str(error))

@@ -1,0 +1,136 @@
+"""Every layer against its formula in float64: values, gradients, training and test time."""
+
+import pytest
+import torch
+from torch import nn
+
+from normdet import layers
+from normdet.options import names, parse
+from tests.layers import reference
+
+SHAPES = {0: (3, 8), 1: (3, 8, 7), 2: (2, 8, 5, 3), 3: (2, 8, 2, 3, 4)}
+CASES = [
+    (norm, dims)
+    for norm in ("FrozenBN", "BN", "SyncBN", "GN", "LN", "IN", "FRN")
+    for dims in SHAPES
+    if (norm, dims) != ("IN", 0)
+]
+
+
+def build(norm: str, dims: int, activation: str, channels: int = 8) -> nn.Module:
+    """A norm in float64 whose parameters are away from where they start."""
+    text = norm + ("+TLU" if activation == "TLU" else "")
+    module = parse(text, {"GN": {"NUM_GROUPS": 4}}).build_norm(
+        channels, activate=activation != "", dims=dims
+    )
+    torch.manual_seed(1)
+    for name, value in module.named_parameters():
+        value.data = torch.randn_like(value) * 0.3 + (name == "weight")
+    for value in module.buffers():
+        if value is not None and value.is_floating_point():
+            value.copy_(torch.rand_like(value) + 0.5)
+    return module.double()
+
+
+def expected(module: nn.Module, norm: str, x: torch.Tensor) -> torch.Tensor:
+    if norm == "FRN":
+        learned = 0.0 if module.eps_l is None else module.eps_l.abs()
+        x_hat = reference.frn(x, module.eps + learned)
+    elif norm in ("GN", "LN", "IN"):
+        x_hat = reference.group_norm(x, {"GN": 4, "LN": 1, "IN": x.shape[1]}[norm], module.eps)
+    elif norm == "FrozenBN" or not module.training:
+        x_hat = reference.fixed_batch_norm(x, module.running_mean, module.running_var, module.eps)
+    else:
+        x_hat = reference.batch_norm(x, module.eps)
+    y = reference.affine(x_hat, module.weight, module.bias)
+    return reference.activated(y, module.activation, module.tau)
+
+
+@pytest.mark.parametrize("activation", ["", "ReLU", "TLU"])
+@pytest.mark.parametrize(("norm", "dims"), CASES)
+@pytest.mark.parametrize("training", [True, False])
+def test_value_and_gradients(norm, dims, activation, training):
+    module = build(norm, dims, activation).train(training)
+    torch.manual_seed(0)
+    x = torch.randn(SHAPES[dims], dtype=torch.float64, requires_grad=True)
+    parameters = list(module.parameters())
+    weight = torch.randn(SHAPES[dims], dtype=torch.float64)
+    want = expected(module, norm, x)
+    want_grads = torch.autograd.grad((want * weight).sum(), [x, *parameters])
+    y = module(x)
+    grads = torch.autograd.grad((y * weight).sum(), [x, *parameters])
+    torch.testing.assert_close(y, want)
+    for got, ref in zip(grads, want_grads, strict=True):
+        torch.testing.assert_close(got, ref)
+
+
+@pytest.mark.parametrize("activation", ["", "ReLU", "TLU"])
+@pytest.mark.parametrize(("norm", "dims"), [case for case in CASES if case[1] in (0, 2)])
+def test_gradcheck(norm, dims, activation):
+    module = build(norm, dims, activation, channels=4)
+    shape = (SHAPES[dims][0], 4, *SHAPES[dims][2:])
+    x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
+    parameters = dict(module.named_parameters())
+
+    def run(x, *values):
+        return torch.func.functional_call(module, dict(zip(parameters, values, strict=True)), x)
+
+    assert torch.autograd.gradcheck(run, (x, *parameters.values()))
+
+
+def test_frn_is_a_scaled_unit_vector():
+    """An independent oracle: without affine and epsilon, `x / |x| * sqrt(H W)`."""
+    x = torch.randn(2, 3, 6, 7, dtype=torch.float64)
+    y = layers.FilterResponseNorm2d(3, eps=0.0).double()(x)
+    unit = nn.functional.normalize(x.flatten(2), dim=2) * (6 * 7) ** 0.5
+    torch.testing.assert_close(y, unit.view_as(x))
+
+
+def test_tlu_ties_go_to_tau():
+    tlu = layers.TLU(1)
+    x = torch.tensor([[-1.0], [0.0], [1.0]], requires_grad=True)
+    tlu(x).sum().backward()
+    assert x.grad.flatten().tolist() == [0.0, 0.0, 1.0]
+    assert tlu.tau.grad.tolist() == [2.0]
+
+
+@pytest.mark.parametrize("activation", [None, "ReLU", "TLU"])
+def test_the_join_of_a_block(activation):
+    join = layers.AddAct(4, activation).double()
+    if activation == "TLU":
+        join.tau.data.normal_()
+    x, y = (torch.randn(2, 4, 3, 3, dtype=torch.float64, requires_grad=True) for _ in range(2))
+    want = reference.activated(x + y, activation, join.tau)
+    torch.testing.assert_close(join(x, y), want)
+    assert torch.autograd.gradcheck(join, (x, y))
+
+
+def test_batch_norm_learns_its_running_averages_as_torch_does():
+    ours, torchs = layers.BatchNorm2d(4), nn.BatchNorm2d(4)
+    for _ in range(3):
+        x = torch.randn(3, 4, 5, 5) * 2 + 1
+        torch.testing.assert_close(ours(x), torchs(x))
+    for name, value in torchs.state_dict().items():
+        torch.testing.assert_close(ours.state_dict()[name], value)
+
+
+def test_frozen_statistics_follow_the_batch_norm_they_come_from():
+    norm = layers.BatchNorm2d(4, activation="TLU")
+    norm(torch.randn(3, 4, 5, 5) * 2 + 1)
+    frozen = layers.freeze_batch_norm(nn.Sequential(norm))
+    assert isinstance(frozen[0], layers.FrozenBatchNorm2d)
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(frozen(x), norm.eval()(x))
+    assert frozen[0].state_dict().keys() == norm.state_dict().keys()
+
+
+def test_folded_weights_load_into_a_frozen_norm():
+    frozen = layers.FrozenBatchNorm2d(2)
+    frozen.load_state_dict({"weight": torch.tensor([2.0, 3.0]), "bias": torch.tensor([1.0, 0.0])})
+    y = frozen(torch.ones(1, 2, 1, 1)).flatten()
+    torch.testing.assert_close(y, torch.tensor([3.0, 3.0]), rtol=1e-4, atol=0)
+
+
+@pytest.mark.parametrize("norm", names("norm"))
+def test_every_norm_has_its_formula_tested(norm):
+    assert norm in {case[0] for case in CASES}, f"write {norm}'s formula into this file"

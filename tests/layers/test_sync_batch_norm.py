@@ -1,0 +1,93 @@
+"""SyncBN on two processes is BN on one process with the concatenated batch, whatever the shares."""
+
+from itertools import product
+
+import pytest
+import torch
+
+from normdet.options import parse
+from tests.workers import run_workers
+
+SHARES = {
+    "equal": [(2, 4, 5, 5), (2, 4, 5, 5)],
+    "unequal": [(3, 4, 5, 5), (1, 4, 5, 5)],
+    "other sizes": [(2, 4, 5, 5), (1, 4, 3, 7)],
+    "empty": [(2, 4, 5, 5), (0, 4, 5, 5)],
+    "fully connected": [(3, 4), (2, 4)],
+    "one element each": [(1, 4), (1, 4)],
+    "volumes": [(1, 4, 2, 3, 4), (2, 4, 2, 3, 4)],
+}
+
+
+def _build(text: str, dims: int, dtype: torch.dtype) -> torch.nn.Module:
+    norm = parse(text).build_norm(4, activate=True, dims=dims).to(dtype)
+    for k, parameter in enumerate(norm.parameters()):
+        parameter.data += 0.1 * torch.arange(1, 5, dtype=dtype) * (k + 1)
+    return norm
+
+
+def _batches(shapes, dtype) -> list[torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    return [torch.randn(shape, generator=generator, dtype=dtype) * 2 + 1 for shape in shapes]
+
+
+def _train(norm: torch.nn.Module, x: torch.Tensor) -> dict:
+    """One step's worth of everything: outputs, gradients, learned statistics."""
+    x = x.clone().requires_grad_()
+    y = norm(x)
+    y.square().sum().backward()
+    grads = {f"grad {name}": p.grad for name, p in norm.named_parameters()}
+    return {"y": y.detach(), "x.grad": x.grad, **grads, **norm.state_dict()}
+
+
+def _worker(rank: int) -> dict:
+    ret = {}
+    for text, (name, shapes) in product(("SyncBN", "SyncBN+TLU"), SHARES.items()):
+        norm = _build(text, len(shapes[0]) - 2, torch.float64)
+        ret[text, name] = _train(norm, _batches(shapes, torch.float64)[rank])
+    # Values whose squares leave float16's range.
+    x = (_batches([(4, 4, 9, 9)], torch.float32)[0].sign() * 300).half()
+    ret["half"] = parse("SyncBN").build_norm(4)(x[rank * 2 :][:2]).detach()
+    return ret
+
+
+@pytest.fixture(scope="module")
+def results() -> list[dict]:
+    return run_workers(_worker, 2)
+
+
+def _flat(x: torch.Tensor) -> torch.Tensor:
+    """`(N, C, *S)` as `(N * S, C)`: maps of any sizes in one batch."""
+    return x.movedim(1, -1).reshape(-1, x.shape[1])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("shares", SHARES)
+@pytest.mark.parametrize("text", ["SyncBN", "SyncBN+TLU"])
+def test_two_workers_equal_one(text, shares, results):
+    parts = [result[text, shares] for result in results]
+    whole = torch.cat([_flat(x) for x in _batches(SHARES[shares], torch.float64)])
+    want = _train(_build(text.replace("SyncBN", "BN"), 0, torch.float64), whole)
+    for key, value in want.items():
+        if key in ("y", "x.grad"):
+            got = torch.cat([_flat(part[key]) for part in parts])
+        elif key.startswith("grad "):
+            got = parts[0][key] + parts[1][key]
+        else:
+            got = parts[0][key]
+            assert torch.equal(got, parts[1][key]), f"workers disagree on {key}"
+        torch.testing.assert_close(got, value, msg=lambda m: f"{key}: {m}")  # noqa: B023
+
+
+@pytest.mark.slow
+def test_half_precision_shares_are_summed_wide(results):
+    got = torch.cat([result["half"] for result in results])
+    x = _batches([(4, 4, 9, 9)], torch.float32)[0].sign() * 300
+    torch.testing.assert_close(got.float(), parse("BN").build_norm(4)(x), rtol=1e-2, atol=1e-2)
+
+
+def test_without_workers_it_is_batch_norm():
+    (x,) = _batches([(3, 4, 5, 5)], torch.float32)
+    ours, plain = _train(_build("SyncBN", 2, x.dtype), x), _train(_build("BN", 2, x.dtype), x)
+    for key, value in plain.items():
+        torch.testing.assert_close(ours[key], value)

@@ -1,0 +1,87 @@
+"""Weight standardization: its two dialects, its modules, and its folding at test time."""
+
+import pytest
+import torch
+from torch import nn
+
+from normdet.errors import NormdetError
+from normdet.layers import WSConv2d, standardize
+from tests.layers import reference
+
+
+@pytest.mark.parametrize("dialect", ["jhu", "timm"])
+@pytest.mark.parametrize(("groups", "kernel"), [(1, 3), (2, 3), (1, 1)])
+def test_convolution_against_the_formula(dialect, groups, kernel):
+    conv = WSConv2d(4, 6, kernel, groups=groups, padding=1, dialect=dialect).double()
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    weight = reference.weight_standardization(conv.weight, dialect)
+    want = nn.functional.conv2d(x, weight, conv.bias, padding=1, groups=groups)
+    torch.testing.assert_close(conv(x), want)
+    grad = torch.autograd.grad(conv(x).square().sum(), conv.weight)
+    want_grad = torch.autograd.grad(want.square().sum(), conv.weight)
+    torch.testing.assert_close(grad, want_grad)
+
+
+def test_timm_dialect_is_timms():
+    timm = pytest.importorskip("timm.layers")
+    theirs = timm.StdConv2d(4, 6, 3, padding=1)
+    ours = WSConv2d(4, 6, 3, padding=1, bias=False, dialect="timm")
+    ours.weight.data = theirs.weight.data
+    x = torch.randn(2, 4, 5, 5)
+    torch.testing.assert_close(ours(x), theirs(x))
+
+
+@pytest.mark.parametrize(
+    ("module", "x", "out_dim"),
+    [
+        (nn.ConvTranspose2d(4, 6, 2, stride=2), torch.randn(2, 4, 3, 3), 1),
+        (nn.Linear(4, 6), torch.randn(2, 4), 0),
+    ],
+)
+def test_other_layers_are_parametrized(module, x, out_dim):
+    raw = module.weight.detach().clone()
+    standardize(module)
+    want = reference.weight_standardization(raw, "jhu", out_dim)
+    torch.testing.assert_close(module.weight, want)
+    module(x).sum().backward()
+    assert module.parametrizations.weight.original.grad is not None
+
+
+def test_taking_over_a_convolution_keeps_its_parameters_and_keys():
+    conv = nn.Conv2d(4, 6, 3, stride=2, padding=1, bias=False)
+    conv.norm, conv.activation = nn.GroupNorm(2, 6), nn.ReLU()
+    new = standardize(conv)
+    assert new.weight is conv.weight
+    assert list(new.state_dict()) == ["weight", "norm.weight", "norm.bias"]
+    x = torch.randn(1, 4, 6, 6)
+    weight = reference.weight_standardization(conv.weight, "jhu")
+    want = conv.norm(nn.functional.conv2d(x, weight, stride=2, padding=1)).relu()
+    torch.testing.assert_close(new(x), want)
+
+
+def test_folded_once_at_test_time_and_anew_when_the_weight_changes(monkeypatch):
+    from normdet.layers import weight_standardization as module
+
+    calls = []
+    plain = module.standardize_weight
+    monkeypatch.setattr(
+        module, "standardize_weight", lambda *a, **k: calls.append(1) or plain(*a, **k)
+    )
+    conv = WSConv2d(4, 6, 3).eval()
+    x = torch.randn(1, 4, 5, 5)
+    with torch.no_grad():
+        conv.bias.zero_()
+        first = conv(x)
+        assert torch.equal(conv(x), first) and len(calls) == 1
+        conv.weight.mul_(-1)
+        torch.testing.assert_close(conv(x), -first)
+        assert len(calls) == 2
+    conv.train()
+    conv(x).sum().backward()
+    assert conv.weight.grad is not None and len(calls) == 3
+    assert "weight" in conv.state_dict() and len(conv.state_dict()) == 2
+
+
+def test_unknown_dialect_is_refused():
+    with pytest.raises(NormdetError, match="dialect 'caffe'"):
+        WSConv2d(3, 4, 3, dialect="caffe")
