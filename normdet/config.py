@@ -1,0 +1,266 @@
+"""normdet's config keys, and how one flag fills every part's own NORM key."""
+
+import importlib.resources
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+from detectron2.config import CfgNode, get_cfg
+
+from .errors import NormdetError
+from .options import METHODS, NormOption, parse
+
+# Every part of a detector that can be normalized, and the key its norm stands in. Where detectron2
+# has a key it is that one.
+PARTS: dict[str, str] = {
+    "backbone": "MODEL.RESNETS.NORM",
+    "fpn": "MODEL.FPN.NORM",
+    "fpn_top": "MODEL.NORMDET.FPN_TOP_NORM",
+    "rpn_head": "MODEL.NORMDET.RPN_HEAD_NORM",
+    "res5_head": "MODEL.NORMDET.RES5_HEAD_NORM",
+    "box_head": "MODEL.ROI_BOX_HEAD.NORM",
+    "box_fc": "MODEL.NORMDET.BOX_FC_NORM",
+    "mask_head": "MODEL.ROI_MASK_HEAD.NORM",
+    "mask_deconv": "MODEL.NORMDET.MASK_DECONV_NORM",
+    "keypoint_head": "MODEL.NORMDET.KEYPOINT_HEAD_NORM",
+    "retinanet_head": "MODEL.RETINANET.NORM",
+}
+
+# What the flag sets when no parts are named: the parts that the published GN and SyncBN models of
+# detectron2 normalize, so that a row of ours differs from theirs in the norm alone.
+USUAL_PARTS = ("backbone", "fpn", "box_head", "mask_head", "retinanet_head")
+
+# A part whose key says this takes the backbone's option: a C4 detector's res5 is a stage of it.
+AS_BACKBONE = "as backbone"
+
+# detectron2's key for a part's builder -> the builders that have a normdet form.
+BUILDERS: dict[str, tuple[str, ...]] = {
+    "MODEL.META_ARCHITECTURE": ("RetinaNet",),
+    "MODEL.BACKBONE.NAME": (
+        "build_resnet_backbone",
+        "build_resnet_fpn_backbone",
+        "build_retinanet_resnet_fpn_backbone",
+    ),
+    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
+    "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads",),
+    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
+    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ("KRCNNConvDeconvUpsampleHead",),
+}
+
+
+def normdet_name(stock: str) -> str:
+    """The name our form of a stock builder is registered under."""
+    if stock.startswith("build_"):
+        return stock.replace("build_", "build_normdet_", 1)
+    return f"Normdet{stock}"
+
+
+def add_normdet_config(cfg: CfgNode) -> None:
+    """Add normdet's keys to a detectron2 config; before `merge_from_file`. Safe to call twice.
+
+    Importing this registers our parts as well.
+    """
+    from . import modeling  # noqa: F401  (registers)
+
+    if "NORMDET" in cfg.MODEL:
+        return
+    node = cfg.MODEL.NORMDET = CfgNode()
+    # The norms of parts that detectron2 gives no key; "" leaves the part as detectron2 has it.
+    node.RPN_HEAD_NORM = ""
+    node.BOX_FC_NORM = ""
+    node.MASK_DECONV_NORM = ""
+    node.KEYPOINT_HEAD_NORM = ""
+    # The convolutions of RetinaNet's p6 and p7.
+    node.FPN_TOP_NORM = ""
+    # res5 on the regions of a C4 detector.
+    node.RES5_HEAD_NORM = AS_BACKBONE
+    # Each method's own parameters.
+    for method in METHODS.values():
+        if method.params:
+            node[method.name] = CfgNode(dict(method.params))
+
+    # An optimizer step sums the gradients of this many parts of IMS_PER_BATCH images.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # What AMP computes in: "float16" (with loss scaling) or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Folder that relative paths in dataset names such as "coco:train.json:images" start from.
+    cfg.DATASETS.ROOT = ""
+    # Train on a random one of the 8 flips and right-angle turns: for images without an up.
+    cfg.INPUT.RANDOM_D4 = False
+
+
+def get(cfg: CfgNode, key: str):
+    """The value at a dotted key."""
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
+
+
+def put(cfg: CfgNode, key: str, value) -> None:
+    """Set the value at a dotted key."""
+    *path, last = key.split(".")
+    for name in path:
+        cfg = cfg[name]
+    cfg[last] = value
+
+
+def norm_option(cfg: CfgNode, part: str) -> NormOption:
+    """The option a part's key asks for, with its parameters.
+
+    Raises:
+        NormdetError: on a name that is no option, with its key, or a config without our keys.
+    """
+    if "NORMDET" not in cfg.MODEL:
+        raise NormdetError("the config has no MODEL.NORMDET: call normdet.add_normdet_config(cfg)")
+    key = PARTS[part]
+    text = get(cfg, key)
+    if part == "res5_head" and text == AS_BACKBONE:
+        return norm_option(cfg, "backbone")
+    try:
+        return parse(text, cfg.MODEL.NORMDET)
+    except NormdetError as error:
+        raise NormdetError(f"{key}: {error}") from None
+
+
+def use_normdet_parts(cfg: CfgNode) -> None:
+    """Name our form of every stock builder the config names; others stay.
+
+    With an option that detectron2 knows, ours compute the same under the same state-dict keys.
+    """
+    for key, stock in BUILDERS.items():
+        if get(cfg, key) in stock:
+            put(cfg, key, normdet_name(get(cfg, key)))
+
+
+def set_norm(cfg: CfgNode, text: str, parts: Iterable[str] | None = None) -> None:
+    """Give a detector the norm `text`: what `--norm` does.
+
+    Args:
+        cfg: with our keys (:func:`add_normdet_config`).
+        text: an option such as `"GN"` or `"FRN+TLU"`.
+        parts: names out of :data:`PARTS`, or `["all"]`; the usual ones by default. `FrozenBN`
+            without `parts` goes to the backbone alone: a head has no statistics to freeze.
+
+    Raises:
+        NormdetError: on an unknown option or part.
+    """
+    option = parse(text)
+    chosen = tuple(parts) if parts is not None else USUAL_PARTS
+    if chosen == ("all",):
+        chosen = tuple(part for part in PARTS if part != "res5_head")
+    for part in chosen:
+        if part not in PARTS:
+            raise NormdetError(f"unknown part {part!r} to normalize: one of {', '.join(PARTS)}")
+    use_normdet_parts(cfg)
+    for part in chosen:
+        bare = parts is None and option.norm == "FrozenBN" and part != "backbone"
+        put(cfg, PARTS[part], "" if bare else str(option))
+
+
+# What detectron2's own builders understand; anything else of ours needs our builder.
+STOCK_NORMS = ("", "FrozenBN", "BN", "SyncBN", "GN")
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Refuse norms that cannot be parsed, or that a named stock builder would drop or fail on.
+
+    Raises:
+        NormdetError: naming the key.
+    """
+    options = {part: norm_option(cfg, part) for part in PARTS}
+    ignored = {
+        "rpn_head": ("MODEL.RPN.HEAD_NAME", "StandardRPNHead"),
+        "box_fc": ("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
+        "mask_deconv": ("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
+        "keypoint_head": ("MODEL.ROI_KEYPOINT_HEAD.NAME", "KRCNNConvDeconvUpsampleHead"),
+    }
+    for part, (key, stock) in ignored.items():
+        if options[part] and get(cfg, key) == stock:
+            raise NormdetError(
+                f"{PARTS[part]} is {str(options[part])!r}, which {key} {stock!r} ignores: "
+                f"use {normdet_name(stock)!r}"
+            )
+    steps, images = cfg.SOLVER.ACCUMULATE_STEPS, cfg.SOLVER.IMS_PER_BATCH
+    if steps < 1 or images % steps:
+        raise NormdetError(
+            f"SOLVER.ACCUMULATE_STEPS {steps} does not divide SOLVER.IMS_PER_BATCH {images}"
+        )
+    if cfg.SOLVER.AMP.DTYPE not in ("float16", "bfloat16"):
+        raise NormdetError(
+            f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}: use 'float16' or 'bfloat16'"
+        )
+
+
+def config_folder() -> Path:
+    """Where normdet's YAML files are: inside the installed package, or the checkout beside it."""
+    package = Path(str(importlib.resources.files("normdet")))
+    inside = package / "configs"
+    return inside if inside.is_dir() else package.parent / "configs"
+
+
+def config_names() -> list[str]:
+    """Every config that :func:`config_file` takes, such as `coco/mask_rcnn_R_50_FPN_1x.yaml`."""
+    folder = config_folder()
+    return sorted(str(path.relative_to(folder)) for path in folder.rglob("*.yaml"))
+
+
+def config_file(name: str) -> str:
+    """The path of one of normdet's own configs.
+
+    Raises:
+        NormdetError: if there is none of that name, listing the nearest.
+    """
+    import difflib
+
+    path = config_folder() / name
+    if path.is_file():
+        return str(path)
+    close = difflib.get_close_matches(name, config_names(), n=3, cutoff=0.3)
+    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    raise NormdetError(f"normdet has no config {name!r}{hint} (`normdet configs ls` lists them)")
+
+
+def load_config(
+    path: str | Path,
+    opts: Sequence[str] = (),
+    norm: str | None = None,
+    norm_parts: Iterable[str] | None = None,
+) -> CfgNode:
+    """Read a config as `normdet train` does: file, then the norm flag, then `KEY VALUE` pairs.
+
+    Args:
+        path: a YAML file, or the name of one of normdet's own.
+        opts: `KEY VALUE` pairs, flat.
+        norm: what `--norm` says; `None` leaves the file's choice.
+        norm_parts: see :func:`set_norm`.
+
+    Returns:
+        The config, not frozen, its builders ours.
+
+    Raises:
+        NormdetError: on a missing or unsafe file, unknown keys and unfit values.
+    """
+    cfg = get_cfg()
+    add_normdet_config(cfg)
+    file = path if Path(path).is_file() else config_file(str(path))
+    try:
+        cfg.merge_from_file(str(file), allow_unsafe=False)
+    except Exception as error:  # YAML, yacs and file errors have no common base
+        raise NormdetError(f"{file}: {_sentence(error)}") from error
+    use_normdet_parts(cfg)
+    if norm is not None:
+        set_norm(cfg, norm, norm_parts)
+    elif norm_parts is not None:
+        raise NormdetError("--norm-parts names where --norm goes: give --norm too")
+    try:
+        cfg.merge_from_list(list(opts))
+    except Exception as error:
+        raise NormdetError(f"in the trailing KEY VALUE pairs: {_sentence(error)}") from error
+    use_normdet_parts(cfg)
+    check_config(cfg)
+    return cfg
+
+
+def _sentence(error: Exception) -> str:
+    text = " ".join(str(error).split())
+    return text or type(error).__name__

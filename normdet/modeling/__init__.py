@@ -1,0 +1,40 @@
+"""detectron2's parts with any norm option; importing this registers them."""
+
+from .box_head import NormdetFastRCNNConvFCHead, normalize_box_head
+from .describe import PartRow, describe_norms, part_of
+from .fpn import (
+    build_normdet_resnet_fpn_backbone,
+    build_normdet_retinanet_resnet_fpn_backbone,
+    normalize_fpn,
+)
+from .keypoint_head import NormdetKRCNNConvDeconvUpsampleHead, normalize_keypoint_head
+from .mask_head import NormdetMaskRCNNConvUpsampleHead, normalize_mask_head
+from .res5_heads import NormdetRes5ROIHeads
+from .resnet import build_normdet_resnet_backbone, normalize_resnet
+from .retinanet import NormdetRetinaNet, normalize_retinanet_head
+from .rpn_head import NormdetStandardRPNHead, normalize_rpn_head
+from .stock import explain_stock_refusals
+
+explain_stock_refusals()
+
+__all__ = [
+    "NormdetFastRCNNConvFCHead",
+    "NormdetKRCNNConvDeconvUpsampleHead",
+    "NormdetMaskRCNNConvUpsampleHead",
+    "NormdetRes5ROIHeads",
+    "NormdetRetinaNet",
+    "NormdetStandardRPNHead",
+    "PartRow",
+    "build_normdet_resnet_backbone",
+    "build_normdet_resnet_fpn_backbone",
+    "build_normdet_retinanet_resnet_fpn_backbone",
+    "describe_norms",
+    "normalize_box_head",
+    "normalize_fpn",
+    "normalize_keypoint_head",
+    "normalize_mask_head",
+    "normalize_resnet",
+    "normalize_retinanet_head",
+    "normalize_rpn_head",
+    "part_of",
+]

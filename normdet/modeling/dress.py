@@ -1,0 +1,83 @@
+"""Give a freshly built detectron2 layer an option's weight, norm and activation.
+
+Every part of ours is detectron2's own part, built without norms and then dressed: its structure,
+initialization, random numbers and state-dict keys stay detectron2's.
+"""
+
+from detectron2.config import CfgNode
+from torch import nn
+
+from ..config import put
+from ..options import NormOption
+from .per_level import build_shared_norm
+
+
+def without_norms(cfg: CfgNode, *keys: str) -> CfgNode:
+    """A copy of the config whose NORM keys are empty, for a stock builder."""
+    cfg = cfg.clone()
+    cfg.defrost()
+    for key in keys:
+        put(cfg, key, "")
+    return cfg
+
+
+def replace_child(parent: nn.Module, old: nn.Module, new: nn.Module) -> nn.Module:
+    """Put `new` where `old` stands among the children of `parent`; returns `new`."""
+    if new is not old:
+        name = next(name for name, child in parent.named_children() if child is old)
+        setattr(parent, name, new)
+    return new
+
+
+def dress_conv(
+    parent: nn.Module, conv: nn.Module, option: NormOption, *, activate: bool, levels: int = 1
+) -> nn.Module:
+    """Normalize one of detectron2's convolutions (with `norm` and `activation` attributes).
+
+    The bias goes, since the norm's beta does its work. Without a norm the layer keeps its bias, and
+    its activation if it brought one.
+
+    Args:
+        parent: the module that holds `conv` and will hold what replaces it.
+        activate: the option's activation follows, fused with the norm.
+        levels: how many feature maps the convolution is applied to in turn.
+
+    Returns:
+        The convolution now in place.
+    """
+    if not option:
+        if activate and conv.activation is None:
+            conv.activation = option.build_activation(conv.out_channels)
+        return conv
+    conv.bias = None
+    conv.norm = build_shared_norm(option, conv.out_channels, activate=activate, levels=levels)
+    conv.activation = None
+    return replace_child(parent, conv, option.build_weight(conv))
+
+
+def dress_pair(
+    parent: nn.Sequential,
+    layer: str,
+    activation: str,
+    option: NormOption,
+    channels: int,
+    *,
+    dims: int = 2,
+) -> None:
+    """Normalize a layer and the activation that stands behind it as a child of its own.
+
+    `fc1, fc_relu1` become `fc1, fc_norm1`, in the same place of the sequence.
+    """
+    if not option:
+        return
+    children = list(parent.named_children())
+    for name, _ in children:
+        delattr(parent, name)
+    for name, child in children:
+        if name == layer:
+            child.bias = None
+            child = option.build_weight(child)
+        elif name == activation:
+            name = name.replace("relu", "norm")
+            child = option.build_norm(channels, activate=True, dims=dims)
+        parent.add_module(name, child)

@@ -1,0 +1,102 @@
+"""Every YAML of the repo loads, builds, and trains one step on two images."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.events import EventStorage
+
+from normdet.config import config_folder, config_names, load_config, norm_option
+from normdet.solver import build_optimizer
+
+# Files that only other files name as a base: each is tried on top of the model it belongs to.
+FRAGMENTS = {"norms": "coco/Base-MaskRCNN-FPN.yaml", "coco/weights": "coco/Base-MaskRCNN-FPN.yaml",
+             "coco/schedules": "coco/Base-MaskRCNN-FPN.yaml"}  # fmt: skip
+
+# The stock structure at a small resolution with few regions; the C++ work is the same.
+SMALL = [
+    "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 8,
+    "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "SOLVER.IMS_PER_BATCH", 2,
+]  # fmt: skip
+
+
+def load(name: str, tmp_path: Path) -> CfgNode:
+    base = FRAGMENTS.get(str(Path(name).parent))
+    if base is None:
+        return load_config(name, SMALL)
+    folder = config_folder()
+    path = tmp_path / "whole.yaml"
+    path.write_text(f'_BASE_: ["{folder / base}", "{folder / name}"]\n')
+    return load_config(path, SMALL)
+
+
+@pytest.fixture(scope="module")
+def two_images(request) -> list[dict]:
+    """Two real images with masks where there are some, drawn ones elsewhere."""
+    try:
+        folder = request.getfixturevalue("real_data")
+    except pytest.skip.Exception:
+        from tests.modeling.test_same_as_stock import images
+
+        return [{**x, "image": x["image"].float()} for x in images("mask_rcnn")]
+    from detectron2.data import DatasetMapper
+    from detectron2.data import transforms as T
+
+    from normdet.data.coco import load_coco
+
+    dataset = load_coco(folder / "nuclei" / "train.json", folder / "nuclei" / "images")
+    mapper = DatasetMapper(
+        is_train=True, augmentations=[T.Resize((128, 128))], image_format="BGR",
+        use_instance_mask=True, instance_mask_format="bitmask",
+    )  # fmt: skip
+    return [mapper(record) for record in dataset.records[:2]]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("name", config_names())
+def test_loads_builds_and_trains_a_step(name, two_images, tmp_path):
+    cfg = load(name, tmp_path)
+    torch.manual_seed(0)
+    model = build_model(cfg).train()
+    optimizer = build_optimizer(cfg, model)
+    before = {n: p.detach().clone() for n, p in model.named_parameters() if p.requires_grad}
+    with EventStorage():
+        losses = model(two_images)
+    total = sum(losses.values())
+    assert torch.isfinite(total)
+    total.backward()
+    optimizer.step()
+    after = dict(model.named_parameters())
+    moved = [name for name, value in before.items() if not torch.equal(value, after[name])]
+    assert len(moved) > len(before) / 2
+    assert all(torch.isfinite(after[name]).all() for name in moved)
+
+
+def test_a_contrast_changes_only_what_it_contrasts():
+    """Head, schedule and data of a learnable norm are those of its control."""
+    control = load_config("coco/mask_rcnn_R_50_FPN_3x_4conv1fc.yaml")
+    for name in ("bn", "syncbn", "gn", "gn_ws", "frn_tlu", "frn_tlu_ws"):
+        cfg = load_config(f"coco/mask_rcnn_R_50_FPN_3x_{name}.yaml")
+        assert cfg.SOLVER.MAX_ITER == control.SOLVER.MAX_ITER
+        assert cfg.SOLVER.BASE_LR == control.SOLVER.BASE_LR
+        assert cfg.DATASETS == control.DATASETS and cfg.MODEL.ROI_HEADS == control.MODEL.ROI_HEADS
+        assert cfg.MODEL.ROI_BOX_HEAD.NUM_CONV == control.MODEL.ROI_BOX_HEAD.NUM_CONV == 4
+        assert str(norm_option(cfg, "box_head")).lower().replace("+", "_") == name
+
+
+def test_the_anchors_of_retinanet_are_detectron2s():
+    cfg = load_config("coco/retinanet_R_50_FPN_1x.yaml")
+    wanted = [[x, x * 2 ** (1 / 3), x * 2 ** (2 / 3)] for x in (32, 64, 128, 256, 512)]
+    for row, want in zip(cfg.MODEL.ANCHOR_GENERATOR.SIZES, wanted, strict=True):
+        assert row == pytest.approx(want, rel=1e-8)
+
+
+@pytest.mark.parametrize("name", [n for n in config_names() if n.startswith("coco/")])
+def test_every_coco_config_names_the_published_row_it_repeats(name):
+    if str(Path(name).parent) in FRAGMENTS or name.startswith("coco/Base"):
+        pytest.skip("a base, not a contrast")
+    first = (config_folder() / name).read_text().splitlines()[0]
+    assert first.startswith("# ")
+    assert "Published" in first or "ublished number" in first or "base itself" in first

@@ -1,0 +1,89 @@
+"""No norm's parameter decays unless asked, under any option; the groups are listed."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+from torch import nn
+
+from normdet.config import BUILDERS, PARTS, get, load_config, normdet_name, put
+from normdet.options import valid_options
+from normdet.solver import build_optimizer, norm_parameters, optimizer_groups
+
+NORM_NAMES = ("weight", "bias", "tau", "eps_l")
+
+
+def model_and_config(text: str, *opts):
+    cfg = load_config("quickstart/base.yaml", ["MODEL.DEVICE", "cpu", *opts])
+    for part in PARTS:
+        if not (text.startswith("IN") and part == "box_fc"):
+            put(cfg, PARTS[part], text)
+    return build_model(cfg), cfg
+
+
+def decay_by_name(model: nn.Module, cfg) -> dict[str, float]:
+    names = {p: name for name, p in model.named_parameters()}
+    return {names[p]: g["weight_decay"] for g in optimizer_groups(cfg, model) for p in g["params"]}
+
+
+@pytest.mark.parametrize("text", [text for text in valid_options() if "WS" not in text])
+def test_no_norm_decays_and_everything_else_does(text):
+    model, cfg = model_and_config(text)
+    decays = decay_by_name(model, cfg)
+    assert decays.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
+    for name, decay in decays.items():
+        owner = model.get_submodule(name.rpartition(".")[0])
+        is_conv = isinstance(owner, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)
+        assert decay == (cfg.SOLVER.WEIGHT_DECAY if is_conv else 0.0), name
+    assert len(optimizer_groups(cfg, model)) == len(set(decays.values()))
+
+
+def test_the_groups_of_frn_tlu():
+    model, cfg = model_and_config("FRN+TLU")
+    decays = decay_by_name(model, cfg)
+    stem = "backbone.bottom_up.stem.conv1"
+    assert decays[f"{stem}.weight"] == 1e-4
+    assert [decays[f"{stem}.norm.{n}"] for n in ("weight", "bias", "tau")] == [0.0] * 3
+    assert decays["backbone.bottom_up.res2.0.join.tau"] == 0.0
+    fc = "roi_heads.box_head.fc_norm1"
+    assert [decays[f"{fc}.{n}"] for n in NORM_NAMES] == [0.0] * 4
+
+
+def test_norms_decay_when_asked():
+    model, cfg = model_and_config("FRN+TLU", "SOLVER.WEIGHT_DECAY_NORM", 5e-5)
+    decays = decay_by_name(model, cfg)
+    assert {decays[n] for n, p in model.named_parameters() if p in set(norm_parameters(model))} == {
+        5e-5
+    }
+
+
+def test_stock_groups_under_a_stock_norm():
+    """With a norm that detectron2 knows, the parameters decay as under its own optimizer."""
+    from detectron2.solver import build_optimizer as stock_build_optimizer
+
+    cfg = load_config("quickstart/gn.yaml", ["MODEL.DEVICE", "cpu", "SOLVER.BIAS_LR_FACTOR", 2.0])
+    stock_cfg = cfg.clone()
+    for key, names in BUILDERS.items():
+        for name in names:
+            if get(cfg, key) == normdet_name(name):
+                put(stock_cfg, key, name)
+    settings = []
+    for config, build in ((cfg, build_optimizer), (stock_cfg, stock_build_optimizer)):
+        model = build_model(config)
+        names = {p: name for name, p in model.named_parameters()}
+        groups = build(config, model).param_groups
+        settings.append({names[p]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]})
+    assert settings[0] == settings[1]
+
+
+def test_detectron2s_own_channel_norm_is_a_norm_too():
+    from detectron2.layers.batch_norm import LayerNorm
+
+    model = nn.Sequential(LayerNorm(4), nn.Conv2d(4, 4, 1))
+    assert set(norm_parameters(model)) == set(model[0].parameters())
+
+
+def test_clipping_is_detectron2s():
+    model, cfg = model_and_config("FRN+TLU")
+    assert cfg.SOLVER.CLIP_GRADIENTS.ENABLED
+    optimizer = build_optimizer(cfg, model)
+    assert isinstance(optimizer, torch.optim.SGD) and "Clip" in type(optimizer).__name__
