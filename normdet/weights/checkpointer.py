@@ -1,0 +1,301 @@
+"""The checkpointer: safe to load from, atomic to save to, and it says what it loaded."""
+
+import logging
+import os
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any
+from urllib.parse import parse_qs, urlparse
+
+import numpy as np
+import torch
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
+from fvcore.common.config import CfgNode
+from torch import nn
+
+from normdet.errors import NormdetError
+
+from .checks import check_weights, describe
+from .files import TEMPORARY_SUFFIX, UnreadableFileError, atomic_file, load_file, save_file
+
+
+@dataclass
+class LoadReport:
+    """Where a model's tensors came from.
+
+    Attributes:
+        source: path or URL as given; `""` where nothing was loaded.
+        matched: the model's tensors that the file filled.
+        missing: the model's tensors that the file does not have; they keep their start value.
+        unexpected: the file's tensors that the model does not have.
+        reinitialized: the model's tensors that the file has but that do not fit, and why.
+        warnings: one sentence each, from :func:`check_weights`.
+    """
+
+    source: str = ""
+    matched: list[str] = field(default_factory=list)
+    missing: list[str] = field(default_factory=list)
+    unexpected: list[str] = field(default_factory=list)
+    reinitialized: dict[str, str] = field(default_factory=dict)
+    warnings: list[str] = field(default_factory=list)
+
+    def part_sources(self, prefixes: Iterable[str]) -> dict[str, str]:
+        """For each prefix of tensor names: the source, `"start values"`, or how much of which."""
+        sources = {}
+        for prefix in prefixes:
+            loaded = sum(key.startswith(prefix) for key in self.matched)
+            others = (*self.missing, *self.reinitialized)
+            total = loaded + sum(key.startswith(prefix) for key in others)
+            sources[prefix] = (
+                "start values" if not loaded
+                else self.source if loaded == total
+                else f"{self.source} ({loaded} of {total} tensors)"
+            )  # fmt: skip
+        return sources
+
+    def to_dict(self) -> dict[str, Any]:
+        """The report as plain values, for JSON."""
+        return asdict(self)
+
+    def __str__(self) -> str:
+        total = len(self.matched) + len(self.missing) + len(self.reinitialized)
+        lines = [f"{len(self.matched)} of the model's {total} tensors loaded from {self.source}"]
+        lines += [f"{key} starts anew: {why}" for key, why in self.reinitialized.items()]
+        for title, keys in (("not in the file", self.missing), ("not used", self.unexpected)):
+            if keys:
+                parts = Counter(".".join(key.split(".")[:2]) for key in keys)
+                counts = ", ".join(f"{part} ({n})" for part, n in parts.items())
+                lines.append(f"{title}: {counts}")
+        return "\n".join(lines)
+
+
+class Checkpointer(DetectionCheckpointer):
+    """detectron2's checkpointer, with :func:`load_file` and :func:`save_file` underneath.
+
+    Args:
+        model: as detectron2's.
+        save_dir: a local folder, used by this run alone.
+        allow_unsafe: see :func:`load_file`.
+        cfg: the run's config; with it, checkpoints carry its norms and input conventions, and
+            loading checks them with :func:`check_weights`.
+        save_to_disk: as detectron2's: by default on the main process alone.
+        checkpointables: as detectron2's.
+
+    Attributes:
+        report: the :class:`LoadReport` of the last load.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        save_dir: str = "",
+        *,
+        allow_unsafe: bool = False,
+        cfg: CfgNode | None = None,
+        save_to_disk: bool | None = None,
+        **checkpointables: Any,
+    ) -> None:
+        super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
+        self.allow_unsafe = allow_unsafe
+        self.cfg = cfg
+        self.report = LoadReport()
+        self.logger = logging.getLogger(__name__)
+
+    def save(self, name: str, **extra: Any) -> None:
+        """Write `name`.pth atomically, then point `last_checkpoint` at it.
+
+        Raises:
+            NormdetError: the disk refuses, or something to save could not be loaded safely.
+        """
+        if not self.save_dir or not self.save_to_disk:
+            return
+        # What a killed save left behind; the folder belongs to this run alone.
+        for leftover in Path(self.save_dir).glob(f".*{TEMPORARY_SUFFIX}"):
+            leftover.unlink(missing_ok=True)
+        data = {"model": self.model.state_dict()}
+        data |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
+        if self.cfg is not None:
+            data["normdet"] = describe(self.cfg)
+        path = os.path.join(self.save_dir, f"{name}.pth")
+        self.logger.info("Saving checkpoint to %s", path)
+        save_file(data | extra, path)
+        self.tag_last_checkpoint(os.path.basename(path))
+
+    def tag_last_checkpoint(self, last_filename_basename: str) -> None:
+        """Name the checkpoint that a resumed run starts from."""
+        with atomic_file(os.path.join(self.save_dir, "last_checkpoint")) as file:
+            file.write(last_filename_basename.encode())
+
+    def load(self, path: str, checkpointables: list[str] | None = None) -> dict[str, Any]:
+        """Load weights, and the state of the checkpointables named (all of them for `None`).
+
+        Returns:
+            What else the file holds.
+
+        Raises:
+            NormdetError: the file cannot be had, read, used with this config, or holds none of
+                the model's tensors, one that is not finite, or a state that does not fit; the
+                model keeps its weights except in the last case.
+        """
+        self.report = LoadReport(source=path or "")
+        if not path:
+            return super().load(path, checkpointables)
+        self._fetch(path)
+        try:
+            checkpoint = super().load(path, [])
+        finally:  # detectron2 would refuse the next load after a failed one
+            self._parsed_url_during_load = None
+        for key in self.checkpointables if checkpointables is None else checkpointables:
+            if key in checkpoint:
+                try:
+                    self.checkpointables[key].load_state_dict(checkpoint.pop(key))
+                except (KeyError, TypeError, ValueError, AttributeError) as error:
+                    raise NormdetError(
+                        f"{path} does not resume this run, its {key!r} state does not fit: {error}"
+                    ) from error
+        return checkpoint
+
+    def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
+        """Resume from the folder's last checkpoint if asked and there is one, else load `path`.
+
+        Where the last checkpoint is damaged, the run resumes from the latest that is intact and
+        says so.
+
+        Raises:
+            NormdetError: as :meth:`load`, or no checkpoint of the folder is intact.
+        """
+        if not (resume and self.has_checkpoint()):
+            return self.load(path, checkpointables=[])
+        last = self.get_checkpoint_file()
+        try:
+            return self.load(last)
+        except UnreadableFileError as error:
+            intact = self._latest_intact()
+            if intact is None:
+                raise NormdetError(
+                    f"{error}; {self.save_dir} has no intact checkpoint to resume from instead"
+                ) from error
+            self.logger.warning("%s; resuming from %s, the latest that is intact", error, intact)
+            return self.load(intact)
+
+    def _latest_intact(self) -> str | None:
+        """The readable checkpoint of this run with the highest iteration, at a read of each."""
+        iterations = {}
+        for file in self.get_all_checkpoint_files():
+            try:
+                checkpoint = load_file(file, allow_unsafe=self.allow_unsafe)
+            except UnreadableFileError:
+                continue
+            if {"model", "iteration", *self.checkpointables} <= checkpoint.keys():
+                iterations[file] = checkpoint["iteration"]
+        return max(iterations, key=iterations.__getitem__, default=None)
+
+    def _fetch(self, source: str) -> None:
+        """Have the file at hand, so that what is missing is told in a sentence."""
+        url = urlparse(source)._replace(query="").geturl()
+        try:
+            local = self.path_manager.get_local_path(url)
+        # Handlers raise what their catalogs and clients raise.
+        except Exception as error:
+            raise UnreadableFileError(f"{source} cannot be fetched: {error}") from error
+        if not os.path.isfile(local):
+            raise UnreadableFileError(f"{source} does not exist")
+
+    def _load_file(self, filename: str) -> dict[str, Any]:
+        """Read a file and bring it to `{"model": tensors by name, ...}`, as detectron2 does."""
+        loaded = load_file(filename, allow_unsafe=self.allow_unsafe)
+        source = self.report.source
+        if filename.endswith(".pkl") and not {"model", "__author__"} <= loaded.keys():
+            # Caffe2: detectors have "blobs", ImageNet models are the blobs.
+            blobs = loaded.get("blobs", loaded)
+            blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
+            loaded = {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
+        elif filename.endswith(".pyth"):
+            if "model_state" not in loaded:
+                raise NormdetError(f"{source} has no 'model_state', which pycls files have")
+            state = loaded["model_state"]
+            loaded = {"model": state, "__author__": "pycls", "matching_heuristics": True}
+        elif "model" not in loaded:
+            loaded = {"model": loaded}
+        query = parse_qs(self._parsed_url_during_load.query)
+        if query.pop("matching_heuristics", None) == ["True"]:
+            loaded["matching_heuristics"] = True
+        if query:
+            raise NormdetError(f"{source}: only ?matching_heuristics=True is known")
+        loaded["model"] = _as_tensors(loaded["model"], source)
+        return loaded
+
+    def _load_model(self, checkpoint: dict[str, Any]) -> Any:
+        report = self.report
+        if self.cfg is not None:
+            report.warnings = check_weights(self.cfg, checkpoint, report.source)
+        state = self.model.state_dict()
+        if checkpoint.pop("matching_heuristics", False):
+            author = checkpoint.get("__author__")
+            checkpoint["model"] = _align(state, checkpoint["model"], author, report.source)
+        shapes = {k.removeprefix("module."): tuple(v.shape) for k, v in checkpoint["model"].items()}
+        if not any(tuple(value.shape) == shapes.get(key) for key, value in state.items()):
+            examples = " and ".join(repr(next(iter(names), "")) for names in (shapes, state))
+            raise NormdetError(
+                f"{report.source} has none of the model's tensors, nothing is loaded "
+                f"(their first names are {examples})"
+            )
+        incompatible = super()._load_model(checkpoint)
+
+        missing, unexpected = set(incompatible.missing_keys), set(incompatible.unexpected_keys)
+        misfits = {key: theirs for key, theirs, _ in incompatible.incorrect_shapes}
+        # The heuristics leave what does not fit unmatched, under a name that ends the model's.
+        for key in missing - misfits.keys():
+            endings = [k for k in unexpected if key == k or key.endswith(f".{k}")]
+            if endings:
+                ending = max(endings, key=len)
+                misfits[key] = shapes[ending]
+                unexpected.discard(ending)
+        filled = {state[key].data_ptr() for key in state if key in shapes and key not in misfits}
+        for key in state:
+            if key in misfits:
+                ours = tuple(state[key].shape)
+                report.reinitialized[key] = f"{misfits[key]} in the file, {ours} in the model"
+            # A tensor with two names is there if either is.
+            elif key in shapes or (key in missing and state[key].data_ptr() in filled):
+                report.matched.append(key)
+            # Counters of batches are no weights; FrozenBN may lack statistics, and says so itself.
+            elif key in missing and not key.endswith("num_batches_tracked"):
+                report.missing.append(key)
+        report.unexpected = sorted(k for k in unexpected if not k.endswith("num_batches_tracked"))
+        return incompatible
+
+    def _log_incompatible_keys(self, incompatible: Any) -> None:
+        self.logger.info("%s", self.report)
+        for warning in self.report.warnings:
+            self.logger.warning("%s", warning)
+
+
+def _align(state: Mapping, weights: dict, author: str | None, source: str) -> dict:
+    """Bring a zoo file's names to the model's by detectron2's heuristics."""
+    try:
+        return align_and_update_state_dicts(state, weights, c2_conversion=author == "Caffe2")
+    # How the heuristics end on names that they were not made for.
+    except (AssertionError, IndexError, ValueError) as error:
+        raise NormdetError(f"{source}: its names do not match the model's: {error}") from error
+
+
+def _as_tensors(weights: Any, source: str) -> dict[str, torch.Tensor]:
+    """Check that `weights` are finite tensors by name, numpy's included."""
+    if not isinstance(weights, dict):
+        raise UnreadableFileError(
+            f"{source} has a {type(weights).__name__} where tensors should be"
+        )
+    for name, value in weights.items():
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+            weights[name] = value = torch.as_tensor(value)
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
+            raise UnreadableFileError(
+                f"{source}: {name!r} is a {type(value).__name__}, not a tensor"
+            )
+        if value.is_floating_point() and not value.isfinite().all():
+            raise NormdetError(f"{source} is refused, its tensor {name} has NaN or infinite values")
+    return weights

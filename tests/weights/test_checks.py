@@ -1,0 +1,182 @@
+"""A config that would misuse its weights is refused with the key and the way out."""
+
+import pytest
+import torch
+from detectron2.config import get_cfg
+
+from normdet.errors import NormdetError
+from normdet.weights import check_weights
+from normdet.weights.checks import describe
+
+LAYER = "backbone.bottom_up.res2.0.conv1"
+RGB = ("INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53])
+TORCHVISION = (*RGB, "MODEL.PIXEL_STD", [58.395, 57.12, 57.375])
+ZOO = "detectron2://ImageNetPretrained/"
+
+
+def config(norm="FrozenBN", stride=True, *options):
+    cfg = get_cfg()
+    cfg.merge_from_list(["MODEL.RESNETS.STRIDE_IN_1X1", stride, *options])
+    cfg.MODEL.RESNETS.NORM = norm
+    return cfg
+
+
+def weights(mean=None, variance=None, layer=LAYER, scale=2.0):
+    affine = torch.full((2,), scale)
+    state = {f"{layer}.weight": torch.ones(2, 2, 1, 1), f"{layer}.norm.weight": affine}
+    if mean is not None:
+        state[f"{layer}.norm.running_mean"] = torch.full((2,), mean)
+        state[f"{layer}.norm.running_var"] = torch.full((2,), variance)
+    return state
+
+
+BN = weights(0.5, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("source", "stride", "options"),
+    [
+        (f"{ZOO}MSRA/R-50.pkl", True, ()),
+        (f"{ZOO}MSRA/R-101.pkl", True, ()),
+        ("catalog://ImageNetPretrained/FAIR/R-50-GN", False, ()),
+        ("/data/R-101-GN.pkl", False, ()),
+        (f"{ZOO}torchvision/R-50.pkl", False, TORCHVISION),
+        (f"{ZOO}FAIR/X-101-32x8d.pkl", False, ("MODEL.PIXEL_STD", [57.375, 57.12, 58.395])),
+        ("detectron2://COCO-Detection/retinanet_R_50_FPN_1x/1/model_final_b.pkl", True, ()),
+        ("detectron2://COCO-Detection/faster_rcnn_R_50_C4_1x/1/model_final_b.pkl", True, ()),
+        ("detectron2://COCO-PanopticSegmentation/panoptic_fpn_R_50_1x/1/m_d.pkl", True, ()),
+        ("detectron2://Misc/scratch_mask_rcnn_R_50_FPN_3x_gn/1/model_final_d.pkl", False, ()),
+    ],
+)
+def test_stride_of_published_weights(source, stride, options):
+    check_weights(config("FrozenBN", stride, *options), BN, source)
+    wrong = config("FrozenBN", not stride, *options)
+    with pytest.raises(NormdetError, match=f'set MODEL.RESNETS.STRIDE_IN_1X1 "{stride}"$'):
+        check_weights(wrong, BN, source)
+    # Basic blocks have no such convolution.
+    wrong.MODEL.RESNETS.DEPTH = 18
+    check_weights(wrong, BN, source)
+
+
+@pytest.mark.parametrize(
+    "source",
+    [
+        "R-50.pkl",
+        "/data/torchvision/R-50.pth",
+        "out/MSRA/model.pth",
+        "detectron2://Misc/scratch_mask_rcnn_R_50_FPN_9x_gn/1/m.pkl",  # with a std of its own
+    ],
+)
+def test_nothing_is_claimed_of_unknown_files(source):
+    for stride in (True, False):
+        assert check_weights(config("BN", stride), BN, source) == []
+
+
+def test_author_in_the_file_tells_what_its_name_does_not():
+    checkpoint = {"model": BN, "__author__": "torchvision"}
+    check_weights(config("FrozenBN", False, *TORCHVISION), checkpoint, "R-50.pkl")
+    with pytest.raises(NormdetError) as info:
+        check_weights(config("FrozenBN", False), checkpoint, "R-50.pkl")
+    assert str(info.value) == (
+        "R-50.pkl was trained with INPUT.FORMAT RGB, MODEL.PIXEL_STD [58.395, 57.12, 57.375], "
+        "the config has INPUT.FORMAT BGR, MODEL.PIXEL_STD [1.0, 1.0, 1.0]: set "
+        'INPUT.FORMAT "RGB" MODEL.PIXEL_STD "[58.395, 57.12, 57.375]" '
+        'MODEL.PIXEL_MEAN "[123.675, 116.28, 103.53]"'
+    )
+
+
+def test_statistics_of_own_images_are_no_error():
+    own = (*TORCHVISION, "MODEL.PIXEL_MEAN", [40.0, 40.0, 40.0], "MODEL.PIXEL_STD", [30.0] * 3)
+    checkpoint = {"model": BN, "__author__": "torchvision"}
+    (warning,) = check_weights(config("FrozenBN", False, *own), checkpoint, "R-50.pkl")
+    assert (
+        "MODEL.PIXEL_MEAN [123.675, 116.28, 103.53], the config has [40.0, 40.0, 40.0]" in warning
+    )
+    gray = ("INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", [0.0], "MODEL.PIXEL_STD", [1.0])
+    check_weights(config("FrozenBN", True, *gray), BN, f"{ZOO}MSRA/R-50.pkl")
+
+
+@pytest.mark.parametrize(
+    ("source", "norm", "way_out"),
+    [
+        ("jhu/R-50-GN-WS.pth", "GN", "GN+WS"),
+        ("resnet50_gn_ws-15beedd8.pth", "FRN+TLU", "FRN+TLU+WS"),
+        ("mask_rcnn_r50_fpn_gn_ws-all_2x_coco.pth", "FrozenBN", "FrozenBN+WS"),
+        (f"{ZOO}MSRA/R-50.pkl", "GN+WS", "GN"),
+        ("R-50-GN.pkl", "FRN+TLU+WS", "FRN+TLU"),
+    ],
+)
+def test_weight_standardization_must_agree(source, norm, way_out):
+    cfg = config(norm, "MSRA" in source)
+    with pytest.raises(NormdetError, match="weight standardization") as info:
+        check_weights(cfg, weights(), source)
+    assert str(info.value).endswith(f"set MODEL.RESNETS.NORM {way_out}")
+    cfg.MODEL.RESNETS.NORM = way_out
+    check_weights(cfg, weights(), source)
+
+
+def test_unknown_standardization_is_a_warning():
+    (warning,) = check_weights(config("BN+WS"), BN, "mine.pth")
+    assert "nothing tells whether mine.pth was trained with WS" in warning
+
+
+def test_each_part_of_our_own_checkpoint_is_compared():
+    trained = config("GN")
+    trained.MODEL.ROI_MASK_HEAD.NORM = "GN+WS"
+    state = {**weights(), "roi_heads.mask_head.mask_fcn1.weight": torch.ones(1)}
+    checkpoint = {"model": state, "normdet": describe(trained)}
+    assert check_weights(trained, checkpoint, "m.pth") == []
+    asked = config("GN")
+    with pytest.raises(NormdetError, match=r"ROI_MASK_HEAD\.NORM is '': .* NORM \+WS$|set .*WS"):
+        check_weights(asked, checkpoint, "m.pth")
+    del state["roi_heads.mask_head.mask_fcn1.weight"]  # a backbone alone has no such part
+    assert check_weights(asked, checkpoint, "m.pth") == []
+    asked.MODEL.RESNETS.STRIDE_IN_1X1 = False
+    with pytest.raises(NormdetError, match="STRIDE_IN_1X1"):
+        check_weights(asked, checkpoint, "m.pth")
+
+
+def test_dialects_of_weight_standardization_must_agree():
+    cfg = config("GN+WS")
+    said = describe(cfg)
+    said["settings"]["MODEL.NORMDET.WS.DIALECT"] = "timm"
+    cfg.MODEL.NORMDET = type(cfg)({"WS": {"DIALECT": "jhu"}})
+    with pytest.raises(NormdetError, match=r"set MODEL\.NORMDET\.WS\.DIALECT timm$"):
+        check_weights(cfg, {"model": weights(), "normdet": said}, "m.pth")
+
+
+CAFFE2 = {
+    "conv1_w": torch.ones(1), "res_conv1_bn_s": torch.ones(1), "res_conv1_bn_b": torch.ones(1),
+}  # fmt: skip
+UNFOLDED = CAFFE2 | {"res_conv1_bn_running_var": torch.ones(1) * 2}
+UNTRAINED = weights(0.0, 1.0, scale=1.0)
+HEAD_ONLY = weights(0.0, 1.0, "roi_heads.box_head.conv1")
+
+
+@pytest.mark.parametrize("state", [CAFFE2, weights(), weights(0.0, 1 - 1e-5)])
+def test_folded_statistics_stay_frozen(state):
+    for norm in ("BN", "SyncBN", "naiveSyncBN"):
+        with pytest.raises(NormdetError, match=r"folded .* set MODEL\.RESNETS\.NORM FrozenBN"):
+            check_weights(config(norm), state, "w.pkl")
+    assert check_weights(config("FrozenBN"), state, "w.pkl") == []
+    all_frozen = config("BN", True, "MODEL.BACKBONE.FREEZE_AT", 5)
+    assert check_weights(all_frozen, state, "w.pkl") == []
+
+
+@pytest.mark.parametrize("state", [BN, UNFOLDED, HEAD_ONLY, UNTRAINED, {}])
+def test_statistics_that_are_there_may_be_trained(state):
+    assert check_weights(config("SyncBN"), state, "w.pkl") == []
+
+
+@pytest.mark.parametrize("norm", ["GN", "FRN+TLU", "LN", "IN"])
+def test_batch_statistics_lost_by_another_norm_are_a_warning(norm):
+    (warning,) = check_weights(config(norm), BN, "w.pth")
+    assert f"w.pth was trained with BN and MODEL.RESNETS.NORM is {norm}" in warning
+    assert "function is lost" in warning
+
+
+def test_norm_of_group_norm_weights():
+    caffe2 = {"conv1_w": torch.ones(1), "conv1_gn_s": torch.ones(1)}
+    assert check_weights(config("GN"), caffe2, "w.pkl") == []
+    (warning,) = check_weights(config("BN"), caffe2, "w.pkl")
+    assert "trained with GN" in warning
