@@ -40,7 +40,7 @@ def two_images(request) -> list[dict]:
     except pytest.skip.Exception:
         from tests.modeling.test_same_as_stock import images
 
-        return [{**x, "image": x["image"].float()} for x in images("mask_rcnn")]
+        return images("mask_rcnn")
     from detectron2.data import DatasetMapper
     from detectron2.data import transforms as T
 

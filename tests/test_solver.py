@@ -71,7 +71,9 @@ def test_stock_groups_under_a_stock_norm():
         model = build_model(config)
         names = {p: name for name, p in model.named_parameters()}
         groups = build(config, model).param_groups
-        settings.append({names[p]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]})
+        settings.append(
+            {names[p]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+        )
     assert settings[0] == settings[1]
 
 

@@ -20,6 +20,7 @@ from normdet.errors import NormdetError
 
 from .checks import check_weights, describe
 from .files import TEMPORARY_SUFFIX, UnreadableFileError, atomic_file, load_file, save_file
+from .importers import is_torchvision_resnet, rename_torchvision_resnet
 
 
 @dataclass
@@ -219,13 +220,16 @@ class Checkpointer(DetectionCheckpointer):
             state = loaded["model_state"]
             loaded = {"model": state, "__author__": "pycls", "matching_heuristics": True}
         elif "model" not in loaded:
-            loaded = {"model": loaded}
+            loaded = {"model": loaded.get("state_dict", loaded)}
         query = parse_qs(self._parsed_url_during_load.query)
         if query.pop("matching_heuristics", None) == ["True"]:
             loaded["matching_heuristics"] = True
         if query:
             raise NormdetError(f"{source}: only ?matching_heuristics=True is known")
         loaded["model"] = _as_tensors(loaded["model"], source)
+        if is_torchvision_resnet(loaded["model"]):
+            loaded["model"] = rename_torchvision_resnet(loaded["model"])
+            loaded["matching_heuristics"] = True
         return loaded
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:

