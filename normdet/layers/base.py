@@ -51,6 +51,27 @@ class NormLayer(nn.Module):
         """The parameters weight decay must leave alone: gamma, beta, tau and learned epsilons."""
         return self.parameters(recurse=False)
 
+    def after_step(self) -> None:
+        """What must happen after each optimizer step."""
+
+    def rates(self) -> dict[str, float]:
+        """Parameters, by name, that train at a multiple of the learning rate."""
+        return {}
+
+    def scalars(self) -> dict[str, float]:
+        """Numbers worth a curve."""
+        return {}
+
     def extra_repr(self) -> str:
         activation = f", activation={self.activation!r}" if self.activation else ""
         return f"{self.num_features}, eps={self.eps:g}{activation}"
+
+
+def after_step(model: nn.Module) -> None:
+    """Tell every norm of a model that the optimizer made a step: call it after each.
+
+    BIN keeps its gate in [0, 1] here and BRN counts its schedule; the other norms need nothing.
+    """
+    for module in model.modules():
+        if isinstance(module, NormLayer):
+            module.after_step()

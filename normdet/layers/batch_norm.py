@@ -3,14 +3,13 @@
 import torch
 from torch import nn
 
-from ..ops import act, frozen_bn_act
+from ..ops import frozen_bn_act
 from .base import NormLayer
+from .batch_statistics import BatchStatistics
 
 
-class _BatchNorm(NormLayer):
+class _BatchNorm(BatchStatistics):
     """torch's BatchNorm, so that tools that look for one find one, with a fused activation."""
-
-    batch_statistics = True
 
     def __init__(
         self,
@@ -24,20 +23,23 @@ class _BatchNorm(NormLayer):
         self._init_activation(num_features, activation)
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
-        """BN's own forward, without the activation: what subclasses replace."""
         # A worker without a single region still runs its heads: nothing to normalize or learn from.
         if x.numel() == 0:
             return frozen_bn_act(
                 x, self.weight, self.bias, self.running_mean, self.running_var, eps=self.eps
             )
-        return super().forward(x)
+        return nn.modules.batchnorm._BatchNorm.forward(self, x)
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self._check_input(x)
-        return act(self.normalize(x), self.tau, activation=self.activation)
-
-    def extra_repr(self) -> str:
-        return f"{NormLayer.extra_repr(self)}, momentum={self.momentum}"
+    def frozen(self) -> nn.Module:
+        """Its frozen form: the averages fixed, and the affine with them."""
+        frozen = FrozenBatchNorm2d(self.num_features, self.eps, self.activation)
+        frozen.num_batches_tracked = self.num_batches_tracked
+        frozen.load_state_dict(self.state_dict())
+        if hasattr(self, "option"):
+            frozen.option = "+".join(["FrozenBN", *self.option.split("+")[1:]])
+        if frozen.tau is not None:
+            frozen.tau.requires_grad = self.tau.requires_grad
+        return frozen.to(self.running_mean.device).train(self.training)
 
 
 class BatchNorm1d(_BatchNorm, nn.BatchNorm1d):
@@ -101,19 +103,13 @@ class FrozenBatchNorm2d(NormLayer):
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """Replace every BN below `module` by its frozen form, activations kept; returns the result.
+    """Fix the statistics of every norm below `module`, activations kept; returns the result.
 
-    A module that is itself a BN is not changed but returned anew.
+    BN is replaced by its frozen form, and a module that is itself a BN is not changed but returned
+    anew; other norms with batch statistics stay in test mode from now on.
     """
-    if isinstance(module, _BatchNorm):
-        frozen = FrozenBatchNorm2d(module.num_features, module.eps, module.activation)
-        frozen.num_batches_tracked = module.num_batches_tracked
-        frozen.load_state_dict(module.state_dict())
-        if hasattr(module, "option"):
-            frozen.option = "+".join(["FrozenBN", *module.option.split("+")[1:]])
-        if frozen.tau is not None:
-            frozen.tau.requires_grad = module.tau.requires_grad
-        return frozen.to(module.running_mean.device).train(module.training)
+    if isinstance(module, BatchStatistics):
+        return module.frozen()
     for name, child in module.named_children():
         setattr(module, name, freeze_batch_norm(child))
     return module

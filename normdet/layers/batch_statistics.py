@@ -1,0 +1,144 @@
+"""What the norms with batch statistics share: the moments, their running averages, workers."""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NormdetError
+from ..ops import act
+from .base import NormLayer
+from .moments import affine, instance_moments, pool, pool_workers, several_workers
+
+_RANKS = {None: None, 0: (2,), 1: (3,), 2: (4,), 3: (5,)}
+
+
+class BatchStatistics(NormLayer):
+    """What batch norm and its kin do: normalize by their batch, learn running averages of it.
+
+    A subclass writes :meth:`normalize`, usually from :meth:`batch_moments` and
+    :meth:`scale_and_shift`.
+
+    Attributes:
+        needs_batch: whether one value per channel is too little to train on.
+        sync: whether the batch is that of all workers. It then takes one small gather forward and
+            one small all-reduce backward, and every worker must call the layer, with an empty batch
+            if it has none.
+        is_frozen: whether it stays in test mode, whatever `train()` says.
+    """
+
+    batch_statistics = True
+    needs_batch = True
+    sync = False
+    is_frozen = False
+
+    def normalize(self, x: Tensor) -> Tensor:
+        """The method itself, affine included, without the activation."""
+        raise NotImplementedError
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        return act(self.normalize(x), self.tau, activation=self.activation)
+
+    def learns_from(self, x: Tensor) -> bool:
+        """Whether `x` is normalized by its batch; an empty one only with other workers' shares."""
+        return self.training and (x.numel() > 0 or self.pools_workers())
+
+    def pools_workers(self) -> bool:
+        return self.sync and several_workers()
+
+    def batch_moments(
+        self, x: Tensor, instance: tuple[Tensor, Tensor] | None = None
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Mean and variance `(C,)` to normalize by, and the count per channel they come from.
+
+        The running averages where nothing is to be learned; else the batch's, differentiable, after
+        the running averages have learned them.
+
+        Args:
+            instance: the instance moments `(N, C)` of `x`, if they are known already.
+        """
+        count = torch.full((), x.numel() // self.num_features, device=x.device)
+        if not self.learns_from(x):
+            return self.running_mean, self.running_var, count
+        mean, var = pool(*(instance or instance_moments(x)), dim=0)
+        if self.pools_workers():
+            mean, var, count = pool_workers(mean, var, count)
+        elif self.needs_batch and x.numel() == self.num_features:
+            raise NormdetError(
+                f"{type(self).__name__} takes more than 1 value per channel when training, got "
+                f"{tuple(x.shape)}; GN, LN and FRN normalize a single example"
+            )
+        self._learn(mean, var, count)
+        return mean, var, count
+
+    @torch.no_grad()
+    def _learn(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
+        """As torch's batch norm; from a single value there is no unbiased variance to learn."""
+        learnable = count > 1
+        rate = (self.momentum * learnable).to(self.running_mean.dtype)
+        self.num_batches_tracked.add_(learnable)
+        self.running_mean.lerp_(mean.to(rate.dtype), rate)
+        if self.running_var is not None:
+            unbiased = var * count / (count - 1).clamp(min=1)
+            self.running_var.lerp_(unbiased.to(rate.dtype), rate)
+
+    def scale_and_shift(
+        self, x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor | None = None
+    ) -> Tensor:
+        """`((x - centre) * scale + shift) * gamma + beta`; gamma and beta may be `None`."""
+        if self.weight is not None:
+            scale = scale * self.weight
+            shift = shift if shift is None else shift * self.weight
+        if self.bias is not None:
+            shift = self.bias if shift is None else shift + self.bias
+        return affine(x, centre, scale, shift)
+
+    def frozen(self) -> nn.Module:
+        """Itself, from now on in test mode: what stands in its place in a frozen stage."""
+        self.is_frozen = True
+        return self.eval()
+
+    def train(self, mode: bool = True):
+        return super().train(mode and not self.is_frozen)
+
+    def extra_repr(self) -> str:
+        sync = ", sync=True" if self.sync else ""
+        return f"{NormLayer.extra_repr(self)}, momentum={self.momentum}{sync}"
+
+
+class RunningNorm(BatchStatistics):
+    """Base of the norms with batch statistics that are not torch's own batch norm.
+
+    State-dict keys are those of torch's batch norm, and what a method adds.
+
+    Args:
+        num_features: channels `C` of an input `(N, C, *S)`.
+        eps: added to variances.
+        momentum: the share of a batch in the running averages.
+        activation: `None`, `"ReLU"` or `"TLU"`.
+        dims: spatial dimensions the input must have, 0 for `(N, C)`; `None` for any.
+        sync: take the batch of all workers (:class:`BatchStatistics`).
+
+    Raises:
+        NormdetError: on unfit input, or one value per channel in training.
+    """
+
+    def __init__(
+        self,
+        num_features: int,
+        eps: float = 1e-5,
+        momentum: float = 0.1,
+        activation: str | None = None,
+        dims: int | None = None,
+        sync: bool = False,
+    ):
+        super().__init__()
+        self.num_features = num_features
+        self.eps = eps
+        self.momentum = momentum
+        self.sync = sync
+        self.ranks = _RANKS[dims]
+        self._init_affine(num_features)
+        self._init_activation(num_features, activation)
+        self.register_buffer("running_mean", torch.zeros(num_features))
+        self.register_buffer("running_var", torch.ones(num_features))
+        self.register_buffer("num_batches_tracked", torch.tensor(0, dtype=torch.long))

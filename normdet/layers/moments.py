@@ -1,0 +1,146 @@
+"""Means and variances, of examples, batches and all workers, and the affine that uses them.
+
+Everything of activation size happens in two functions, :func:`instance_moments` and
+:func:`affine`; each keeps `x` for backward and nothing else of its size. What lies between them, a
+method's own formula, is autograd over `(N, C)` or `(C,)` numbers.
+"""
+
+import torch
+import torch.distributed as dist
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from ..ops.reference import wide
+
+
+def _space(x: Tensor) -> list[int]:
+    return list(range(2, x.dim()))
+
+
+def _sum_space(x: Tensor) -> Tensor:
+    """`(N, C, *S)` summed to `(N, C)`."""
+    return x.sum(_space(x)) if x.dim() > 2 else x
+
+
+def spread(p: Tensor, x: Tensor) -> Tensor:
+    """Shape `(C,)` or `(N, C)` to act on `x` `(N, C, *S)`, in its precision."""
+    p = wide(p).to(wide(x.new_empty(0)).dtype)
+    return p.reshape(*(p.shape if p.dim() == 2 else (1, -1)), *[1] * (x.dim() - 2))
+
+
+class _InstanceMoments(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x):
+        var, mean = torch.var_mean(wide(x), _space(x), correction=0)
+        ctx.save_for_backward(x, mean)
+        return mean, var
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_mean, grad_var):
+        x, mean = ctx.saved_tensors
+        count = max(x.numel() // max(mean.numel(), 1), 1)
+        centred = wide(x) - spread(mean, x)
+        grad = torch.addcmul(spread(grad_mean / count, x), centred, spread(grad_var * 2 / count, x))
+        return grad.to(x.dtype)
+
+
+def instance_moments(x: Tensor) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each example and channel over space, both `(N, C)` in fp32.
+
+    One pass over `x`; keeps `x` for backward.
+    """
+    if x.dim() == 2:
+        return wide(x), torch.zeros_like(wide(x))
+    return _InstanceMoments.apply(x)
+
+
+def instance_means(x: Tensor) -> Tensor:
+    """The mean alone, `(N, C)`; keeps nothing of activation size."""
+    return x.mean(_space(x), dtype=wide(x.new_empty(0)).dtype) if x.dim() > 2 else wide(x)
+
+
+def pool(mean: Tensor, var: Tensor, dim: int) -> tuple[Tensor, Tensor]:
+    """The moments of parts of one size laid together along `dim`; zeros where there are none.
+
+    Layer moments pool instance moments over channels, batch moments over examples.
+    """
+    count = max(mean.shape[dim], 1)
+    pooled = mean.sum(dim, keepdim=True) / count
+    var = var.sum(dim) / count + (mean - pooled).square().sum(dim) / count
+    return pooled.squeeze(dim), var
+
+
+def several_workers() -> bool:
+    """Whether there are other processes to share a batch with."""
+    return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
+
+
+class _PoolWorkers(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, mean, var, count):
+        mine = torch.cat([mean, var, count.view(1)])
+        parts = [torch.empty_like(mine) for _ in range(dist.get_world_size())]
+        dist.all_gather(parts, mine)
+        means, variances, counts = torch.stack(parts).split([len(mean), len(var), 1], dim=1)
+        total = counts.sum()
+        shares = counts / total.clamp(min=1)
+        pooled = (shares * means).sum(0)
+        pooled_var = (shares * (variances + (means - pooled).square())).sum(0)
+        ctx.save_for_backward(mean - pooled, count / total.clamp(min=1))
+        ctx.mark_non_differentiable(total)
+        return pooled, pooled_var, total
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_mean, grad_var, _):
+        deviation, share = ctx.saved_tensors
+        grads = torch.stack([grad_mean, grad_var])
+        dist.all_reduce(grads)
+        grad_mean, grad_var = grads
+        return share * (grad_mean + 2 * grad_var * deviation), share * grad_var, None
+
+
+def pool_workers(mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
+    """The moments `(C,)` of all workers' batches as if they were one, and its count per channel.
+
+    Each worker weighs as many elements `count` (0-d) as it holds, none included. One small gather
+    forward and one small all-reduce backward: every worker must run both. Deviations are taken
+    from means, so nothing cancels.
+    """
+    return _PoolWorkers.apply(mean, var, count.to(mean.dtype))
+
+
+def _affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+    y = torch.addcmul(spread(shift, x), wide(x) - spread(centre, x), spread(scale, x))
+    return y.to(x.dtype)
+
+
+class _Affine(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx, x, centre, scale, shift):
+        ctx.save_for_backward(x, centre, scale)
+        ctx.dims = [p.dim() for p in (centre, scale, shift)]
+        return _affine(x, centre, scale, shift)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, centre, scale = ctx.saved_tensors
+        kept = wide(grad) * spread(scale, x)
+        grad_shift = _sum_space(wide(grad))
+        grad_scale = _sum_space(wide(grad) * (wide(x) - spread(centre, x)))
+        grad_centre = -grad_shift * scale
+        grads = (grad_centre, grad_scale, grad_shift)
+        grads = [g.sum(0) if d == 1 else g for g, d in zip(grads, ctx.dims, strict=True)]
+        return kept.to(x.dtype), *grads
+
+
+def affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor | None) -> Tensor:
+    """`(x - centre) * scale + shift` with `(C,)` or `(N, C)` numbers, in the dtype of `x`.
+
+    Keeps `x` for backward. A `shift` of `None` is 0.
+    """
+    shift = torch.zeros_like(scale) if shift is None else shift
+    recording = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
+    return (_affine if recording else _Affine.apply)(x, centre, scale, shift)
