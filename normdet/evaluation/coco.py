@@ -49,5 +49,7 @@ def build_evaluator(
         dataset_name,
         tasks=tuple(tasks),
         output_dir=str(output_dir),
+        # COCO counts 100 detections an image; where a model is asked for more, all of them count.
+        max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
     )

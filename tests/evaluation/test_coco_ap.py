@@ -95,6 +95,15 @@ def test_two_datasets_of_like_names_are_kept_apart(cfg, tmp_path):
     assert aps == [pytest.approx(100), pytest.approx(100 * 51 / 101)]
 
 
+def test_more_than_a_hundred_objects_count_where_the_model_may_find_them(cfg, tmp_path):
+    truth = [[x, y, 4, 4] for y in range(0, 60, 6) for x in range(0, 78, 6)]
+    found = [[x, y, x + 4, y + 4] for x, y, _, _ in truth]
+    text = _coco(tmp_path, truth)
+    assert _measure(cfg, text, found)["bbox"]["AP"] < 80
+    cfg.TEST.DETECTIONS_PER_IMAGE = 300
+    assert _measure(cfg, text, found)["bbox"]["AP"] == pytest.approx(100)
+
+
 def test_nothing_found_still_names_every_task(cfg, tmp_path):
     cfg.MODEL.MASK_ON = True
     result = _measure(cfg, _coco(tmp_path, TRUTH), [])
