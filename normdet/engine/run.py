@@ -35,8 +35,8 @@ from normdet.weights.checkpointer import Checkpointer, LoadReport
 
 logger = logging.getLogger(__name__)
 
-# Files that only a training run leaves in its folder.
-_MARKS = ("last_checkpoint", "metrics.json", "config.yaml")
+# Files that only training leaves in its folder: a start that was refused has none of them.
+_MARKS = ("last_checkpoint", "metrics.json", "results.json")
 
 
 def train(args: argparse.Namespace) -> dict | None:

@@ -72,6 +72,12 @@ def test_a_run_says_what_it_is_and_leaves_its_results(command, capsys, tmp_path)
     assert json.loads((folder / "results.json").read_text()) == before
 
 
+def test_a_refused_start_does_not_take_the_folder(command, capsys):
+    for _ in range(2):
+        assert train(command("DATASETS.TRAIN", "('coco:none.json:images',)")) == 2
+        assert "none.json does not exist" in capsys.readouterr().err
+
+
 def test_a_dry_run_trains_and_writes_nothing(command, capsys, tmp_path):
     assert train(command("--dry-run", "--norm", "GN+WS")) == 0
     out = capsys.readouterr().out
