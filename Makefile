@@ -32,12 +32,14 @@ setup:
 	@"$(STARTER)" tools/setup_env.py --python "$(PYTHON)"
 endif
 
+# Waiting threads sleep: on cores that others use too, spinning ones would slow training to a crawl.
 demo: setup
-	$(PY) -m normdet demo $(ARGS)
+	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(PY) -m normdet demo $(ARGS)
 
 # Two threads a process: the tests that start several processes would otherwise crowd the cores.
 test: setup
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} $(PY) -m pytest tests $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
+		$(PY) -m pytest tests $(ARGS)
 
 bench: setup
 	$(PY) -m normdet bench $(ARGS)

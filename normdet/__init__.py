@@ -1,13 +1,23 @@
 """Any normalization as a detectron2 option: `--norm GN`, `GN+WS`, `FRN+TLU`, `SyncBN`.
 
-Importing this registers our backbones and heads with detectron2.
+Importing this registers our backbones and heads with detectron2, as soon as detectron2's are there.
+It is cheap: what a name needs is imported when the name is first used.
 """
 
-from . import modeling as modeling
-from .config import add_normdet_config, config_file, set_norm
+import importlib
+
 from .errors import NormdetError
-from .options import NormOption, parse
+from .registration import register_with_detectron2
 from .version import __version__
+
+_HOME = {
+    "NormOption": "options",
+    "add_normdet_config": "config",
+    "config_file": "config",
+    "parse": "options",
+    "set_norm": "config",
+}
+_MODULES = ("config", "layers", "modeling", "options", "solver")
 
 __all__ = [
     "NormOption",
@@ -18,3 +28,17 @@ __all__ = [
     "parse",
     "set_norm",
 ]
+
+register_with_detectron2()
+
+
+def __getattr__(name: str):
+    if name in _MODULES:
+        return importlib.import_module(f".{name}", __name__)
+    if name in _HOME:
+        return getattr(importlib.import_module(f".{_HOME[name]}", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__, *_MODULES})

@@ -71,11 +71,19 @@ def test_every_builder_of_ours_is_registered():
             assert normdet_name(name) in registries[key]
 
 
-def test_importing_normdet_registers_and_needs_no_order():
+@pytest.mark.parametrize(
+    "imports",
+    ["import normdet", "import detectron2.modeling, normdet", "import normdet, detectron2.engine"],
+)
+def test_importing_normdet_registers_in_any_order_and_is_cheap(imports):
     code = (
-        "import normdet, normdet\n"
+        f"import sys\n{imports}\n"
+        "import normdet\n"
+        "assert 'detectron2' in sys.modules or not {'torch', 'triton'} & set(sys.modules)\n"
         "from detectron2.modeling import BACKBONE_REGISTRY\n"
         "assert 'build_normdet_resnet_fpn_backbone' in BACKBONE_REGISTRY\n"
+        "from normdet import add_normdet_config, set_norm\n"
+        "assert normdet.solver.build_optimizer\n"
     )
     subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
 

@@ -1,0 +1,171 @@
+"""The command `normdet`. What a subcommand needs is imported when it runs: `--help` is quick."""
+
+import argparse
+import importlib
+import itertools
+import os
+import re
+import shutil
+import signal
+import sys
+import warnings
+from collections.abc import Sequence
+from pathlib import Path
+
+from normdet.errors import NormdetError
+from normdet.version import __version__
+
+# How third-party notices begin that no user of normdet can act on.
+_NOISE = (
+    ("`torch.jit.script", FutureWarning),
+    ("`torch.jit.script", DeprecationWarning),
+    ("`torch.cuda.amp.", FutureWarning),
+    ("`broadcast_buffers` is deprecated", FutureWarning),
+    ("torch.meshgrid", UserWarning),
+    ("pkg_resources is deprecated", UserWarning),
+    ("pkg_resources is deprecated", DeprecationWarning),
+    ("The given NumPy array is not writable", UserWarning),  # masks, which are only read
+)
+# Modules of torch that log a warning on being imported by detectron2.
+_NOISY_MODULES = ("torch.utils.cpp_extension", "torch.fx._symbolic_trace")
+
+
+def add_train_arguments(parser: argparse.ArgumentParser) -> None:
+    """The arguments of `normdet train` and `tools/train_net.py`, by detectron2's names."""
+    add = parser.add_argument
+    add("--config-file", required=True, metavar="FILE", help="a YAML file, or one of our own")
+    add("--norm", metavar="OPTION", help="the norm of the usual parts: GN, GN+WS, FRN+TLU, ...")
+    add("--norm-parts", metavar="A,B", help="the parts that --norm goes to, or 'all'")
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine")
+    add("--num-machines", type=int, default=1, metavar="N", help="machines of the job")
+    add("--machine-rank", type=int, default=0, metavar="N", help="this machine's place, from 0")
+    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT where processes meet")
+    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    add("--dry-run", action="store_true", help="print what would run, and stop")
+    add(
+        "--allow-unsafe-weights",
+        action="store_true",
+        help="load weight files that can run code; for files you trust",
+    )
+    add("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
+
+
+def _train(args: argparse.Namespace) -> None:
+    from normdet.engine import train
+
+    train(args)
+
+
+def _eval(args: argparse.Namespace) -> None:
+    args.eval_only = True
+    _train(args)
+
+
+def _norms(args: argparse.Namespace) -> None:
+    from tabulate import tabulate
+
+    from normdet.options import table
+
+    width = shutil.get_terminal_size((160, 24)).columns
+    widths = [max(8, int(width * share)) for share in (0.07, 0.07, 0.22, 0.22, 0.16, 0.19)]
+    print(tabulate(table(), headers="keys", tablefmt="simple_grid", maxcolwidths=widths))
+
+
+def _configs_ls(args: argparse.Namespace) -> None:
+    from normdet.config import config_names
+
+    print("\n".join(config_names()))
+
+
+def _configs_cp(args: argparse.Namespace) -> None:
+    """Copy a config with its base files merged in, so that the copy stands alone."""
+    import yaml
+    from fvcore.common.config import CfgNode
+
+    from normdet.config import config_file
+
+    source = Path(config_file(args.name))
+    target = Path(args.target or source.name)
+    target = target / source.name if target.is_dir() else target
+    if target.exists():
+        raise NormdetError(f"{target} already exists")
+    lines = source.read_text().splitlines(keepends=True)
+    comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    merged = CfgNode.load_yaml_with_base(str(source), allow_unsafe=False)
+    target.write_text(comment + yaml.safe_dump(merged, default_flow_style=None))
+    print(target)
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="normdet", description="Any normalization as a flag of detectron2's detectors."
+    )
+    parser.add_argument("--version", action="version", version=f"normdet {__version__}")
+    commands = parser.add_subparsers(metavar="COMMAND", required=True)
+
+    def command(name, text, run, within=commands):
+        added = within.add_parser(name, help=text, description=text)
+        added.set_defaults(run=run)
+        return added
+
+    add_train_arguments(command("train", "train a detector and evaluate it", _train))
+    add_train_arguments(command("eval", "evaluate the weights of a detector", _eval))
+    command("norms", "list the norms, activations and weight methods of an option", _norms)
+    configs = commands.add_parser("configs", help="list and copy the configs that come along")
+    actions = configs.add_subparsers(metavar="ACTION", required=True)
+    command("ls", "list the configs", _configs_ls, actions)
+    copy = command("cp", "copy a config, its base files merged in", _configs_cp, actions)
+    copy.add_argument("name", help="as `normdet configs ls` prints it")
+    copy.add_argument("target", nargs="?", help="file or folder; by default the current folder")
+    for name, text in _DELEGATED.items():
+        commands.add_parser(name, help=text, add_help=False)
+    return parser
+
+
+def _quiet_warnings() -> None:
+    """Silence known third-party notices, in this process and in those it starts."""
+    rules = []
+    for prefix, category in _NOISE:
+        warnings.filterwarnings("ignore", re.escape(prefix), category)
+        rules.append(f"ignore:{prefix}:{category.__name__}")
+    _prepend("PYTHONWARNINGS", rules)
+    _prepend("TORCH_LOGS", [f"-{module}" for module in _NOISY_MODULES])
+
+
+def _prepend(variable: str, rules: list[str]) -> None:
+    """Put rules before those of the user: the later ones win."""
+    users = os.environ.get(variable, "")
+    if rules[0] not in users:
+        os.environ[variable] = ",".join(rules + ([users] if users else []))
+
+
+# Subcommands that parse their own arguments: normdet.<name>.main(argv).
+_DELEGATED = {
+    "demo": "train FRN+TLU and GN on real microscopy, and report",
+    "bench": "measure the layers and their fast forms",
+}
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Run the command line `argv` and return its exit code.
+
+    0 is success, 2 bad input or a diverged loss, 128 plus the signal's number a run that was
+    stopped. Other exceptions pass: they are bugs, and their traceback is wanted.
+    """
+    argv = list(sys.argv[1:] if argv is None else argv)
+    _quiet_warnings()
+    try:
+        if argv and argv[0] in _DELEGATED:
+            return importlib.import_module(f"normdet.{argv[0]}").main(argv[1:]) or 0
+        args = _parser().parse_args(argv)
+        args.run(args)
+    except NormdetError as error:
+        # Under torchrun every worker has its own copy of this line.
+        worker = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
+        print(f"normdet: error:{worker} {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt as interrupt:
+        print(f"normdet: {str(interrupt) or 'interrupted'}", file=sys.stderr)
+        return 128 + getattr(interrupt, "signal", signal.SIGINT)
+    return 0

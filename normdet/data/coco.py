@@ -1,0 +1,220 @@
+"""COCO annotation files: read, checked, and turned into detectron2's records."""
+
+import json
+from collections import Counter
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode
+
+from normdet.data.records import Dataset, box_fault, confined, first_of, warn_dropped
+from normdet.errors import NormdetError
+
+# The largest file of COCO itself is 0.5 GB; json needs about ten times a file's size in memory.
+MAX_BYTES = 2 << 30
+
+
+def load_coco(json_file: str | Path, image_root: str | Path) -> Dataset:
+    """Read a COCO instances (or keypoints) file.
+
+    The records are those of detectron2's `load_coco_json`. Boxes without area or outside their
+    image, and masks without a valid polygon, are left out with one warning that counts them.
+
+    Args:
+        json_file: annotations; polygons, compressed and uncompressed RLE are read.
+        image_root: folder that holds every image the file names.
+
+    Raises:
+        NormdetError: where the file is missing, not COCO, names images that are not there or lie
+            outside `image_root`, repeats an id, or refers to an unknown image or category.
+    """
+    json_file, image_root = Path(json_file), Path(image_root)
+    content = _read(json_file)
+    images = _by_id(content["images"], "image", json_file)
+    categories = _by_id(content["categories"], "category", json_file)
+    annotations = _by_id(content["annotations"], "annotation", json_file)
+    if not categories:
+        raise NormdetError(f"{json_file} has no categories")
+    _check_names(images.values(), ("file_name", "height", "width"), "image", json_file)
+    _check_names(categories.values(), ("name",), "category", json_file)
+    paths = _image_paths(images, image_root, json_file)
+
+    category_ids = sorted(categories)
+    contiguous = {category: index for index, category in enumerate(category_ids)}
+    records = {
+        key: {
+            "file_name": str(paths[key]),
+            "height": image["height"],
+            "width": image["width"],
+            "image_id": key,
+            "annotations": [],
+        }
+        for key, image in sorted(images.items())
+    }
+    dropped = []
+    for key, annotation in annotations.items():
+        record = _owner(annotation, key, records, contiguous, json_file)
+        fault = _fault(annotation, key, record, json_file)
+        if fault:
+            dropped.append(f"annotation {key} of image {record['image_id']} ({fault})")
+        else:
+            record["annotations"].append(_object(annotation, contiguous))
+    warn_dropped(dropped, len(annotations), json_file)
+    # What pycocotools reads of the truth beyond what the format demands for training.
+    complete = all("area" in entry and "iscrowd" in entry for entry in annotations.values())
+    return Dataset(
+        list(records.values()),
+        [categories[key]["name"] for key in category_ids],
+        category_ids,
+        json_file if complete and not dropped else None,
+        image_root,
+        dropped,
+    )
+
+
+def _read(json_file: Path) -> dict[str, list[dict]]:
+    if not json_file.is_file():
+        raise NormdetError(f"annotation file {json_file} does not exist")
+    if json_file.stat().st_size > MAX_BYTES:
+        raise NormdetError(f"{json_file} is larger than {MAX_BYTES >> 30} GB: not read")
+    try:
+        content = json.loads(json_file.read_bytes())
+    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+        raise NormdetError(f"{json_file} is not JSON: {error}") from error
+    sections = ("images", "annotations", "categories")
+    missing = [
+        name
+        for name in sections
+        if not isinstance(content, dict) or not isinstance(content.get(name), list)
+    ]
+    if missing:
+        raise NormdetError(
+            f"{json_file} is not COCO: it has no list {' and no list '.join(missing)}"
+        )
+    for name in sections:
+        if not all(isinstance(entry, dict) for entry in content[name]):
+            raise NormdetError(f"{json_file} is not COCO: {name} holds something not an object")
+    return content
+
+
+def _by_id(entries: list[dict], kind: str, json_file: Path) -> dict[Any, dict]:
+    ids = [entry.get("id") for entry in entries]
+    if not all(isinstance(key, int) for key in ids):
+        raise NormdetError(f"{json_file} is not COCO: an {kind} entry has no whole number as id")
+    repeated = [str(key) for key, count in Counter(ids).items() if count > 1]
+    if repeated:
+        raise NormdetError(f"{json_file} uses the same {kind} id twice: {first_of(repeated)}")
+    return dict(zip(ids, entries, strict=True))
+
+
+def _check_names(entries: Iterable[dict], keys: tuple[str, ...], kind: str, source: Path) -> None:
+    for entry in entries:
+        for key in keys:
+            kind_of_value = int if key in ("height", "width") else str
+            if not isinstance(entry.get(key), kind_of_value):
+                raise NormdetError(f"{source} is not COCO: {kind} {entry['id']} has no {key}")
+
+
+def _image_paths(images: dict[int, dict], image_root: Path, json_file: Path) -> dict[int, Path]:
+    if not image_root.is_dir():
+        raise NormdetError(f"image folder {image_root} does not exist")
+    paths = {
+        key: confined(image_root, image["file_name"], json_file) for key, image in images.items()
+    }
+    missing = [str(path) for path in paths.values() if not path.is_file()]
+    if missing:
+        raise NormdetError(
+            f"{json_file} names {len(missing)} images (of {len(paths)}) that do not exist: "
+            f"{first_of(missing)}"
+        )
+    return paths
+
+
+def _owner(
+    annotation: dict, key: int, records: dict[int, dict], contiguous: dict, json_file: Path
+) -> dict:
+    for field, known in (("image_id", records), ("category_id", contiguous)):
+        value = annotation.get(field)
+        if not isinstance(value, int) or value not in known:
+            raise NormdetError(f"{json_file}: annotation {key} has the unknown {field} {value!r}")
+    return records[annotation["image_id"]]
+
+
+def _fault(annotation: dict, key: int, record: dict, json_file: Path) -> str | None:
+    box = annotation.get("bbox")
+    if not isinstance(box, list) or not all(isinstance(value, int | float) for value in box):
+        raise NormdetError(f"{json_file}: annotation {key} has no bbox of four numbers")
+    if not box:
+        return "empty bbox"
+    if len(box) != 4:
+        raise NormdetError(f"{json_file}: annotation {key} has no bbox of four numbers")
+    x, y, width, height = box
+    if fault := box_fault(x, y, x + width, y + height, record["width"], record["height"]):
+        return fault
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        size = [record["height"], record["width"]]
+        if segmentation.get("size") != size or not _covers(segmentation.get("counts"), *size):
+            raise NormdetError(f"{json_file}: the mask of annotation {key} is not an RLE of {size}")
+    elif segmentation and not _polygons(segmentation):
+        return "no polygon of three points"
+    return None
+
+
+def _covers(counts: Any, height: int, width: int) -> bool:
+    """Whether the runs of an RLE fill the image: pycocotools leaves what they lack to chance.
+
+    The compressed form is COCO's: five bits a character, low ones first, the sixth says that the
+    number goes on; from the fourth run on each is the difference to the run before the last.
+    """
+    if isinstance(counts, str):
+        runs: list[int] = []
+        value = shift = 0
+        for character in counts:
+            bits = ord(character) - 48
+            if not 0 <= bits < 64:
+                return False
+            value |= (bits & 31) << shift
+            shift += 5
+            if not bits & 32:
+                value -= (bits >> 4 & 1) << shift
+                runs.append(value + (runs[-2] if len(runs) > 2 else 0))
+                value = shift = 0
+    elif isinstance(counts, list) and all(isinstance(run, int) for run in counts):
+        runs = counts
+    else:
+        return False
+    return min(runs, default=-1) >= 0 and sum(runs) == height * width
+
+
+def _polygons(segmentation: list) -> list[list[float]]:
+    return [
+        polygon
+        for polygon in segmentation
+        if isinstance(polygon, list) and len(polygon) % 2 == 0 and len(polygon) >= 6
+    ]
+
+
+def _object(annotation: dict, contiguous: dict[int, int]) -> dict:
+    result = {
+        "iscrowd": annotation.get("iscrowd", 0),
+        "bbox": annotation["bbox"],
+        "bbox_mode": BoxMode.XYWH_ABS,
+        "category_id": contiguous[annotation["category_id"]],
+    }
+    segmentation = annotation.get("segmentation")
+    if isinstance(segmentation, dict):
+        if isinstance(segmentation["counts"], list):
+            segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
+        result["segmentation"] = segmentation
+    elif segmentation:
+        result["segmentation"] = _polygons(segmentation)
+    if annotation.get("keypoints"):
+        # COCO's keypoints are pixel indices; detectron2 wants pixel centres, as the masks have.
+        result["keypoints"] = [
+            value if index % 3 == 2 else value + 0.5
+            for index, value in enumerate(annotation["keypoints"])
+        ]
+    return result

@@ -1,0 +1,76 @@
+"""What the readers share: the form they return, and the checks on boxes and paths."""
+
+import logging
+import math
+import os
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from normdet.errors import NormdetError
+
+logger = logging.getLogger(__name__)
+
+SHOWN = 3
+
+
+@dataclass(frozen=True)
+class Dataset:
+    """A dataset as detectron2 takes it.
+
+    Attributes:
+        records: one dict per image, in detectron2's standard format.
+        classes: names in the order of the contiguous `category_id`.
+        category_ids: the annotation file's id of each class, in the same order.
+        json_file: a COCO file that states exactly these records, fit for evaluation, or None.
+        image_root: folder of the images.
+        dropped: what was left out, one phrase per box.
+    """
+
+    records: list[dict]
+    classes: list[str]
+    category_ids: list[int]
+    json_file: Path | None
+    image_root: Path
+    dropped: list[str] = field(default_factory=list)
+
+
+def box_fault(x0: float, y0: float, x1: float, y1: float, width: int, height: int) -> str | None:
+    """Why a box cannot be trained on or matched, or None."""
+    if not all(math.isfinite(v) for v in (x0, y0, x1, y1)):
+        return "not finite"
+    if x1 <= x0 or y1 <= y0:
+        return "no area"
+    if min(x1, width) <= max(x0, 0) or min(y1, height) <= max(y0, 0):
+        return "outside the image"
+    return None
+
+
+def warn_dropped(dropped: Sequence[str], total: int, source: Path) -> None:
+    """One line saying how many of `total` boxes were left out of `source`, naming the first."""
+    if dropped:
+        logger.warning(
+            "%s: left out %d of %d boxes: %s", source, len(dropped), total, first_of(dropped)
+        )
+
+
+def first_of(items: Iterable[str]) -> str:
+    """The first few items as text, and how many more there are."""
+    items = list(items)
+    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
+    return ", ".join(items[:SHOWN]) + more
+
+
+def confined(folder: Path, name: str, source: Path) -> Path:
+    """`folder / name`, which must lie inside `folder` once links are followed.
+
+    A link that is `folder` itself is followed first, so a dataset folder may be a link.
+
+    Raises:
+        NormdetError: where the name is absolute, climbs out, or is a link to a place outside.
+    """
+    root = os.path.realpath(folder)
+    path = os.path.realpath(os.path.join(root, name))
+    if os.path.isabs(name) or os.path.commonpath([root, path]) != root:
+        raise NormdetError(f"{source} names {name!r}, which lies outside the image folder {folder}")
+    return Path(folder, name)

@@ -1,0 +1,127 @@
+"""Datasets named in the config, registered with detectron2 under the very text that names them."""
+
+import os
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import DatasetCatalog, MetadataCatalog
+
+from normdet.data import quickstart
+from normdet.data.coco import load_coco
+from normdet.data.records import Dataset
+from normdet.data.voc import load_voc
+from normdet.errors import NormdetError
+
+FORMS = "coco:ANNOTATIONS.json:IMAGE_DIR, voc:IMAGESET, quickstart:train or quickstart:test"
+
+
+def register_datasets(cfg: CfgNode) -> None:
+    """Read, check and register every dataset that `cfg.DATASETS.TRAIN` and `.TEST` describe.
+
+    A text is one of `coco:ANNOTATIONS.json:IMAGE_DIR`, `voc:IMAGESET` (an image set of the folder
+    `DATASETS.ROOT`, or `voc:FOLDER/IMAGESET`), `quickstart:train` and `quickstart:test`. Relative
+    paths start at `DATASETS.ROOT`. Names that detectron2 knows stay its own; for those only the
+    presence of their files is checked. Costs one reading of every annotation file.
+
+    Raises:
+        NormdetError: for a name that is neither, data that is not what it should be, and data
+            that the model of `cfg` cannot take (number of classes, masks).
+    """
+    for key in ("TRAIN", "TEST"):
+        for text in cfg.DATASETS[key]:
+            if text.partition(":")[0] in _READERS:
+                dataset = _read(text, Path(cfg.DATASETS.ROOT))
+                _check(cfg, f"DATASETS.{key} {text!r}", dataset, train=key == "TRAIN")
+                _register(text, dataset)
+            elif text in DatasetCatalog.list():
+                _check_files(text)
+            else:
+                raise NormdetError(
+                    f"DATASETS.{key} names {text!r}, which is neither a dataset registered with "
+                    f"detectron2 nor one of {FORMS}"
+                )
+
+
+def _coco(rest: str, root: Path) -> Dataset:
+    json_file, colon, image_root = rest.partition(":")
+    if not (json_file and colon and image_root):
+        raise NormdetError(f"dataset 'coco:{rest}' should read coco:ANNOTATIONS.json:IMAGE_DIR")
+    return load_coco(root / json_file, root / image_root)
+
+
+def _voc(rest: str, root: Path) -> Dataset:
+    if not rest:
+        raise NormdetError("dataset 'voc:' should read voc:IMAGESET")
+    listing = root / rest
+    return load_voc(listing.parent, listing.name)
+
+
+def _quickstart(rest: str, root: Path) -> Dataset:
+    if rest not in ("train", "test"):
+        raise NormdetError(f"dataset 'quickstart:{rest}' should read quickstart:train or :test")
+    folder = quickstart.prepare()
+    return load_coco(folder / f"{rest}.json", folder / "images")
+
+
+_READERS = {"coco": _coco, "voc": _voc, "quickstart": _quickstart}
+
+
+def _read(text: str, root: Path) -> Dataset:
+    scheme, _, rest = text.partition(":")
+    return _READERS[scheme](rest, root)
+
+
+def _check(cfg: CfgNode, where: str, dataset: Dataset, train: bool) -> None:
+    part = "RETINANET" if cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet") else "ROI_HEADS"
+    classes = cfg.MODEL[part].NUM_CLASSES
+    if classes != len(dataset.classes):
+        names = ", ".join(dataset.classes[:8]) + (", ..." if len(dataset.classes) > 8 else "")
+        raise NormdetError(
+            f"MODEL.{part}.NUM_CLASSES is {classes}, but {where} has "
+            f"{len(dataset.classes)} classes: {names}"
+        )
+    # Crowd regions do not train, and are RLE in files whose objects are polygons.
+    objects = [
+        obj
+        for record in dataset.records
+        for obj in record["annotations"]
+        if not obj.get("iscrowd", 0)
+    ]
+    if train and not objects:
+        raise NormdetError(f"{where} holds no box to train on")
+    if train and cfg.MODEL.MASK_ON and not all("segmentation" in obj for obj in objects):
+        raise NormdetError(f"MODEL.MASK_ON is True, but {where} has boxes without a mask")
+    if train and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
+        if any(isinstance(obj["segmentation"], dict) for obj in objects):
+            raise NormdetError(f"{where} has RLE masks: set INPUT.MASK_FORMAT to 'bitmask'")
+
+
+def _register(text: str, dataset: Dataset) -> None:
+    # The same text may mean another folder by now (DATASETS.ROOT), so the newest reading holds.
+    if text in DatasetCatalog.list():
+        DatasetCatalog.remove(text)
+    if text in MetadataCatalog.list():
+        MetadataCatalog.remove(text)
+    DatasetCatalog.register(text, lambda: dataset.records)
+    metadata = MetadataCatalog.get(text)
+    metadata.set(
+        thing_classes=dataset.classes,
+        thing_dataset_id_to_contiguous_id={key: i for i, key in enumerate(dataset.category_ids)},
+        image_root=str(dataset.image_root),
+        evaluator_type="coco",
+    )
+    # COCOEvaluator reads the truth from this file; where it does not state exactly the records
+    # (VOC, boxes left out), `normdet.evaluation.build_evaluator` writes one that does.
+    if dataset.json_file is not None:
+        metadata.json_file = str(dataset.json_file)
+
+
+def _check_files(name: str) -> None:
+    metadata = MetadataCatalog.get(name)
+    for key in ("json_file", "image_root"):
+        path = metadata.get(key)
+        if path and "://" not in path and not os.path.exists(path):
+            raise NormdetError(
+                f"dataset {name!r} needs {path}, which does not exist: set the environment "
+                "variable DETECTRON2_DATASETS to the folder that holds it"
+            )

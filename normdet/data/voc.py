@@ -1,0 +1,109 @@
+"""Pascal VOC folders with any class names."""
+
+import xml.etree.ElementTree as ET
+from pathlib import Path
+
+from detectron2.structures import BoxMode
+from PIL import Image
+
+from normdet.data.records import Dataset, box_fault, confined, first_of, warn_dropped
+from normdet.errors import NormdetError
+
+SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+
+
+def load_voc(folder: str | Path, image_set: str) -> Dataset:
+    """Read `folder/ImageSets/Main/<image_set>.txt` and what it names.
+
+    The records are those of detectron2's `load_voc_instances` (1-based corners, `difficult`
+    objects included). The classes are all names that occur in `folder/Annotations`, sorted, so
+    every image set of a folder has the same ones. Boxes without area or outside their image are
+    left out with one warning that counts them.
+
+    Raises:
+        NormdetError: where a file is missing, is not VOC, or lies outside `folder`.
+    """
+    folder = Path(folder)
+    listing = folder / "ImageSets" / "Main" / f"{image_set}.txt"
+    if not listing.is_file():
+        raise NormdetError(
+            f"{folder} is not a Pascal VOC folder with a set {image_set!r}: no {listing}"
+        )
+    classes = _classes(folder / "Annotations")
+    # A line may carry a second column: VOC's per-class sets do.
+    stems = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
+    records, dropped, total = [], [], 0
+    for number, stem in enumerate(stems, start=1):
+        tree = _parse(confined(folder / "Annotations", f"{stem}.xml", listing))
+        image = _image(folder / "JPEGImages", stem, listing)
+        with Image.open(image) as header:
+            width, height = header.size
+        objects = []
+        for item in tree.iter("object"):
+            total += 1
+            x0, y0, x1, y1 = _corners(item, stem)
+            # Read as VOC means them, equal corners are one pixel; in practice they are a slip.
+            if fault := box_fault(x0, y0, x1, y1, width, height):
+                dropped.append(f"{item.findtext('name')} in {stem}.xml ({fault})")
+                continue
+            objects.append(
+                {
+                    "bbox": [x0 - 1, y0 - 1, x1, y1],
+                    "bbox_mode": BoxMode.XYXY_ABS,
+                    "category_id": classes.index(item.findtext("name")),
+                }
+            )
+        records.append(
+            {
+                "file_name": str(image),
+                "image_id": number,
+                "height": height,
+                "width": width,
+                "annotations": objects,
+            }
+        )
+    warn_dropped(dropped, total, listing)
+    ids = list(range(len(classes)))
+    return Dataset(records, classes, ids, None, folder / "JPEGImages", dropped)
+
+
+def _classes(annotations: Path) -> list[str]:
+    files = sorted(annotations.glob("*.xml"))
+    names = {item.findtext("name") for path in files for item in _parse(path).iter("object")}
+    if not names or None in names:
+        raise NormdetError(f"{annotations} holds no Pascal VOC objects with names")
+    return sorted(names)
+
+
+def _parse(path: Path) -> ET.Element:
+    try:
+        text = path.read_bytes()
+    except OSError as error:
+        raise NormdetError(f"annotation file {path} cannot be read: {error.strerror}") from error
+    # An entity can expand without bound; no VOC file declares one.
+    if b"<!ENTITY" in text:
+        raise NormdetError(f"{path} declares an XML entity: not read")
+    try:
+        return ET.fromstring(text)
+    except ET.ParseError as error:
+        raise NormdetError(f"{path} is not XML: {error}") from error
+
+
+def _image(folder: Path, stem: str, listing: Path) -> Path:
+    candidates = [confined(folder, stem + suffix, listing) for suffix in SUFFIXES]
+    found = [path for path in candidates if path.is_file()]
+    if not found:
+        raise NormdetError(
+            f"{listing} names {stem}, but there is no image {first_of(map(str, candidates))}"
+        )
+    return found[0]
+
+
+def _corners(item: ET.Element, stem: str) -> list[float]:
+    try:
+        x0, y0, x1, y1 = (
+            float(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
+        )
+    except (TypeError, ValueError) as error:
+        raise NormdetError(f"{stem}.xml has an object without a bndbox of four numbers") from error
+    return [x0, y0, x1, y1]

@@ -1,0 +1,138 @@
+"""Training batches as a function of the seed and the iteration alone, so that a run can go on.
+
+detectron2's loader shuffles from a seed that is drawn anew in every process and cannot start in the
+middle. Here batch `i` of a run, its images, their order and their augmentation, follows from
+(seed, i): a resumed run sees what the uninterrupted one would have seen, whatever the number of
+loader processes.
+"""
+
+import contextlib
+import itertools
+import os
+import random
+import zlib
+from collections import defaultdict
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
+from detectron2.utils import comm
+from torch.utils.data import DataLoader, Dataset, Sampler
+
+from normdet.data import build_mapper
+from normdet.errors import NormdetError
+
+
+def derived_seed(purpose: str, *numbers: int) -> int:
+    """A 32-bit seed for one purpose at one place, given by non-negative numbers."""
+    entropy = (zlib.crc32(purpose.encode()), len(numbers), *numbers)
+    return int(np.random.SeedSequence(entropy).generate_state(1)[0])
+
+
+@contextlib.contextmanager
+def seeded(seed: int) -> Iterator[None]:
+    """Draw from `seed` inside, in `random`, numpy and torch on the CPU; leave no trace outside."""
+    # detectron2's augmentations draw from numpy's global state, the legacy one.
+    states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
+    random.seed(seed)
+    np.random.seed(seed)  # noqa: NPY002
+    torch.random.default_generator.manual_seed(seed)
+    try:
+        yield
+    finally:
+        random.setstate(states[0])
+        np.random.set_state(states[1])  # noqa: NPY002
+        torch.random.set_rng_state(states[2])
+
+
+class SeededDataset(Dataset):
+    """A dataset read by (draw, index); the draw alone decides what is random in an item."""
+
+    def __init__(self, dataset: Dataset, seed: int):
+        self.dataset = dataset
+        self.seed = seed
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, key: tuple[int, int]) -> Any:
+        draw, index = key
+        with seeded(derived_seed("image", self.seed, draw)):
+            return self.dataset[index]
+
+
+class BatchStream(Sampler):
+    """Endless batches of (draw, index), each of one group, from batch `start` on.
+
+    A draw is a number that no other process of the job and no other place in the stream has.
+    Skipping reads no image and costs about a microsecond per image skipped.
+
+    Args:
+        indices: an endless sampler that starts over with every `iter`.
+        groups: the group of every index: images of one batch share it (aspect ratio).
+        size: images in a batch.
+    """
+
+    def __init__(self, indices: Sampler, groups: list[int], size: int):
+        self.indices = indices
+        self.groups = groups
+        self.size = size
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
+        return itertools.islice(self._batches(), self.start, None)
+
+    def _batches(self) -> Iterator[list[tuple[int, int]]]:
+        rank, world = comm.get_rank(), comm.get_world_size()
+        waiting = defaultdict(list)
+        for place, index in enumerate(self.indices):
+            batch = waiting[self.groups[index]]
+            batch.append((place * world + rank, index))
+            if len(batch) == self.size:
+                yield batch[:]
+                batch.clear()
+
+
+def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
+    """detectron2's training loader for `cfg`, with batches that follow from `seed`.
+
+    Datasets and samplers are those of detectron2; `loader.batch_sampler.start` is the
+    batch that the next `iter(loader)` begins with. A batch has `SOLVER.IMS_PER_BATCH` images over
+    all processes.
+
+    Raises:
+        NormdetError: where there is no dataset, or none of its images has annotations.
+    """
+    if not cfg.DATASETS.TRAIN:
+        raise NormdetError("DATASETS.TRAIN names no dataset to train on")
+    try:
+        with seeded(derived_seed("order", seed)):  # samplers draw their own seed from numpy
+            parts = build_detection_train_loader.from_config(cfg, mapper=build_mapper(cfg, True))
+    except AssertionError as error:  # detectron2's way to say that no image has annotations
+        raise NormdetError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: {error}") from error
+    dataset = parts["dataset"]
+    grouped = parts["aspect_ratio_grouping"]
+    stream = BatchStream(
+        parts["sampler"],
+        [int(grouped and d.get("width", 0) > d.get("height", 0)) for d in dataset],
+        parts["total_batch_size"] // comm.get_world_size(),
+    )
+    mapped = MapDataset(DatasetFromList(dataset, copy=False), parts["mapper"])
+    return DataLoader(
+        SeededDataset(mapped, seed),
+        batch_sampler=stream,
+        num_workers=parts["num_workers"],
+        collate_fn=list,
+        # Out of the terminal's process group: Ctrl-C must not kill loaders that a last step needs.
+        worker_init_fn=_leave_process_group,
+        # Else every `iter` takes a number from torch's global generator, which a step draws from.
+        generator=torch.Generator(),
+    )
+
+
+def _leave_process_group(worker: int) -> None:
+    if hasattr(os, "setpgrp"):
+        os.setpgrp()

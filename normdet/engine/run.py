@@ -1,0 +1,208 @@
+"""`normdet train` and `tools/train_net.py`: from the command line's arguments to the AP table."""
+
+import argparse
+import json
+import logging
+import os
+import random
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.utils import comm
+from detectron2.utils.collect_env import collect_env_info
+from rich.console import Console
+from torch import nn
+
+from normdet.config import load_config
+from normdet.data import register_datasets
+from normdet.engine.launch import launch
+from normdet.engine.log import setup_logging
+from normdet.engine.summary import (
+    config_diff,
+    flat,
+    jsonable,
+    parts_table,
+    parts_text,
+    results_table,
+)
+from normdet.engine.trainer import Trainer
+from normdet.errors import NormdetError
+from normdet.weights.checkpointer import Checkpointer, LoadReport
+
+logger = logging.getLogger(__name__)
+
+# Files that only training leaves in its folder: a start that was refused has none of them.
+_MARKS = ("last_checkpoint", "metrics.json", "results.json")
+
+
+def train(args: argparse.Namespace) -> dict | None:
+    """Train and evaluate, or with `args.eval_only` evaluate, what the arguments describe.
+
+    Args:
+        args: as :func:`normdet.cli.add_train_arguments` defines them.
+
+    Returns:
+        The results, `{task: {metric: value}}`, by dataset if there are several; None where other
+        processes computed them (they are in `OUTPUT_DIR/results.json`) and after a dry run.
+
+    Raises:
+        NormdetError: bad input, or a loss that is not finite.
+        Interrupted: SIGINT or SIGTERM; a checkpoint is saved.
+    """
+    parts = args.norm_parts.split(",") if args.norm_parts else None
+    cfg = load_config(args.config_file, args.opts, args.norm, parts)
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+        if os.environ.get("RANK", "0") == "0":
+            print("no CUDA here: MODEL.DEVICE cpu")
+    cfg.freeze()
+    if args.dry_run:
+        _dry_run(cfg, args.allow_unsafe_weights)
+        return None
+    return launch(
+        _run,
+        args.num_gpus,
+        args.num_machines,
+        args.machine_rank,
+        args.dist_url,
+        (cfg, args),
+        device=torch.device(cfg.MODEL.DEVICE).type,
+    )
+
+
+def _run(cfg: CfgNode, args: argparse.Namespace) -> dict:
+    """What every process of a job does."""
+    folder = Path(cfg.OUTPUT_DIR)
+    cfg = cfg.clone()
+    cfg.defrost()
+    cfg.SEED = _from_main(lambda: _prepare(cfg, folder, args))
+    cfg.freeze()
+    console = _setup_logging(folder, terminal=sys.stdout.isatty() and not args.eval_only)
+    logger.debug("environment:\n%s", collect_env_info())
+    logger.debug("arguments: %s", args)
+    logger.debug("config:\n%s", cfg.dump())
+    logger.debug("keys that differ from the defaults:\n%s", config_diff(cfg))
+    torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
+    if args.eval_only:
+        results = _evaluate(cfg, args.resume, args.allow_unsafe_weights)
+    else:
+        trainer = Trainer(cfg, allow_unsafe=args.allow_unsafe_weights, console=console)
+        trainer.resume_or_load(resume=args.resume)
+        _from_main(lambda: _show_start(cfg, trainer.model, trainer.checkpointer.report, folder))
+        results = trainer.train()
+    _from_main(lambda: _show_results(cfg, results, folder))
+    return results
+
+
+def _from_main(fn: Callable[[], Any]) -> Any:
+    """What `fn` returns on rank 0, in every process; what it refuses there stops them all."""
+    value, error = None, None
+    if comm.is_main_process():
+        try:
+            value = fn()
+        except NormdetError as refused:
+            error = refused
+    value, error = comm.all_gather((value, error))[0]
+    if error is not None:
+        raise error
+    return value
+
+
+def _prepare(cfg: CfgNode, folder: Path, args: argparse.Namespace) -> int:
+    """Take the output folder for this run and return its seed.
+
+    Raises:
+        NormdetError: the folder holds another run, or what is to be resumed was another model.
+    """
+    record = folder / "config.yaml"
+    marks = [mark for mark in _MARKS if (folder / mark).exists()]
+    if marks and not (args.resume or args.eval_only):
+        raise NormdetError(
+            f"OUTPUT_DIR {folder} already holds a run ({', '.join(marks)}): "
+            "give another OUTPUT_DIR, or --resume to go on with it"
+        )
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise NormdetError(f"OUTPUT_DIR {folder} cannot be made: {error.strerror}") from error
+    seed = cfg.SEED if cfg.SEED >= 0 else random.SystemRandom().randrange(2**31)
+    if args.eval_only:
+        return seed
+    if args.resume and record.exists():
+        before = load_config(record)
+        _refuse_other_model(before, cfg, record)
+        if cfg.SEED < 0:
+            seed = before.SEED
+    recorded = cfg.clone()
+    recorded.SEED = seed
+    record.write_text(recorded.dump())
+    (folder / "config_diff.txt").write_text(config_diff(recorded) + "\n")
+    return seed
+
+
+def _refuse_other_model(before: CfgNode, now: CfgNode, record: Path) -> None:
+    old = dict(flat(before.MODEL))
+    changed = [
+        f"MODEL.{key} was {old.get(key)!r} and is {value!r}"
+        for key, value in flat(now.MODEL)
+        if key not in ("WEIGHTS", "DEVICE") and old.get(key) != value
+    ]
+    if changed:
+        raise NormdetError(f"--resume: {record} is of another model: {'; '.join(changed)}")
+
+
+def _setup_logging(folder: Path, terminal: bool) -> Console | None:
+    """Logging for this process; the console for a progress bar where rank 0 has a terminal."""
+    rank = comm.get_rank()
+    console = Console(file=sys.stdout) if terminal and rank == 0 else None
+    setup_logging(str(folder), rank, console)
+    return console
+
+
+def _evaluate(cfg: CfgNode, resume: bool, allow_unsafe: bool) -> dict:
+    register_datasets(cfg)
+    model = Trainer.build_model(cfg)
+    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, allow_unsafe=allow_unsafe)
+    path = checkpointer.get_checkpoint_file() if resume else ""
+    path = path or cfg.MODEL.WEIGHTS
+    if not path:
+        raise NormdetError(
+            "--eval-only: MODEL.WEIGHTS names no weights to evaluate; "
+            "--resume takes the last checkpoint in OUTPUT_DIR"
+        )
+    checkpointer.load(path, checkpointables=[])
+    return Trainer.test(cfg, model)
+
+
+def _show_start(cfg: CfgNode, model: nn.Module, report: LoadReport, folder: Path) -> None:
+    """Print the table of parts, and keep it beside the checkpoint."""
+    rows = parts_table(model, report)
+    text = parts_text(rows)
+    logger.info("parts of the model:\n%s", text)
+    (folder / "norms.txt").write_text(text + "\n")
+    (folder / "norms.json").write_text(json.dumps(rows, indent=1) + "\n")
+
+
+def _show_results(cfg: CfgNode, results: dict, folder: Path) -> None:
+    """Print the AP table, and keep the numbers in `results.json`."""
+    if not results:
+        return
+    logger.info("results:\n%s", results_table(results, cfg.DATASETS.TEST))
+    file = folder / "results.json"
+    file.write_text(json.dumps(jsonable(results), indent=1) + "\n")
+    logger.info("log, checkpoints and %s are in %s", file.name, folder)
+
+
+def _dry_run(cfg: CfgNode, allow_unsafe: bool) -> None:
+    """Print what a run would be: nothing is trained, and nothing written."""
+    register_datasets(cfg)
+    model = Trainer.build_model(cfg)
+    checkpointer = Checkpointer(model, cfg=cfg, allow_unsafe=allow_unsafe)
+    checkpointer.load(cfg.MODEL.WEIGHTS)
+    print(config_diff(cfg), parts_text(parts_table(model, checkpointer.report)), sep="\n\n")
+    for warning in checkpointer.report.warnings:
+        print(f"warning: {warning}")

@@ -1,0 +1,145 @@
+"""One optimizer step: mixed precision, gradient accumulation, and a stop where losses blow up."""
+
+import contextlib
+import time
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+from detectron2.engine import SimpleTrainer
+from detectron2.utils import comm
+from detectron2.utils.events import get_event_storage
+from torch import nn
+
+from normdet.errors import NormdetError
+
+AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
+_WAY_OUT = "Try a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS"
+
+
+class NonFiniteLoss(NormdetError, FloatingPointError):
+    """Training ran into a loss that is infinite or not a number."""
+
+
+def backward(
+    model: nn.Module,
+    batch: list,
+    micro_batches: int = 1,
+    amp_dtype: torch.dtype | None = None,
+    scaler: torch.amp.GradScaler | None = None,
+) -> dict[str, torch.Tensor]:
+    """Add the gradients of the mean loss over equal consecutive parts of `batch`.
+
+    Where every loss term is a mean over images, this is the loss of the whole batch: so for the
+    RPN, and for the box head when all images contribute as many sampled proposals
+    (`ROI_HEADS.BATCH_SIZE_PER_IMAGE`, the usual case). Terms that detectron2 divides by a count
+    over the batch (mask and keypoint losses: positives; RetinaNet: a running mean of positives)
+    weigh parts instead of instances: what detectron2 does over as many GPUs. Images are padded
+    to the largest of their part, and batch statistics are those of the part.
+
+    Args:
+        model: maps a list of inputs to a dict of scalar losses.
+        batch: as many inputs as `micro_batches` divides.
+        micro_batches: parts; gradients are exchanged between processes once, with the last.
+        amp_dtype: precision of autocast; None for none.
+        scaler: multiplies the loss before the backward pass.
+
+    Returns:
+        The loss terms, averaged over the parts, detached.
+    """
+    size = len(batch) // micro_batches
+    means: dict[str, torch.Tensor] = {}
+    device = next(model.parameters()).device.type
+    for part in range(micro_batches):
+        last = part == micro_batches - 1
+        with contextlib.ExitStack() as stack:
+            if not last and hasattr(model, "no_sync"):
+                stack.enter_context(model.no_sync())
+            with torch.autocast(device, dtype=amp_dtype, enabled=amp_dtype is not None):
+                losses = model(batch[part * size : (part + 1) * size])
+                total = sum(losses.values()) / micro_batches
+            (scaler.scale(total) if scaler else total).backward()
+        for name, value in losses.items():
+            means[name] = means.get(name, 0) + value.detach() / micro_batches
+    return means
+
+
+class TrainStep(SimpleTrainer):
+    """What detectron2's trainers call once per iteration; keeps optimizer and scaler state.
+
+    Args:
+        model: as for `backward`.
+        data_loader: yields batches of as many images as one optimizer step takes.
+        optimizer: stepped once per batch.
+        micro_batches: parts in which a batch goes through the model, one after another.
+        amp_dtype: None, `torch.bfloat16`, or `torch.float16`, whose gradients are scaled.
+
+    Attributes:
+        stop: set to ask every process to stop; `stopped` says that one of them asked.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data_loader: Iterable[list],
+        optimizer: torch.optim.Optimizer,
+        *,
+        micro_batches: int = 1,
+        amp_dtype: torch.dtype | None = None,
+    ):
+        super().__init__(model, data_loader, optimizer)
+        self.micro_batches = micro_batches
+        self.amp_dtype = amp_dtype
+        device = next(model.parameters()).device.type
+        self.scaler = torch.amp.GradScaler(device) if amp_dtype is torch.float16 else None
+        self.stop = False
+        self.stopped = False
+
+    def run_step(self) -> None:
+        """Take a batch, add up its gradients, and step the optimizer.
+
+        Raises:
+            NonFiniteLoss: in every process, before any weight is changed.
+        """
+        start = time.perf_counter()
+        batch = next(self._data_loader_iter)
+        data_time = time.perf_counter() - start
+        self.optimizer.zero_grad()
+        try:
+            losses = backward(self.model, batch, self.micro_batches, self.amp_dtype, self.scaler)
+        except FloatingPointError as error:  # detectron2, of proposals that are not finite
+            raise NonFiniteLoss(f"iteration {self.iter}: {error} {_WAY_OUT}") from error
+        self._share({name: value.item() for name, value in losses.items()}, data_time)
+        if self.scaler:
+            self.scaler.step(self.optimizer)
+            self.scaler.update()
+        else:
+            self.optimizer.step()
+
+    def _share(self, losses: dict[str, float], data_time: float) -> None:
+        """Tell every process the losses of all, and whether one wants to stop: in one exchange."""
+        everyone = comm.all_gather((losses, data_time, self.stop))
+        self.stopped = any(stop for _, _, stop in everyone)
+        means = {k: float(np.mean([one[k] for one, _, _ in everyone])) for k in losses}
+        broken = [name for name, value in means.items() if not np.isfinite(value)]
+        if broken:
+            terms = ", ".join(f"{name} = {value:.4g}" for name, value in means.items())
+            raise NonFiniteLoss(
+                f"iteration {self.iter}: the loss is not finite ({terms}). {_WAY_OUT}"
+            )
+        storage = get_event_storage()
+        storage.put_scalars(total_loss=sum(means.values()), **means)
+        storage.put_scalar("data_time", max(seconds for _, seconds, _ in everyone))
+
+    def state_dict(self) -> dict:
+        """The optimizer's state, and the scaler's where there is one."""
+        state = super().state_dict()
+        if self.scaler:
+            state["grad_scaler"] = self.scaler.state_dict()
+        return state
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Take up a state; without a scaler's, as from a run in another precision, begin anew."""
+        super().load_state_dict(state_dict)
+        if self.scaler and "grad_scaler" in state_dict:
+            self.scaler.load_state_dict(state_dict["grad_scaler"])

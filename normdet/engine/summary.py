@@ -1,0 +1,90 @@
+"""What a run is, and what came of it, as text: the config's differences and the AP table."""
+
+import math
+from collections.abc import Iterator, Mapping
+from typing import Any
+
+from detectron2.config import CfgNode, get_cfg
+from tabulate import tabulate
+from torch import nn
+
+from normdet.config import add_normdet_config
+from normdet.modeling import describe_norms
+from normdet.weights.checkpointer import LoadReport
+
+_AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+
+
+def flat(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
+    """Every dotted key of `cfg` with its value, tuples as lists: YAML does not tell them apart."""
+    for key, value in cfg.items():
+        if isinstance(value, CfgNode):
+            yield from flat(value, f"{prefix}{key}.")
+        else:
+            yield f"{prefix}{key}", _lists(value)
+
+
+def _lists(value: Any) -> Any:
+    return [_lists(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def config_diff(cfg: CfgNode) -> str:
+    """The lines `KEY VALUE` in which `cfg` differs from detectron2's and normdet's defaults."""
+    default = get_cfg()
+    add_normdet_config(default)
+    known = dict(flat(default))
+    return "\n".join(f"{k} {v}" for k, v in flat(cfg) if k not in known or known[k] != v)
+
+
+def by_dataset(results: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
+    """Results by dataset name, which detectron2 leaves out where there is one dataset."""
+    if not results:
+        return {}
+    return {names[0]: results} if len(names) == 1 else dict(results)
+
+
+def results_table(results: Mapping[str, Any], names: tuple[str, ...]) -> str:
+    """The AP table: a row for every dataset and task, a dash where there is nothing to measure."""
+    rows = [
+        [dataset, task, *(_cell(metrics.get(column)) for column in _AP_COLUMNS)]
+        for dataset, tasks in by_dataset(results, names).items()
+        for task, metrics in tasks.items()
+    ]
+    return tabulate(rows, ["dataset", "task", *_AP_COLUMNS], disable_numparse=True)
+
+
+def _cell(value: float | None) -> str:
+    return "-" if value is None or math.isnan(value) else f"{value:.1f}"
+
+
+def jsonable(results: Any) -> Any:
+    """`results` with plain numbers, and None for what is not a number: JSON has no NaN."""
+    if isinstance(results, Mapping):
+        return {key: jsonable(value) for key, value in results.items()}
+    return float(results) if math.isfinite(results) else None
+
+
+def parts_table(model: nn.Module, report: LoadReport) -> list[dict[str, Any]]:
+    """A row for every part: its norm, whether it is trained, where its weights came from."""
+    matched = set(report.matched)
+    rows = []
+    for part in describe_norms(model):
+        loaded = sum(name in matched for name in part.names)
+        source = "start values" if loaded == 0 else report.source
+        if 0 < loaded < len(part.names):
+            source += f" ({loaded} of {len(part.names)} tensors)"
+        rows.append(
+            {
+                "part": part.part,
+                "norm": part.norm,
+                "training": part.training,
+                "parameters": part.parameters,
+                "weights": source,
+            }
+        )
+    return rows
+
+
+def parts_text(rows: list[dict[str, Any]]) -> str:
+    """The rows of :func:`parts_table` as a table."""
+    return tabulate(rows, headers="keys", intfmt=",")

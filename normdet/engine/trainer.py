@@ -1,0 +1,232 @@
+"""detectron2's DefaultTrainer with our optimizer groups, loader, step and way of stopping."""
+
+import contextlib
+import logging
+import signal
+import weakref
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
+from detectron2.evaluation import DatasetEvaluator, verify_results
+from detectron2.modeling import GeneralizedRCNNWithTTA
+from detectron2.utils import comm
+from detectron2.utils.events import EventStorage
+from fvcore.nn.precise_bn import get_bn_modules
+from rich.console import Console
+from torch import nn
+from torch.utils.data import DataLoader
+
+from normdet.data import register_datasets
+from normdet.engine.hooks import ProgressBar
+from normdet.engine.launch import Interrupted
+from normdet.engine.loader import build_train_loader, derived_seed
+from normdet.engine.log import LoggedOutput
+from normdet.engine.signals import StopRequest
+from normdet.engine.step import AMP_DTYPES, NonFiniteLoss, TrainStep
+from normdet.errors import NormdetError
+from normdet.evaluation import build_evaluator
+from normdet.solver import build_optimizer
+from normdet.weights.checkpointer import Checkpointer
+
+logger = logging.getLogger(__name__)
+
+
+class Trainer(DefaultTrainer):
+    """Trains and evaluates what a config describes, in one process or one of many, on CPU or GPU.
+
+    Start values, batches, augmentations and the draws of every step follow from `cfg.SEED` and the
+    iteration, so a run that was stopped and resumed repeats the one that was not (bit for bit on a
+    CPU). A negative seed is drawn anew each time.
+
+    Args:
+        cfg: with normdet's keys.
+        allow_unsafe: whether weight files may run code on loading.
+        console: a terminal for the progress bar; None for no bar.
+    """
+
+    def __init__(self, cfg: CfgNode, *, allow_unsafe: bool = False, console: Console | None = None):
+        TrainerBase.__init__(self)  # DefaultTrainer's own would build the parts its way
+        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        _check_batch(cfg)
+        register_datasets(cfg)
+        self.cfg = cfg
+        self.seed = cfg.SEED if cfg.SEED >= 0 else comm.shared_random_seed()
+        self.start_iter = 0
+        self.max_iter = cfg.SOLVER.MAX_ITER
+        self._console = console
+        self._results: dict = {}
+        self._stop = StopRequest(self._note_stop)
+        self._evaluation_cut = False
+
+        torch.manual_seed(derived_seed("start", self.seed))
+        model = self.build_model(cfg)
+        optimizer = self.build_optimizer(cfg, model)
+        self.scheduler = self.build_lr_scheduler(cfg, optimizer)
+        devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
+        model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
+        self._trainer = TrainStep(
+            model,
+            self.build_train_loader(cfg),
+            optimizer,
+            micro_batches=cfg.SOLVER.ACCUMULATE_STEPS,
+            amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
+        )
+        self.checkpointer = Checkpointer(
+            model, cfg.OUTPUT_DIR, allow_unsafe=allow_unsafe, cfg=cfg, trainer=weakref.proxy(self)
+        )
+        self.register_hooks(self.build_hooks())
+
+    @classmethod
+    def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
+        """The optimizer of :func:`normdet.solver.build_optimizer`."""
+        return build_optimizer(cfg, model)
+
+    def build_train_loader(self, cfg: CfgNode) -> DataLoader:
+        """The loader of :func:`normdet.engine.loader.build_train_loader`."""
+        return build_train_loader(cfg, self.seed)
+
+    def build_hooks(self) -> list[HookBase]:
+        """detectron2's hooks in detectron2's order, with a bar where there is a terminal."""
+        cfg = self.cfg.clone()
+        cfg.defrost()
+        cfg.DATALOADER.NUM_WORKERS = 0
+        built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
+            loader = self.build_train_loader(cfg)
+            images = cfg.TEST.PRECISE_BN.NUM_ITER
+            built.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, images))
+        if comm.is_main_process():
+            period = cfg.SOLVER.CHECKPOINT_PERIOD
+            built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))
+            if self._console:
+                built.append(ProgressBar(self._console))
+        built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
+        if comm.is_main_process():
+            built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+        return built
+
+    def resume_or_load(self, resume: bool = True) -> None:
+        """Go on from the last checkpoint of the output folder, or load `MODEL.WEIGHTS`."""
+        super().resume_or_load(resume)
+        self.data_loader.batch_sampler.start = self.start_iter
+
+    def train(self) -> dict:
+        """Train to `SOLVER.MAX_ITER` and evaluate.
+
+        Returns:
+            The last evaluation's results, as :meth:`test` gives them.
+
+        Raises:
+            NonFiniteLoss: the loss is infinite or not a number; the last checkpoint stands.
+            Interrupted: SIGINT or SIGTERM came; a checkpoint that resumes exactly is saved. A
+                second one does not wait for it.
+        """
+        logger.info("training from iteration %d to %d", self.start_iter, self.max_iter)
+        self.iter = self.start_iter
+        with EventStorage(self.start_iter) as self.storage, self._stop:
+            try:
+                self.before_train()
+                while self.iter < self.max_iter:
+                    self.before_step()
+                    self.run_step()
+                    self.after_step()
+                    if self._stopping():
+                        self._save_and_stop()
+                    self.iter += 1
+            except BaseException as error:
+                self._close()
+                if isinstance(error, NonFiniteLoss) and self.checkpointer.has_checkpoint():
+                    kept = self.checkpointer.get_checkpoint_file()
+                    raise NonFiniteLoss(f"{error}; the last checkpoint is {kept}") from None
+                raise
+            self.after_train()
+            if self._evaluation_cut:
+                raise self._interrupted()
+        if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
+            verify_results(self.cfg, self._results)
+        return self._results
+
+    def run_step(self) -> None:
+        """One step, whose draws follow from the seed and the iteration."""
+        torch.manual_seed(derived_seed("step", self.seed, self.iter, comm.get_rank()))
+        super().run_step()
+
+    def _note_stop(self) -> None:
+        self._trainer.stop = True
+
+    def _stopping(self) -> bool:
+        """Whether to stop after this step; the same answer in every process."""
+        alone = comm.get_world_size() == 1 and self._trainer.stop
+        return alone or self._trainer.stopped or self._evaluation_cut
+
+    def _save_and_stop(self) -> None:
+        self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
+        comm.synchronize()  # nobody ends while the checkpoint is being written
+        raise self._interrupted()
+
+    def _interrupted(self) -> Interrupted:
+        number = self._stop.number or signal.SIGTERM
+        kept = self.checkpointer.get_checkpoint_file()
+        done = min(self.iter + 1, self.max_iter)
+        return Interrupted(
+            f"stopped by {signal.Signals(number).name} after {done} of {self.max_iter} iterations; "
+            f"{kept} is saved, and --resume goes on from it",
+            number,
+        )
+
+    def _close(self) -> None:
+        """What `after_train` does, without the evaluation: the run did not get there."""
+        self.storage.iter = self.iter
+        for hook in self._hooks:
+            if not isinstance(hook, hooks.EvalHook):
+                hook.after_train()
+
+    def _evaluate(self) -> dict:
+        if not self.cfg.DATASETS.TEST or self._stopping():
+            return {}
+        try:
+            with self._stop.at_once():
+                self._results = self.test(self.cfg, self.model)
+        except KeyboardInterrupt:
+            if not self._stop.number:
+                raise
+            self._evaluation_cut = True
+            return {}
+        return self._results
+
+    @classmethod
+    def test(
+        cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
+    ) -> dict:
+        """Evaluate `model` on `DATASETS.TEST`, with test-time augmentation if `TEST.AUG` asks.
+
+        Returns:
+            On rank 0 `{task: {metric: value}}`, by dataset if there are several; {} elsewhere.
+        """
+        if cfg.TEST.AUG.ENABLED:
+            model = GeneralizedRCNNWithTTA(cfg, model)
+        # pycocotools prints; its lines belong into the log.
+        with contextlib.redirect_stdout(LoggedOutput(logging.getLogger("detectron2.pycocotools"))):
+            return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
+        """The evaluator of :func:`normdet.evaluation.build_evaluator`."""
+        return build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR, "inference"))
+
+
+def _check_batch(cfg: CfgNode) -> None:
+    images, parts, world = (
+        cfg.SOLVER.IMS_PER_BATCH, cfg.SOLVER.ACCUMULATE_STEPS, comm.get_world_size(),
+    )  # fmt: skip
+    if images < 1 or images % (parts * world):
+        raise NormdetError(
+            f"SOLVER.IMS_PER_BATCH {images} is not a multiple of {parts * world}, as {world} "
+            f"process(es) with SOLVER.ACCUMULATE_STEPS {parts} need it"
+        )
+    if cfg.SOLVER.AMP.ENABLED and cfg.SOLVER.AMP.DTYPE == "float16" and cfg.MODEL.DEVICE == "cpu":
+        raise NormdetError(
+            "SOLVER.AMP.DTYPE float16 needs a GPU: on a CPU take SOLVER.AMP.DTYPE bfloat16"
+        )

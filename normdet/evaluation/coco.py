@@ -1,0 +1,55 @@
+"""COCO AP through pycocotools, also for datasets that are no COCO file."""
+
+import re
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+from detectron2.data.datasets.coco import convert_to_coco_json
+from detectron2.evaluation import COCOEvaluator
+
+from normdet.errors import NormdetError
+
+
+def build_evaluator(
+    cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
+) -> COCOEvaluator:
+    """detectron2's COCOEvaluator of boxes, and of masks and keypoints where the model has them.
+
+    The tasks are named from `cfg`: left to the predictions, a model that finds nothing would have
+    no mask AP at all in place of none found. A dataset without a COCO file gets one, written anew
+    each time: detectron2 would take an old one for current.
+
+    Args:
+        cfg: says what the model predicts.
+        dataset_name: a registered dataset.
+        output_dir: where predictions and the COCO file go; `OUTPUT_DIR/inference` by default.
+
+    Raises:
+        NormdetError: for a dataset that is not evaluated with COCO AP.
+    """
+    output_dir = Path(cfg.OUTPUT_DIR, "inference") if output_dir is None else Path(output_dir)
+    metadata = MetadataCatalog.get(dataset_name)
+    kind = metadata.get("evaluator_type", "coco")
+    if kind not in ("coco", "coco_panoptic_seg"):
+        raise NormdetError(
+            f"dataset {dataset_name!r} is evaluated as {kind!r}; normdet measures COCO AP only"
+        )
+    written = metadata.get("written_json_file")
+    if written or not metadata.get("json_file"):
+        path = output_dir / f"{re.sub(r'[^A-Za-z0-9]+', '_', dataset_name)}_coco_format.json"
+        convert_to_coco_json(dataset_name, str(path), allow_cached=False)
+        if written:
+            del metadata.json_file, metadata.written_json_file
+        metadata.json_file = metadata.written_json_file = str(path)
+    tasks = ["bbox"]
+    tasks += ["segm"] if cfg.MODEL.MASK_ON else []
+    tasks += ["keypoints"] if cfg.MODEL.KEYPOINT_ON else []
+    return COCOEvaluator(
+        dataset_name,
+        tasks=tuple(tasks),
+        output_dir=str(output_dir),
+        # COCO counts 100 detections an image; where a model is asked for more, all of them count.
+        max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
+        kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+    )

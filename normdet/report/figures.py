@@ -1,0 +1,161 @@
+"""Figures of runs: curves over iterations, and predictions beside the truth.
+
+Colours are those of Okabe and Ito, which people tell apart whatever colours they see; lines differ
+in dash or marker as well.
+"""
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+FOUND, FALSE, MISSED, TRUTH = "#56B4E9", "#D55E00", "#F0E442", "#FFFFFF"
+# Overlap from which a prediction counts as the nucleus it covers: that of AP50.
+MATCH_IOU = 0.5
+
+
+@dataclass(frozen=True)
+class Scene:
+    """One image with its true masks and, by run, the predicted ones.
+
+    Attributes:
+        image: grey values `(H, W)`.
+        truth: `(N, H, W)` bool.
+        predicted: for each run's name `(M, H, W)` bool, most certain first.
+    """
+
+    image: np.ndarray
+    truth: np.ndarray
+    predicted: Mapping[str, np.ndarray]
+
+
+def draw_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Path) -> None:
+    """Loss and AP over iterations, a colour per run, into the PNG `path`.
+
+    Args:
+        histories: by run, entries with an `iteration` (from 0) and some of `total_loss`,
+            `bbox/AP` and `segm/AP`.
+        path: the file to write.
+    """
+    figure = Figure(figsize=(10, 4.2), dpi=150, layout="constrained")
+    losses, scores = figure.subplots(1, 2)
+    for (name, history), colour in zip(histories.items(), RUN_COLOURS, strict=False):
+        _plot(losses, history, "total_loss", color=colour, label=name)
+        _plot(scores, history, "bbox/AP", color=colour, marker="o", label=f"{name}, boxes")
+        _plot(scores, history, "segm/AP", color=colour, marker="s", ls="--", label=f"{name}, masks")
+    losses.set(title="Training loss", xlabel="iteration", ylabel="loss", ylim=(0, None))
+    scores.set(title="COCO AP on the held-out part", xlabel="iteration", ylabel="AP", ylim=(0, 100))
+    for axes, corner in ((losses, "upper right"), (scores, "lower right")):
+        axes.grid(alpha=0.3)
+        axes.set_xlim(0, None)
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.legend(frameon=False, loc=corner, handlelength=3)
+    _save(figure, path)
+
+
+def _plot(axes: Axes, history: Sequence[Mapping[str, float]], key: str, **style) -> None:
+    points = [(entry["iteration"] + 1, entry[key]) for entry in history if key in entry]
+    if points:
+        axes.plot(*zip(*points, strict=True), linewidth=1.8, markersize=5, **style)
+
+
+def draw_scenes(scenes: Sequence[Scene], titles: Mapping[str, str], path: Path) -> None:
+    """A row per scene: the image, the truth, and each run's predictions, into the PNG `path`.
+
+    Args:
+        scenes: of equal size, with the same runs.
+        titles: what stands above each run's column, by run.
+        path: the file to write.
+    """
+    columns = 2 + len(titles)
+    height, width = scenes[0].image.shape
+    cell = 3.0
+    rows_inches = cell * height / width * len(scenes)
+    figure = Figure(figsize=(cell * columns, rows_inches + 0.8), dpi=120, layout="constrained")
+    figure.get_layout_engine().set(hspace=0, wspace=0, h_pad=0.03, w_pad=0.03)
+    grid = figure.subplots(len(scenes), columns, squeeze=False)
+    for row, scene in zip(grid, scenes, strict=True):
+        for axes in row:
+            axes.imshow(_brightened(scene.image), cmap="gray", vmin=0, vmax=1)
+            axes.set_axis_off()
+        _outline(row[1], scene.truth, TRUTH)
+        for axes, name in zip(row[2:], titles, strict=True):
+            predicted = scene.predicted[name]
+            found, covered = match(scene.truth, predicted)
+            _outline(axes, scene.truth[~covered], MISSED, linestyles="dotted")
+            _outline(axes, predicted[~found], FALSE, linestyles="dashed")
+            _outline(axes, predicted[found], FOUND)
+    for axes, title in zip(grid[0], ("Image", "Truth", *titles.values()), strict=True):
+        axes.set_title(title, fontsize=13)
+    legend = figure.legend(
+        handles=[
+            Line2D([], [], color=TRUTH, lw=2, label="true outline"),
+            Line2D([], [], color=FOUND, lw=2, label=f"found (IoU {MATCH_IOU} or more)"),
+            Line2D([], [], color=FALSE, lw=2, ls="--", label="matches no nucleus"),
+            Line2D([], [], color=MISSED, lw=2, ls=":", label="missed"),
+        ],
+        loc="outside lower center",
+        ncols=4,
+        fontsize=12,
+        facecolor="#303030",
+        labelcolor="white",
+        framealpha=1,
+    )
+    legend.get_frame().set_linewidth(0)
+    _save(figure, path)
+
+
+def match(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Which predictions find a nucleus, and which nuclei are found.
+
+    As in COCO's matching, each prediction in turn takes the nucleus it covers best among those
+    not taken yet, if their IoU is `MATCH_IOU` or more.
+
+    Args:
+        truth: `(N, H, W)` bool.
+        predicted: `(M, H, W)` bool, most certain first.
+
+    Returns:
+        `(M,)` and `(N,)` bool.
+    """
+    found, covered = np.zeros(len(predicted), bool), np.zeros(len(truth), bool)
+    for index, mask in enumerate(predicted):
+        shared = (truth & mask).sum((1, 2))
+        either = (truth | mask).sum((1, 2))
+        iou = np.where(covered, 0, shared / np.maximum(either, 1))
+        if len(iou) and iou.max() >= MATCH_IOU:
+            found[index] = covered[iou.argmax()] = True
+    return found, covered
+
+
+def _outline(axes: Axes, masks: np.ndarray, colour: str, **style) -> None:
+    for mask in masks:
+        # A border of nothing around it closes the outline of a nucleus cut by the edge.
+        height, width = mask.shape
+        axes.contour(
+            np.arange(-1, width + 1),
+            np.arange(-1, height + 1),
+            np.pad(mask, 1).astype(float),
+            levels=[0.5],
+            colors=[colour],
+            linewidths=1.6,
+            **style,
+        )
+        axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
+
+
+def _brightened(image: np.ndarray) -> np.ndarray:
+    """Grey values for the eye, in [0, 1]: a few very bright spots would leave the rest black."""
+    low, high = np.percentile(image, (1, 99.5))
+    return np.clip((image - low) / max(high - low, 1), 0, 1) ** 0.7
+
+
+def _save(figure: Figure, path: Path) -> None:
+    FigureCanvasAgg(figure)
+    figure.savefig(path, format="png", facecolor="white")

@@ -1,0 +1,131 @@
+"""A run: it trains, evaluates, stops when asked, and goes on as if it had not."""
+
+import os
+import signal
+from pathlib import Path
+
+import pytest
+import torch
+from detectron2.engine import hooks
+
+from normdet.engine import Interrupted, NonFiniteLoss, Trainer
+from normdet.errors import NormdetError
+from normdet.weights import load_file
+
+
+def send(number, iteration):
+    """A hook that sends this process a signal in the middle of a step."""
+
+    def act(trainer):
+        if trainer.iter == iteration:
+            os.kill(os.getpid(), number)
+
+    return hooks.CallbackHook(before_step=act)
+
+
+def finished(cfg):
+    return load_file(Path(cfg.OUTPUT_DIR, "model_final.pth"))
+
+
+def same(a, b):
+    if isinstance(a, torch.Tensor):
+        return torch.equal(a, b)
+    if isinstance(a, dict):
+        return a.keys() == b.keys() and all(same(a[key], b[key]) for key in a)
+    if isinstance(a, list | tuple):
+        return len(a) == len(b) and all(map(same, a, b))
+    return a == b
+
+
+@pytest.fixture
+def untested(tiny_cfg):
+    """Configs without evaluation, each with its folder under the given one."""
+
+    def make(name, *opts, norm=None):
+        cfg = tiny_cfg("DATASETS.TEST", "()", *opts, norm=norm)
+        cfg.OUTPUT_DIR = f"{cfg.OUTPUT_DIR}-{name}"
+        return cfg
+
+    return make
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_stopped_run_that_is_resumed_equals_the_one_that_was_not(untested, number):
+    whole = untested("whole", norm="FRN+TLU")
+    Trainer(whole).train()
+
+    cfg = untested("stopped", norm="FRN+TLU")
+    trainer = Trainer(cfg)
+    trainer.register_hooks([send(number, iteration=1)])
+    with pytest.raises(Interrupted, match=r"after 2 of 4 iterations; .*model_0000001\.pth") as end:
+        trainer.train()
+    assert end.value.signal == number
+
+    resumed = Trainer(cfg)
+    resumed.resume_or_load(resume=True)
+    assert resumed.start_iter == 2
+    resumed.train()
+    ours, theirs = finished(cfg), finished(whole)
+    for key in ("model", "trainer"):
+        assert same(ours[key], theirs[key]), key
+
+
+@pytest.mark.slow
+def test_a_run_is_evaluated_and_repeats_itself(tiny_cfg):
+    first, second = (Trainer(tiny_cfg("SOLVER.MAX_ITER", "2")) for _ in range(2))
+    results = first.train()
+    assert set(results) == {"bbox", "segm"} and 0 <= results["bbox"]["AP"] <= 100
+    second.train()
+    assert same(first.model.state_dict(), second.model.state_dict())
+
+
+@pytest.mark.slow
+def test_a_request_during_evaluation_cuts_it_short(tiny_cfg, monkeypatch):
+    cfg = tiny_cfg("TEST.EVAL_PERIOD", "1")
+    trainer = Trainer(cfg)
+    monkeypatch.setattr(trainer, "test", lambda *_: os.kill(os.getpid(), signal.SIGINT))
+    with pytest.raises(Interrupted, match=r"after 1 of 4 iterations; .*model_0000000\.pth"):
+        trainer.train()
+
+
+@pytest.mark.slow
+def test_a_loss_that_is_not_finite_leaves_the_last_checkpoint(untested):
+    cfg = untested("broken", "SOLVER.CHECKPOINT_PERIOD", "1")
+    trainer = Trainer(cfg)
+
+    def spoil(trainer):
+        if trainer.iter == 2:
+            next(trainer.model.parameters()).data.fill_(float("nan"))
+
+    trainer.register_hooks([hooks.CallbackHook(before_step=spoil)])
+    with pytest.raises(NonFiniteLoss, match=r"iteration 2: .*last checkpoint is .*0000001\.pth"):
+        trainer.train()
+    assert Path(cfg.OUTPUT_DIR, "last_checkpoint").read_text() == "model_0000001.pth"
+
+
+@pytest.mark.slow
+def test_accumulation_and_bfloat16_train_a_detector(untested):
+    cfg = untested(
+        "amp", "SOLVER.ACCUMULATE_STEPS", "2", "SOLVER.AMP.ENABLED", "True",
+        "SOLVER.AMP.DTYPE", "bfloat16", "SOLVER.MAX_ITER", "2", norm="FRN+TLU",
+    )  # fmt: skip
+    trainer = Trainer(cfg)
+    before = {k: v.clone() for k, v in trainer.model.state_dict().items()}
+    trainer.train()
+    after = trainer.model.state_dict()
+    moved = [k for k in after if k.endswith("weight") and not torch.equal(after[k], before[k])]
+    assert len(moved) > 50
+    assert all(value.dtype == before[key].dtype for key, value in after.items())
+
+
+@pytest.mark.parametrize(
+    ("opts", "text"),
+    [
+        (["SOLVER.IMS_PER_BATCH", "0"], r"SOLVER\.IMS_PER_BATCH 0"),
+        (["SOLVER.AMP.ENABLED", "True"], r"SOLVER\.AMP\.DTYPE float16 needs a GPU"),
+    ],
+)
+def test_what_cannot_be_trained_is_refused(tiny_cfg, opts, text):
+    with pytest.raises(NormdetError, match=text):
+        Trainer(tiny_cfg(*opts))

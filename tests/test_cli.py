@@ -1,0 +1,91 @@
+"""The command line: what it says, what it returns, and that it starts quickly."""
+
+import re
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from normdet import NormdetError, __version__, cli
+from normdet.config import config_names, load_config
+from normdet.engine import Interrupted
+
+
+def test_help_needs_no_torch():
+    code = (
+        "import sys; from normdet.cli import main\n"
+        "try: main(['--help'])\n"
+        "except SystemExit: print('torch' in sys.modules)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert "train a detector" in done.stdout
+    assert done.stdout.endswith("False\n")
+
+
+def test_version(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["--version"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out == f"normdet {__version__}\n"
+
+
+def test_an_unknown_command_lists_the_known(capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main(["trian"])
+    assert end.value.code == 2
+    assert re.search("choose from .*train.*eval", capsys.readouterr().err)
+
+
+def test_norms_prints_a_row_for_every_method(capsys):
+    assert cli.main(["norms"]) == 0
+    out = capsys.readouterr().out
+    assert all(name in out for name in ("FrozenBN", "SyncBN", "FRN", "TLU", "WS", "1911.09737"))
+
+
+def test_configs_are_listed(capsys):
+    assert cli.main(["configs", "ls"]) == 0
+    assert capsys.readouterr().out.split() == config_names()
+
+
+def test_a_copied_config_stands_alone_and_is_not_overwritten(tmp_path, capsys):
+    name = "quickstart/frn_tlu.yaml"
+    assert cli.main(["configs", "cp", name, str(tmp_path)]) == 0
+    copy = tmp_path / "frn_tlu.yaml"
+    assert "_BASE_" not in yaml.safe_load(copy.read_text())
+    assert load_config(copy).dump() == load_config(name).dump()
+    assert cli.main(["configs", "cp", name, str(tmp_path)]) == 2
+    assert f"{copy} already exists" in capsys.readouterr().err
+
+
+def test_bad_input_is_one_line(capsys):
+    argv = ["train", "--config-file", "quickstart/gn.yaml", "--norm", "GM"]
+    assert cli.main(argv) == 2
+    err = capsys.readouterr().err
+    assert err.startswith("normdet: error: ") and err.count("\n") == 1
+    assert "'GN'" in err
+
+
+@pytest.mark.parametrize(
+    ("raised", "code", "text"),
+    [
+        (NormdetError("KEY is wrong"), 2, "normdet: error: KEY is wrong\n"),
+        (Interrupted("saved", 15), 143, "normdet: saved\n"),
+        (KeyboardInterrupt(), 130, "normdet: interrupted\n"),
+    ],
+)
+def test_exit_codes(monkeypatch, capsys, raised, code, text):
+    def fail(args):
+        raise raised
+
+    monkeypatch.setattr(cli, "_norms", fail)
+    assert cli.main(["norms"]) == code
+    assert capsys.readouterr().err == text
+
+
+def test_options_may_follow_the_keys(monkeypatch):
+    seen = []
+    monkeypatch.setattr(cli, "_train", seen.append)
+    argv = ["train", "--config-file", "a.yaml", "SOLVER.X", "-1", "A", "b", "--norm", "GN"]
+    assert cli.main(argv) == 0
+    assert seen[0].opts == ["SOLVER.X", "-1", "A", "b"] and seen[0].norm == "GN"
