@@ -144,6 +144,7 @@ def _prepend(variable: str, rules: list[str]) -> None:
 _DELEGATED = {
     "demo": "train FRN+TLU and GN on real microscopy, and report",
     "bench": "measure the layers and their fast forms",
+    "convert": "give a trained model another norm",
 }
 
 

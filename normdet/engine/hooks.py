@@ -15,6 +15,9 @@ from rich.progress import (
     TimeElapsedColumn,
     TimeRemainingColumn,
 )
+from torch import nn
+
+from normdet.layers import NormLayer
 
 
 def memory_used() -> str:
@@ -29,6 +32,31 @@ def memory_used() -> str:
     if torch.cuda.is_available():
         text += f" + {torch.cuda.max_memory_allocated() / 1e9:.1f} GB GPU"
     return text
+
+
+class NormScalars(HookBase):
+    """Writes what norms have to tell, such as SwitchNorm's shares, as `NORM/SCALAR` curves.
+
+    Args:
+        model: its norms are asked for their `scalars()`.
+        period: iterations between two points.
+    """
+
+    def __init__(self, model: nn.Module, period: int = 20):
+        self._period = period
+        self._norms = {
+            name.removeprefix("module."): module
+            for name, module in model.named_modules()
+            if isinstance(module, NormLayer) and module.scalars()
+        }
+
+    def after_step(self) -> None:
+        """Ask them, now and then."""
+        if (self.trainer.iter + 1) % self._period:
+            return
+        for name, norm in self._norms.items():
+            for key, value in norm.scalars().items():
+                self.trainer.storage.put_scalar(f"{name}/{key}", value, smoothing_hint=False)
 
 
 class ProgressBar(HookBase):

@@ -12,6 +12,7 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from normdet.errors import NormdetError
+from normdet.layers import after_step
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _WAY_OUT = "Try a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS"
@@ -115,6 +116,7 @@ class TrainStep(SimpleTrainer):
             self.scaler.update()
         else:
             self.optimizer.step()
+        after_step(self.model)
 
     def _share(self, losses: dict[str, float], data_time: float) -> None:
         """Tell every process the losses of all, and whether one wants to stop: in one exchange."""
