@@ -6,7 +6,7 @@ convolution's weight is parametrized: `NORM[+TLU][+WS]`. To add a method, write 
 """
 
 import difflib
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -22,17 +22,22 @@ class Method:
 
     Attributes:
         name: as it stands in an option's text.
-        kind: `"norm"`, `"activation"` or `"weight"`.
+        kind: `"norm"`, `"activation"`, `"weight"` or, for what does without a norm, `"init"`.
         paper: title and arXiv number.
         statistics: what it computes its statistics over.
         cost: memory kept for backward and time, in words.
         when: when to choose it.
         build: a norm's is called as `build(channels, dims, activation, **params)` with `dims` the
             number of spatial dimensions (0 for fully connected); a weight's as
-            `build(module, **params)` with a convolution or linear layer, returning its replacement.
+            `build(module, **params)` with a convolution or linear layer, returning its replacement;
+            an initialization's makes what stands in a residual block where norms would.
         params: its parameters and their defaults; they become the config keys
             `MODEL.NORMDET.<NAME>.<PARAM>`.
         needs_batch: whether training needs more than one value per channel in a worker's batch.
+        needs_space: whether it has nothing to average where layers are fully connected.
+        excludes: methods it has no meaning with, and why.
+        takes_plain: whether a weight that was trained without a weight method keeps its function
+            when it is loaded under this one.
     """
 
     name: str
@@ -44,6 +49,9 @@ class Method:
     build: Callable[..., nn.Module] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     needs_batch: bool = False
+    needs_space: bool = False
+    excludes: Mapping[str, str] = field(default_factory=dict)
+    takes_plain: bool = False
 
 
 def _by_dims(one: type, two: type, three: type) -> Callable[..., nn.Module]:
@@ -68,9 +76,24 @@ def _layer_norm(channels: int, dims: int, activation: str | None, eps: float) ->
 
 
 def _instance_norm(channels: int, dims: int, activation: str | None, eps: float) -> nn.Module:
-    if dims == 0:
-        raise NormdetError("IN has nothing to average where layers are fully connected: use LN")
     return layers.InstanceNorm(channels, eps=eps, activation=activation)
+
+
+def _running(cls: type) -> Callable[..., nn.Module]:
+    """A norm of batch statistics whose one class takes the number of spatial dimensions."""
+    return lambda channels, dims, activation, **params: cls(
+        channels, dims=dims, activation=activation, **params
+    )
+
+
+def _inplace_abn(channels, dims, activation, act: str, **params) -> nn.Module:
+    """Its own activation stands where the option's would."""
+    if act not in ("leaky_relu", "elu", "identity"):
+        raise NormdetError(
+            f"MODEL.NORMDET.InPlaceABN.ACT is {act!r}: use 'leaky_relu', 'elu' or 'identity'"
+        )
+    act = act if activation and act != "identity" else None
+    return layers.InPlaceABN(channels, dims=dims, activation=act, **params)
 
 
 def _frn(channels, dims, activation, eps: float, learned_eps: str) -> nn.Module:
@@ -110,7 +133,7 @@ METHODS: dict[str, Method] = {
             "SyncBN", "norm",
             paper="MegDet, 1711.07240",
             statistics="batch of all workers and space; running averages at test time",
-            cost="keeps x; two all-reduces forward, one backward",
+            cost="keeps x; a small gather forward, a small all-reduce backward",
             when="small batches on many GPUs that wait for each other anyway",
             build=_by_dims(
                 layers.SyncBatchNorm1d, layers.SyncBatchNorm2d, layers.SyncBatchNorm3d
@@ -139,7 +162,7 @@ METHODS: dict[str, Method] = {
             statistics="one example: space, per channel",
             cost="keeps x; cheap",
             when="contrast differs between images and should not matter",
-            build=_instance_norm, params={"EPS": 1e-5},
+            build=_instance_norm, params={"EPS": 1e-5}, needs_space=True,
         ),
         Method(
             "FRN", "norm",
@@ -148,6 +171,70 @@ METHODS: dict[str, Method] = {
             cost="keeps x; one reduction, the cheapest to compute",
             when="one or two images per GPU, with TLU and a warm-up",
             build=_frn, params={"EPS": 1e-6, "LEARNED_EPS": "auto"},
+        ),
+        Method(
+            "BRN", "norm",
+            paper="Batch Renormalization, 1702.03275",
+            statistics="as BN, corrected towards the running averages within limits that open",
+            cost="keeps x; as BN",
+            when="small batches, long schedules; set WARMUP and OPEN to a fraction of yours",
+            build=_running(layers.BatchRenorm),
+            params={
+                "EPS": 1e-5, "MOMENTUM": 0.01, "R_MAX": 3.0, "D_MAX": 5.0, "WARMUP": 5000,
+                "OPEN": 20000, "SYNC": False,
+            },
+            needs_batch=True,
+        ),
+        Method(
+            "BIN", "norm",
+            paper="Batch-Instance Normalization, 1805.07925",
+            statistics="BN's and IN's, mixed by a learned gate per channel",
+            cost="keeps x; one pass for both statistics",
+            when="contrast matters in some channels and not in others, batches as for BN",
+            build=_running(layers.BatchInstanceNorm),
+            params={"EPS": 1e-5, "MOMENTUM": 0.1, "RATE": 10.0, "SYNC": False},
+            needs_batch=True, needs_space=True,
+        ),
+        Method(
+            "SwitchNorm", "norm",
+            paper="Switchable Normalization, 1806.10779",
+            statistics="IN's, LN's and BN's, mixed by learned shares per layer",
+            cost="keeps x; one pass for all statistics",
+            when="unsure which statistics fit, or batches differ between layers",
+            build=_running(layers.SwitchNorm),
+            params={"EPS": 1e-5, "MOMENTUM": 0.1, "SYNC": False},
+        ),
+        Method(
+            "EvalNorm", "norm",
+            paper="EvalNorm, 1904.06031",
+            statistics="trains as BN; at test time an example's own, blended with running averages",
+            cost="keeps x; as BN, one more pass at test time",
+            when="a model is trained with BN in small batches and its test time disappoints",
+            build=_running(layers.EvalNorm),
+            params={"EPS": 1e-5, "MOMENTUM": 0.1, "SYNC": False}, needs_batch=True,
+        ),
+        Method(
+            "InPlaceABN", "norm",
+            paper="In-Place Activated BatchNorm, 1712.02616",
+            statistics="as BN",
+            cost="keeps its output alone, activation included; inverts both in backward",
+            when="as BN, where memory is short; its activation is leaky ReLU",
+            build=_inplace_abn,
+            params={
+                "EPS": 1e-5, "MOMENTUM": 0.1, "ACT": "leaky_relu", "SLOPE": 0.01, "SYNC": False,
+            },
+            needs_batch=True,
+            excludes={"TLU": "InPlaceABN inverts its activation in backward, which TLU does not "
+                      "allow: all values below its threshold become one"},
+        ),
+        Method(
+            "MeanOnlyBN", "norm",
+            paper="Weight Normalization, 1602.07868, section 4",
+            statistics="the mean over batch and space, per channel; running average at test time",
+            cost="keeps x for gamma; one reduction",
+            when="with WN, which keeps the scale that it leaves alone",
+            build=_running(layers.MeanOnlyBatchNorm),
+            params={"MOMENTUM": 0.1, "SYNC": False}, needs_batch=True,
         ),
         Method(
             "TLU", "activation",
@@ -164,6 +251,39 @@ METHODS: dict[str, Method] = {
             when="with GN or FRN; weights trained without it do not fit",
             build=layers.standardize, params={"DIALECT": "jhu"},
         ),
+        Method(
+            "AWS", "weight",
+            paper="Weight Standardization, 1903.10520; adaptive as in DetectoRS, 2006.02334",
+            statistics="the weight's own, per output channel",
+            cost="nothing of activation size; a pass over the weights each step",
+            when="WS on weights trained without it: their function is unchanged at load",
+            build=layers.standardize_adaptively, params={"EPS": 1e-5}, takes_plain=True,
+        ),
+        Method(
+            "WN", "weight",
+            paper="Weight Normalization, 1602.07868",
+            statistics="the weight's own norm, per output channel; its start, the first batch's",
+            cost="nothing of activation size; a pass over the weights each step",
+            when="with MeanOnlyBN, which it is meant for",
+            build=layers.weight_norm, takes_plain=True,
+        ),
+        Method(
+            "SpectralNorm", "weight",
+            paper="Spectral Normalization, 1802.05957",
+            statistics="the weight's own largest singular value",
+            cost="nothing of activation size; two products with the weight each step",
+            when="to bound a layer's gain; a pretrained weight's scale is lost",
+            build=layers.spectral_norm, params={"ITERATIONS": 1},
+        ),
+        Method(
+            "Fixup", "init",
+            paper="Fixup Initialization, 1901.09321",
+            statistics="none: no norm at all",
+            cost="nothing beyond the additions of its scalars",
+            when="from random weights, to train a residual backbone without norms; FPN and heads "
+            "get no norm, keep their biases and start as detectron2 has them",
+            build=layers.FixupScalars, params={"RATE": 0.1},
+        ),
     )
 }  # fmt: skip
 
@@ -176,17 +296,19 @@ class NormOption:
         norm: a norm's name, or `""` for none.
         activation: `"ReLU"` or `"TLU"`.
         weight: a weight method's name, or `""`.
+        init: an initialization's name where there is no norm, or `""`.
         params: `{method: {PARAM: value}}`, as `cfg.MODEL.NORMDET`; what is absent has its default.
     """
 
     norm: str = ""
     activation: str = "ReLU"
     weight: str = ""
+    init: str = ""
     params: Mapping[str, Mapping[str, Any]] = field(default_factory=dict, compare=False)
 
     def __str__(self) -> str:
         activation = self.activation if self.activation != "ReLU" else ""
-        return "+".join(filter(None, (self.norm, activation, self.weight)))
+        return "+".join(filter(None, (self.norm, self.init, activation, self.weight)))
 
     def __bool__(self) -> bool:
         return bool(self.norm)
@@ -201,8 +323,26 @@ class NormOption:
         Raises:
             NormdetError: if the norm has no meaning there.
         """
+        method = METHODS[self.norm]
+        if method.needs_space and dims == 0:
+            raise NormdetError(
+                f"{self.norm} has nothing to average where layers are fully connected: use LN"
+            )
         activation = self.activation if activate else None
-        module = METHODS[self.norm].build(channels, dims, activation, **self._params(self.norm))
+        module = method.build(channels, dims, activation, **self._params(self.norm))
+        module.option = str(self)
+        return module
+
+    def build_scalars(self, channels: int, *, activate: bool = False, **which: bool) -> nn.Module:
+        """What an initialization puts where a residual block has no norm.
+
+        Args:
+            activate: fuse the option's activation.
+            which: see :class:`normdet.layers.FixupScalars`.
+        """
+        activation = self.activation if activate else None
+        build = METHODS[self.init].build
+        module = build(channels, activation, **which, **self._params(self.init))
         module.option = str(self)
         return module
 
@@ -226,25 +366,28 @@ class NormOption:
 
 
 def names(kind: str) -> list[str]:
-    """The names of all methods of a kind: `"norm"`, `"activation"` or `"weight"`."""
+    """The names of all methods of a kind: `"norm"`, `"activation"`, `"weight"` or `"init"`."""
     return [method.name for method in METHODS.values() if method.kind == kind]
 
 
 def valid_options() -> list[str]:
     """Every text :func:`parse` takes, modifiers in their usual order."""
-    return [
+    composed = [
         norm + activation + weight
         for norm in names("norm")
         for activation in ("", *(f"+{name}" for name in names("activation")))
         for weight in ("", *(f"+{name}" for name in names("weight")))
+        if not _exclusions([norm, activation[1:], weight[1:]])
     ]
+    return composed + names("init")
 
 
 def parse(text: str, params: Mapping[str, Mapping[str, Any]] | None = None) -> NormOption:
     """Read an option such as `"GN+WS"`; `""` is the option of no norm.
 
     Args:
-        text: `NORM`, then any of `+TLU` and `+WS`.
+        text: `NORM`, then any of `+TLU` and one weight method such as `+WS`; or an initialization
+            alone.
         params: see :class:`NormOption`.
 
     Raises:
@@ -257,16 +400,29 @@ def parse(text: str, params: Mapping[str, Mapping[str, Any]] | None = None) -> N
         method = METHODS.get(name)
         if method is None:
             raise _refusal(text, f"{name!r} is no norm, activation or weight method")
-        if not chosen and method.kind != "norm":
+        if "init" in chosen or (chosen and method.kind == "init"):
+            alone = name if method.kind == "init" else chosen["init"]
+            raise _refusal(text, f"{alone} is an initialization without norms and stands alone")
+        if not chosen and method.kind not in ("norm", "init"):
             raise _refusal(text, f"{name} modifies a norm, which comes first")
         if method.kind in chosen:
             raise _refusal(text, f"{chosen[method.kind]} and {name} exclude each other")
         chosen[method.kind] = name
+    for reason in _exclusions(chosen.values()):
+        raise _refusal(text, reason)
     return NormOption(**chosen, params=params or {})
 
 
+def _exclusions(chosen: Collection[str]) -> list[str]:
+    """Why these methods do not go together, if they do not."""
+    excludes = [METHODS[name].excludes for name in chosen if name]
+    return [reason for rule in excludes for other, reason in rule.items() if other in chosen]
+
+
 def _refusal(text: str, reason: str) -> NormdetError:
-    canonical = {option.upper(): option for option in valid_options()}
+    norms = [METHODS[name] for name in names("norm")]
+    canonical = {m.paper.split(",")[0].upper().replace(" ", ""): m.name for m in norms}
+    canonical |= {option.upper(): option for option in valid_options()}
     parts = dict.fromkeys(part for part in text.upper().replace("_", "+").split("+") if part)
     wanted = "+".join(sorted(parts, key=_rank))
     close = difflib.get_close_matches(wanted, canonical, n=1, cutoff=0.0)
@@ -275,7 +431,7 @@ def _refusal(text: str, reason: str) -> NormdetError:
 
 
 def _rank(part: str) -> int:
-    kinds = ("norm", "activation", "weight")
+    kinds = ("norm", "init", "activation", "weight")
     return next((kinds.index(m.kind) for m in METHODS.values() if m.name.upper() == part), 0)
 
 

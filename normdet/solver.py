@@ -9,19 +9,19 @@ from detectron2.solver import get_default_optimizer_params
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
-from .layers import NormLayer
+from .layers import NormLayer, WeightMethod
 
 # Norms that are not ours but may stand in a model of ours; torch's own detectron2 finds.
 _FOREIGN_NORMS = (LayerNorm,)
 
 
 def norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
-    """Every parameter of a norm or a learned activation: gamma, beta, tau, epsilon.
+    """Every parameter of a norm or a learned activation: gamma, beta, tau, epsilon, WN's gain.
 
     Asks the layers; torch's own norms and detectron2's are known as well.
     """
     for module in model.modules():
-        if isinstance(module, NormLayer):
+        if isinstance(module, NormLayer | WeightMethod):
             yield from module.norm_parameters()
         elif isinstance(module, _FOREIGN_NORMS):
             yield from module.parameters(recurse=False)
@@ -30,8 +30,9 @@ def norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
 def optimizer_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
     """detectron2's parameter groups, but no norm's parameter decays unless it is asked to.
 
-    `SOLVER.WEIGHT_DECAY_NORM` (0 by default) holds for all of them; detectron2's own builder knows
-    a closed tuple of torch's types and decays the rest with the weights.
+    What a norm's `rates` names trains at that multiple of the learning rate.
+    `SOLVER.WEIGHT_DECAY_NORM` (0 by default) holds for all norms; detectron2's own builder knows a
+    closed tuple of torch's types and decays the rest with the weights.
     """
     groups = get_default_optimizer_params(
         model,
@@ -41,14 +42,24 @@ def optimizer_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
-    ours = set(norm_parameters(model))
-    split = []
+    ours, rates = set(norm_parameters(model)), _own_rates(model)
+    single = []
     for group in groups:
-        norms = [p for p in group["params"] if p in ours]
-        others = [p for p in group["params"] if p not in ours]
-        split.append({**group, "params": others})
-        split.append({**group, "params": norms, "weight_decay": cfg.SOLVER.WEIGHT_DECAY_NORM})
-    return _merged([group for group in split if group["params"]])
+        for p in group["params"]:
+            lr = group["lr"] * rates.get(p, 1.0)
+            decay = cfg.SOLVER.WEIGHT_DECAY_NORM if p in ours else group["weight_decay"]
+            single.append({**group, "params": [p], "lr": lr, "weight_decay": decay})
+    return _merged(single)
+
+
+def _own_rates(model: nn.Module) -> dict[nn.Parameter, float]:
+    """Parameters that train at a multiple of the learning rate, such as BIN's gate."""
+    return {
+        getattr(module, name): rate
+        for module in model.modules()
+        if isinstance(module, NormLayer)
+        for name, rate in module.rates().items()
+    }
 
 
 def _merged(groups: list[dict]) -> list[dict]:

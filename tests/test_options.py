@@ -40,6 +40,8 @@ def test_no_text_is_no_norm():
         ("Gn", "GN"),
         ("gn+ws", "GN+WS"),
         ("GroupNorm", "GN"),
+        ("BatchRenorm", "BRN"),
+        ("SwitchableNorm", "SwitchNorm"),
         ("syncbn", "SyncBN"),
         ("GN+", "GN"),
         ("+GN", "GN"),
@@ -83,11 +85,18 @@ def test_learned_epsilon_where_a_channel_has_one_value():
 
 
 def test_instance_norm_of_fully_connected_input_is_refused():
-    with pytest.raises(NormdetError, match="fully connected"):
-        parse("IN").build_norm(8, dims=0)
+    for name in ("IN", "BIN"):
+        with pytest.raises(NormdetError, match=f"{name} has nothing to average.*fully connected"):
+            parse(name).build_norm(8, dims=0)
 
 
-@pytest.mark.parametrize("name", names("norm"))
+def test_what_does_not_go_together_is_refused_with_the_reason():
+    with pytest.raises(NormdetError, match="inverts its activation.*did you mean 'InPlaceABN'"):
+        parse("InPlaceABN+TLU")
+    assert "InPlaceABN+TLU" not in valid_options() and "InPlaceABN+WS" in valid_options()
+
+
+@pytest.mark.parametrize("name", [n for n in names("norm") if f"{n}+TLU" in valid_options()])
 @pytest.mark.parametrize("activate", [False, True])
 def test_the_activation_is_fused_only_where_asked(name, activate):
     norm = parse(f"{name}+TLU").build_norm(6, activate=activate)

@@ -6,8 +6,9 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from normdet.config import BUILDERS, PARTS, get, load_config, normdet_name, put
-from normdet.options import valid_options
+from normdet.options import METHODS, parse
 from normdet.solver import build_optimizer, norm_parameters, optimizer_groups
+from tests.covering import covering_options
 
 NORM_NAMES = ("weight", "bias", "tau", "eps_l")
 
@@ -15,7 +16,8 @@ NORM_NAMES = ("weight", "bias", "tau", "eps_l")
 def model_and_config(text: str, *opts):
     cfg = load_config("quickstart/base.yaml", ["MODEL.DEVICE", "cpu", *opts])
     for part in PARTS:
-        if not (text.startswith("IN") and part == "box_fc"):
+        norm = parse(text).norm
+        if part != "box_fc" or not norm or not METHODS[norm].needs_space:
             put(cfg, PARTS[part], text)
     return build_model(cfg), cfg
 
@@ -25,7 +27,7 @@ def decay_by_name(model: nn.Module, cfg) -> dict[str, float]:
     return {names[p]: g["weight_decay"] for g in optimizer_groups(cfg, model) for p in g["params"]}
 
 
-@pytest.mark.parametrize("text", [text for text in valid_options() if "WS" not in text])
+@pytest.mark.parametrize("text", [text for text in covering_options() if "+WS" not in text])
 def test_no_norm_decays_and_everything_else_does(text):
     model, cfg = model_and_config(text)
     decays = decay_by_name(model, cfg)
@@ -34,7 +36,27 @@ def test_no_norm_decays_and_everything_else_does(text):
         owner = model.get_submodule(name.rpartition(".")[0])
         is_conv = isinstance(owner, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)
         assert decay == (cfg.SOLVER.WEIGHT_DECAY if is_conv else 0.0), name
-    assert len(optimizer_groups(cfg, model)) == len(set(decays.values()))
+    settings = {(g["lr"], g["weight_decay"]) for g in optimizer_groups(cfg, model)}
+    assert len(optimizer_groups(cfg, model)) == len(settings)
+
+
+def test_the_gain_of_weight_norm_does_not_decay():
+    model, cfg = model_and_config("GN+WN")
+    decays = decay_by_name(model, cfg)
+    stem = "backbone.bottom_up.stem.conv1"
+    assert decays[f"{stem}.weight"] == 1e-4 and decays[f"{stem}.reweight.g"] == 0.0
+
+
+def test_the_scalars_of_fixup_train_at_a_tenth():
+    model, cfg = model_and_config("Fixup")
+    names = {p: name for name, p in model.named_parameters()}
+    groups = optimizer_groups(cfg, model)
+    settings = {names[p]: (g["lr"], g["weight_decay"]) for g in groups for p in g["params"]}
+    block = "backbone.bottom_up.res3.0"
+    base = cfg.SOLVER.BASE_LR
+    for name in ("entry.offset", "conv1.norm.shift", "conv2.norm.scale", "conv2.norm.shift"):
+        assert settings[f"{block}.{name}"] == (pytest.approx(base / 10), 0.0)
+    assert settings[f"{block}.conv1.weight"] == (base, 1e-4)
 
 
 def test_the_groups_of_frn_tlu():

@@ -1,7 +1,9 @@
 """Normalization layers, one idea a file. Needs torch alone: use them in any project."""
 
 from .activation import TLU, AddAct
-from .base import NormLayer
+from .adaptive_weight_standardization import AdaptiveWeightStandardization, standardize_adaptively
+from .base import NormLayer, after_step
+from .batch_instance_norm import BatchInstanceNorm
 from .batch_norm import (
     BatchNorm1d,
     BatchNorm2d,
@@ -9,31 +11,60 @@ from .batch_norm import (
     FrozenBatchNorm2d,
     freeze_batch_norm,
 )
+from .batch_renorm import BatchRenorm
+from .batch_statistics import BatchStatistics
+from .eval_norm import EvalNorm, to_eval_norm
+from .fixup import FixupScalars
 from .frn import FilterResponseNorm1d, FilterResponseNorm2d, FilterResponseNorm3d
 from .group_norm import GroupNorm, InstanceNorm, LayerNorm, groups_for
+from .inplace_abn import InPlaceABN
+from .mean_only_batch_norm import MeanOnlyBatchNorm
+from .reparametrized import Reparametrized, WeightMethod, reparametrize
+from .spectral_norm import SpectralNorm, spectral_norm
+from .switch_norm import SwitchNorm
 from .sync_batch_norm import SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d
+from .weight_norm import WeightNorm, weight_norm
 from .weight_standardization import WeightStandardization, WSConv2d, standardize
 
 __all__ = [
     "TLU",
+    "AdaptiveWeightStandardization",
     "AddAct",
+    "BatchInstanceNorm",
     "BatchNorm1d",
     "BatchNorm2d",
     "BatchNorm3d",
+    "BatchRenorm",
+    "BatchStatistics",
+    "EvalNorm",
     "FilterResponseNorm1d",
     "FilterResponseNorm2d",
     "FilterResponseNorm3d",
+    "FixupScalars",
     "FrozenBatchNorm2d",
     "GroupNorm",
+    "InPlaceABN",
     "InstanceNorm",
     "LayerNorm",
+    "MeanOnlyBatchNorm",
     "NormLayer",
+    "Reparametrized",
+    "SpectralNorm",
+    "SwitchNorm",
     "SyncBatchNorm1d",
     "SyncBatchNorm2d",
     "SyncBatchNorm3d",
     "WSConv2d",
+    "WeightMethod",
+    "WeightNorm",
     "WeightStandardization",
+    "after_step",
     "freeze_batch_norm",
     "groups_for",
+    "reparametrize",
+    "spectral_norm",
     "standardize",
+    "standardize_adaptively",
+    "to_eval_norm",
+    "weight_norm",
 ]

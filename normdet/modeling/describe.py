@@ -5,7 +5,7 @@ from dataclasses import dataclass
 
 from torch import nn
 
-from ..layers import FrozenBatchNorm2d, NormLayer
+from ..layers import BatchStatistics, FrozenBatchNorm2d, NormLayer
 
 # Part -> what the names of its parameters begin with, in the order data flows.
 _PARTS = {
@@ -61,7 +61,11 @@ def _training(modules: list[nn.Module]) -> str:
     learning = [p.requires_grad for module in modules for p in module.parameters(recurse=False)]
     if learning and not any(learning):
         return "frozen"
-    fixed = any(isinstance(module, FrozenBatchNorm2d) for module in modules)
+    fixed = any(
+        isinstance(module, FrozenBatchNorm2d)
+        or (isinstance(module, BatchStatistics) and module.is_frozen)
+        for module in modules
+    )
     return ("trained" if all(learning) else "partly frozen") + (", norms fixed" if fixed else "")
 
 

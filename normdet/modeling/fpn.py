@@ -56,7 +56,8 @@ def _build(stock_builder, cfg, input_shape) -> FPN:
     bare = without_norms(cfg, "MODEL.RESNETS.NORM", "MODEL.FPN.NORM")
     bare.MODEL.BACKBONE.FREEZE_AT = 0
     fpn = stock_builder(bare, input_shape)
-    normalize_resnet(fpn.bottom_up, norm_option(cfg, "backbone"), cfg.MODEL.BACKBONE.FREEZE_AT)
+    freeze_at, depth = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.DEPTH
+    normalize_resnet(fpn.bottom_up, norm_option(cfg, "backbone"), freeze_at, depth=depth)
     return normalize_fpn(fpn, norm_option(cfg, "fpn"), norm_option(cfg, "fpn_top"))
 
 

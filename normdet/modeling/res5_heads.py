@@ -14,4 +14,5 @@ class NormdetRes5ROIHeads(Res5ROIHeads):
     @classmethod
     def _build_res5_block(cls, cfg):
         blocks, channels = super()._build_res5_block(without_norms(cfg, "MODEL.RESNETS.NORM"))
-        return normalize_blocks(blocks, norm_option(cfg, "res5_head")), channels
+        option, depth = norm_option(cfg, "res5_head"), cfg.MODEL.RESNETS.DEPTH
+        return normalize_blocks(blocks, option, depth), channels

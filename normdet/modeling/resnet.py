@@ -10,6 +10,7 @@ from ..config import norm_option
 from ..layers import freeze_batch_norm
 from ..options import NormOption
 from .dress import dress_conv, without_norms
+from .fixup import fixup_block, fixup_stem
 
 
 class _Dressed(CNNBlockBase):
@@ -49,12 +50,15 @@ class BasicBlock(_Dressed):
     def __init__(self, block: CNNBlockBase, option: NormOption):
         super().__init__(block, option)
         self.join = option.build_join(self.out_channels)
+        self.entry: nn.Module | None = None  # before the convolutions, where Fixup is
 
     def branch(self, x: Tensor) -> Tensor:
         return self.conv2(self.conv1(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        shortcut = x if getattr(self, "shortcut", None) is None else self.shortcut(x)
+        identity = x
+        x = x if self.entry is None else self.entry(x)
+        shortcut = identity if getattr(self, "shortcut", None) is None else self.shortcut(x)
         return self.join(self.branch(x), shortcut)
 
 
@@ -91,21 +95,34 @@ _DRESSED = {
 }
 
 
-def normalize_blocks(blocks: nn.Sequential, option: NormOption) -> nn.Sequential:
-    """A stage of detectron2's blocks, built without norms, as a stage of ours."""
-    return nn.Sequential(*(_DRESSED[type(block).__name__](block, option) for block in blocks))
+def normalize_blocks(blocks: nn.Sequential, option: NormOption, depth: int) -> nn.Sequential:
+    """A stage of detectron2's blocks, built without norms, as a stage of ours.
+
+    Args:
+        depth: the whole network's, as its name says: Fixup starts deeper networks smaller.
+    """
+    dressed = [_DRESSED[type(block).__name__](block, option) for block in blocks]
+    if option.init:
+        for block in dressed:
+            fixup_block(block, option, depth)
+    return nn.Sequential(*dressed)
 
 
-def normalize_resnet(resnet: ResNet, option: NormOption, freeze_at: int = 0) -> ResNet:
+def normalize_resnet(
+    resnet: ResNet, option: NormOption, freeze_at: int = 0, *, depth: int
+) -> ResNet:
     """Normalize a detectron2 ResNet built without norms, in place.
 
     Args:
+        depth: 18 to 152, also of one whose last stages are not built.
         freeze_at: stages to freeze, the stem first; a frozen stage trains neither its convolutions
             nor its norms, whatever they are.
     """
     resnet.stem = Stem(resnet.stem, option)
+    if option.init:
+        fixup_stem(resnet.stem, option)
     for index, name in enumerate(resnet.stage_names):
-        resnet.stages[index] = normalize_blocks(getattr(resnet, name), option)
+        resnet.stages[index] = normalize_blocks(getattr(resnet, name), option, depth)
         setattr(resnet, name, resnet.stages[index])
     return resnet.freeze(freeze_at)
 
@@ -117,4 +134,5 @@ def build_normdet_resnet_backbone(cfg, input_shape) -> ResNet:
     bare = without_norms(cfg, "MODEL.RESNETS.NORM")
     bare.MODEL.BACKBONE.FREEZE_AT = 0  # freezing comes after the norms are there
     resnet = build_resnet_backbone(bare, input_shape)
-    return normalize_resnet(resnet, option, cfg.MODEL.BACKBONE.FREEZE_AT)
+    freeze_at, depth = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.DEPTH
+    return normalize_resnet(resnet, option, freeze_at, depth=depth)

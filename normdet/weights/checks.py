@@ -14,7 +14,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from normdet.errors import NormdetError
-from normdet.options import METHODS
+from normdet.options import METHODS, names
 
 BACKBONE = "MODEL.RESNETS.NORM"
 DIALECT = "MODEL.NORMDET.WS.DIALECT"
@@ -89,7 +89,7 @@ def describe(cfg: CfgNode) -> dict[str, Any]:
     settings = {key: _get(cfg, key) for key in (STRIDE, FORMAT, MEAN, STD, DIALECT)}
     return {
         "norms": norms,
-        "weight": "WS" if _standardized(norms.get(BACKBONE, "")) else "",
+        "weight": _weight_method(norms.get(BACKBONE, "")),
         "settings": {
             key: list(value) if isinstance(value, list | tuple) else value
             for key, value in settings.items()
@@ -131,8 +131,8 @@ def check_weights(cfg: CfgNode, state_dict: Mapping[str, Any], source: str) -> l
 
     Raises:
         NormdetError: the stride, channel order or pixel scale is not that of the weights; weights
-            trained with WS meet a part without it or the reverse, or WS in another dialect;
-            folded batch statistics would be trained.
+            trained with WS or another weight method meet a part without it, plain ones meet WS,
+            or WS another dialect; folded batch statistics would be trained.
     """
     facts = facts_of(state_dict, source)
     _check_settings(cfg, facts.settings, source)
@@ -205,12 +205,15 @@ def _check_norm(
 ) -> list[str]:
     """Compare one part's option in the config with that of the weights."""
     ours = str(_get(cfg, key))
-    if _standardized(ours) != _standardized(theirs):
-        trained = "with" if _standardized(theirs) else "without"
-        change = _without_ws(ours) if _standardized(ours) else f"{ours}+WS"
+    our_method, their_method = _weight_method(ours), _weight_method(theirs)
+    if our_method != their_method and (their_method or our_method == "WS"):
+        method = their_method or our_method
+        method = "weight standardization" if method == "WS" else method
+        how = f"{'with' if their_method else 'without'} {method}"
+        change = "+".join(filter(None, (_without_weight_method(ours), their_method)))
         raise NormdetError(
-            f"{name} was trained {trained} weight standardization and {key} is {ours!r}: its "
-            f"weights mean nothing there; set {key} {change}"
+            f"{name} was trained {how} and {key} is {ours!r}: its weights mean nothing there; "
+            f"set {key} {change}"
         )
     if _standardized(ours):
         trained, asked = settings.get(DIALECT), _get(cfg, DIALECT)
@@ -219,8 +222,10 @@ def _check_norm(
                 f"{name} was trained with the WS dialect {trained!r} and {DIALECT} is {asked!r}: "
                 f"set {DIALECT} {trained}"
             )
-    ours, theirs = _without_ws(ours), _without_ws(theirs)
-    if ours == theirs or (_is_bn(ours) and _is_bn(theirs)):
+    if our_method == their_method or METHODS[our_method].takes_plain:
+        ours, theirs = _without_weight_method(ours), _without_weight_method(theirs)
+    starts_as_bn = _is_bn(ours) or ours == "BIN"  # its gate starts there
+    if ours == theirs or (starts_as_bn and _is_bn(theirs)):
         return []
     return [
         f"{name} was trained with {theirs or 'no norm'} and {key} is {ours or 'no norm'}: what "
@@ -303,17 +308,21 @@ def _has(state: Mapping[str, Any], prefixes: tuple[str, ...]) -> bool:
     return any(key.removeprefix("module.").startswith(prefixes) for key in state)
 
 
+def _weight_method(option: str) -> str:
+    return next((part for part in option.split("+") if part in names("weight")), "")
+
+
+def _without_weight_method(option: str) -> str:
+    return "+".join(part for part in option.split("+") if part not in names("weight"))
+
+
 def _standardized(option: str) -> bool:
-    return "WS" in option.split("+")
-
-
-def _without_ws(option: str) -> str:
-    return "+".join(part for part in option.split("+") if part != "WS")
+    return _weight_method(option) == "WS"
 
 
 def _is_bn(option: str) -> bool:
-    """Whether it is BN with running averages, under any of detectron2's names."""
-    return re.fullmatch(r"(Frozen|Sync|nnSync|naiveSync)?BN(_N)?", option) is not None
+    """Whether its test time is BN's, under any of detectron2's names or as BRN and EvalNorm."""
+    return re.fullmatch(r"(Frozen|Sync|nnSync|naiveSync)?BN(_N)?|BRN|EvalNorm", option) is not None
 
 
 def _uses_batch(option: str) -> bool:

@@ -13,6 +13,10 @@ def activated(y, activation, tau):
     if activation == "TLU":
         tau = per_channel(tau, y).expand_as(y)
         return torch.where(y > tau, y, tau)
+    if activation == "leaky_relu":
+        return torch.where(y > 0, y, 0.01 * y)
+    if activation == "elu":
+        return torch.where(y > 0, y, y.exp() - 1)
     return y
 
 
@@ -56,6 +60,64 @@ def fixed_batch_norm(x, mean, var, eps):
     return (x - per_channel(mean, x)) / (per_channel(var, x) + eps) ** 0.5
 
 
+def moments(values):
+    mean = values.mean()
+    return mean, ((values - mean) ** 2).mean()
+
+
+def batch_renorm(x, running_mean, running_var, eps, r_max, d_max):
+    """1702.03275, algorithm 1, a channel at a time; r and d are constants to the gradient."""
+    channels = []
+    for c in range(x.shape[1]):
+        mean, var = moments(x[:, c])
+        sigma, running_sigma = (var + eps) ** 0.5, (running_var[c] + eps) ** 0.5
+        r = min(max(float(sigma / running_sigma), 1 / r_max), r_max)
+        d = min(max(float((mean - running_mean[c]) / running_sigma), -d_max), d_max)
+        channels.append((x[:, c] - mean) / sigma * r + d)
+    return torch.stack(channels, dim=1)
+
+
+def batch_instance_norm(x, rho, eps, batch_part):
+    """1805.07925, equation 3."""
+    rho = per_channel(rho, x)
+    return rho * batch_part + (1 - rho) * group_norm(x, x.shape[1], eps)
+
+
+def switch_norm(x, mean_weight, var_weight, eps, running=None):
+    """1806.10779, equations 3 to 5, an example's channel at a time; two weights leave IN out."""
+    w, v = ([share / sum(p.exp()) for share in p.exp()] for p in (mean_weight, var_weight))
+    examples = []
+    for example in x:
+        channels = []
+        for c in range(x.shape[1]):
+            batch = moments(x[:, c]) if running is None else (running[0][c], running[1][c])
+            parts = [moments(example[c]), moments(example), batch][-len(w) :]
+            mean = sum(share * part[0] for share, part in zip(w, parts, strict=True))
+            var = sum(share * part[1] for share, part in zip(v, parts, strict=True))
+            channels.append((example[c] - mean) / (var + eps) ** 0.5)
+        examples.append(torch.stack(channels))
+    return torch.stack(examples)
+
+
+def eval_norm(x, blend, running_mean, running_var, eps):
+    """1904.06031 at test time: an example's share and the running averages' as one batch."""
+    examples = []
+    for example in x:
+        channels = []
+        for c in range(x.shape[1]):
+            mean = blend * example[c].mean() + (1 - blend) * running_mean[c]
+            mine, rest = (example[c] ** 2).mean(), running_var[c] + running_mean[c] ** 2
+            var = blend * mine + (1 - blend) * rest - mean**2
+            channels.append((example[c] - mean) / (var + eps) ** 0.5)
+        examples.append(torch.stack(channels))
+    return torch.stack(examples)
+
+
+def mean_only_batch_norm(x):
+    """1602.07868, equation 13."""
+    return torch.stack([x[:, c] - x[:, c].mean() for c in range(x.shape[1])], dim=1)
+
+
 def weight_standardization(weight, dialect, out_dim=0):
     """1903.10520, equations 2 to 4, an output channel at a time."""
     filters = []
@@ -67,3 +129,25 @@ def weight_standardization(weight, dialect, out_dim=0):
         else:
             filters.append(centred / ((centred**2).mean() + 1e-6) ** 0.5)
     return torch.stack(filters, dim=out_dim)
+
+
+def weight_norm(v, g, out_dim=0):
+    """1602.07868, equation 2, an output channel at a time."""
+    pairs = zip(v.unbind(out_dim), g.flatten(), strict=True)
+    filters = [gain * w / (w**2).sum() ** 0.5 for w, gain in pairs]
+    return torch.stack(filters, dim=out_dim)
+
+
+def adaptive_weight_standardization(weight, gain, shift, eps, out_dim=0):
+    """mmcv's ConvAWS (DetectoRS, 2006.02334), an output channel at a time."""
+    filters = []
+    for w, a, b in zip(weight.unbind(out_dim), gain.flatten(), shift.flatten(), strict=True):
+        centred = w - w.mean()
+        variance = (centred**2).sum() / (w.numel() - 1)
+        filters.append(a * centred / (variance + eps) ** 0.5 + b)
+    return torch.stack(filters, dim=out_dim)
+
+
+def spectral_norm(weight, out_dim=0):
+    """1802.05957, equation 8, by the singular values themselves."""
+    return weight / torch.linalg.svdvals(weight.movedim(out_dim, 0).flatten(1))[0]

@@ -5,16 +5,24 @@ import torch
 from torch import nn
 
 from normdet import layers
-from normdet.options import names, parse
+from normdet.options import METHODS, names, parse
 from tests.layers import reference
 
 SHAPES = {0: (3, 8), 1: (3, 8, 7), 2: (2, 8, 5, 3), 3: (2, 8, 2, 3, 4)}
 CASES = [
     (norm, dims)
-    for norm in ("FrozenBN", "BN", "SyncBN", "GN", "LN", "IN", "FRN")
+    for norm in (
+        "FrozenBN", "BN", "SyncBN", "GN", "LN", "IN", "FRN",
+        "BRN", "BIN", "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN",
+    )
     for dims in SHAPES
-    if (norm, dims) != ("IN", 0)
-]
+    if dims or not METHODS[norm].needs_space
+]  # fmt: skip
+ACTIVATIONS = ("", "ReLU", "TLU")
+
+
+def can(norm: str, activation: str) -> bool:
+    return activation not in METHODS[norm].excludes
 
 
 def build(norm: str, dims: int, activation: str, channels: int = 8) -> nn.Module:
@@ -29,6 +37,10 @@ def build(norm: str, dims: int, activation: str, channels: int = 8) -> nn.Module
     for value in module.buffers():
         if value is not None and value.is_floating_point():
             value.copy_(torch.rand_like(value) + 0.5)
+    if norm == "BRN":
+        module.steps.fill_(15_000)  # half open
+    if norm == "EvalNorm":
+        module.blend.fill_(0.3)
     return module.double()
 
 
@@ -38,16 +50,41 @@ def expected(module: nn.Module, norm: str, x: torch.Tensor) -> torch.Tensor:
         x_hat = reference.frn(x, module.eps + learned)
     elif norm in ("GN", "LN", "IN"):
         x_hat = reference.group_norm(x, {"GN": 4, "LN": 1, "IN": x.shape[1]}[norm], module.eps)
-    elif norm == "FrozenBN" or not module.training:
-        x_hat = reference.fixed_batch_norm(x, module.running_mean, module.running_var, module.eps)
+    elif norm == "BIN":
+        batch_part = batch_normalized(module, x)
+        x_hat = reference.batch_instance_norm(x, module.rho, module.eps, batch_part)
+    elif norm == "SwitchNorm":
+        running = None if module.training else (module.running_mean, module.running_var)
+        weights = module.mean_weight, module.var_weight
+        x_hat = reference.switch_norm(x, *weights, module.eps, running)
+    elif norm == "BRN" and module.training:
+        running = module.running_mean, module.running_var
+        x_hat = reference.batch_renorm(x, *running, module.eps, r_max=2.0, d_max=2.5)
+    elif norm == "EvalNorm" and not module.training:
+        running = module.running_mean, module.running_var
+        x_hat = reference.eval_norm(x, module.blend.item(), *running, module.eps)
+    elif norm == "MeanOnlyBN":
+        fixed = x - reference.per_channel(module.running_mean, x)
+        x_hat = reference.mean_only_batch_norm(x) if module.training else fixed
     else:
-        x_hat = reference.batch_norm(x, module.eps)
-    y = reference.affine(x_hat, module.weight, module.bias)
+        x_hat = batch_normalized(module, x)
+    weight = module.weight
+    if norm == "InPlaceABN":
+        weight = weight.abs() + module.eps
+    y = reference.affine(x_hat, weight, module.bias)
     return reference.activated(y, module.activation, module.tau)
 
 
-@pytest.mark.parametrize("activation", ["", "ReLU", "TLU"])
-@pytest.mark.parametrize(("norm", "dims"), CASES)
+def batch_normalized(module: nn.Module, x: torch.Tensor) -> torch.Tensor:
+    if not module.training or not module.batch_statistics:
+        return reference.fixed_batch_norm(x, module.running_mean, module.running_var, module.eps)
+    return reference.batch_norm(x, module.eps)
+
+
+@pytest.mark.parametrize(
+    ("norm", "dims", "activation"),
+    [(*case, act) for case in CASES for act in ACTIVATIONS if can(case[0], act)],
+)
 @pytest.mark.parametrize("training", [True, False])
 def test_value_and_gradients(norm, dims, activation, training):
     module = build(norm, dims, activation).train(training)
@@ -64,10 +101,19 @@ def test_value_and_gradients(norm, dims, activation, training):
         torch.testing.assert_close(got, ref)
 
 
-@pytest.mark.parametrize("activation", ["", "ReLU", "TLU"])
-@pytest.mark.parametrize(("norm", "dims"), [case for case in CASES if case[1] in (0, 2)])
+@pytest.mark.parametrize(
+    ("norm", "dims", "activation"),
+    [
+        (norm, dims, activation)
+        for norm, dims in CASES
+        for activation in ACTIVATIONS
+        if dims in (0, 2) and can(norm, activation)
+    ],
+)
 def test_gradcheck(norm, dims, activation):
     module = build(norm, dims, activation, channels=4)
+    if norm == "BRN":
+        module.steps.zero_()  # r and d, constants to the gradient, are not to finite differences
     shape = (SHAPES[dims][0], 4, *SHAPES[dims][2:])
     x = torch.randn(shape, dtype=torch.float64, requires_grad=True)
     parameters = dict(module.named_parameters())

@@ -1,11 +1,15 @@
-"""SyncBN on two processes is BN on one process with the concatenated batch, whatever the shares."""
+"""Every synchronized norm on two processes is itself on one process with the concatenated batch.
+
+Whatever the shares; SyncBN is BN.
+"""
 
 from itertools import product
 
 import pytest
 import torch
 
-from normdet.options import parse
+from normdet import layers
+from normdet.options import METHODS, parse
 from tests.workers import run_workers
 
 SHARES = {
@@ -19,10 +23,26 @@ SHARES = {
 }
 
 
-def _build(text: str, dims: int, dtype: torch.dtype) -> torch.nn.Module:
-    norm = parse(text).build_norm(4, activate=True, dims=dims).to(dtype)
+SYNCHRONIZED = [name for name, method in METHODS.items() if "SYNC" in method.params]
+TEXTS = ["SyncBN", "SyncBN+TLU", *SYNCHRONIZED]
+PER_EXAMPLE_TOO = ("BIN", "SwitchNorm", "EvalNorm")  # to which a batch is not its elements alone
+
+
+def _meaningful(text: str, shares: str) -> bool:
+    if text in PER_EXAMPLE_TOO and shares == "other sizes":
+        return False
+    return len(SHARES[shares][0]) > 2 or not METHODS[text.split("+")[0]].needs_space
+
+
+CASES = [case for case in product(TEXTS, SHARES) if _meaningful(*case)]
+
+
+def _build(text: str, dims: int, dtype: torch.dtype, sync: bool = True) -> torch.nn.Module:
+    params = {name: {"SYNC": sync, "WARMUP": 0, "OPEN": 1} for name in SYNCHRONIZED}
+    norm = parse(text, params).build_norm(4, activate=True, dims=dims).to(dtype)
+    layers.after_step(norm)  # opens the limits of BRN
     for k, parameter in enumerate(norm.parameters()):
-        parameter.data += 0.1 * torch.arange(1, 5, dtype=dtype) * (k + 1)
+        parameter.data += 0.1 * torch.arange(1, parameter.numel() + 1, dtype=dtype) * (k + 1)
     return norm
 
 
@@ -42,9 +62,9 @@ def _train(norm: torch.nn.Module, x: torch.Tensor) -> dict:
 
 def _worker(rank: int) -> dict:
     ret = {}
-    for text, (name, shapes) in product(("SyncBN", "SyncBN+TLU"), SHARES.items()):
-        norm = _build(text, len(shapes[0]) - 2, torch.float64)
-        ret[text, name] = _train(norm, _batches(shapes, torch.float64)[rank])
+    for text, name in CASES:
+        norm = _build(text, len(SHARES[name][0]) - 2, torch.float64)
+        ret[text, name] = _train(norm, _batches(SHARES[name], torch.float64)[rank])
     # Values whose squares leave float16's range.
     x = (_batches([(4, 4, 9, 9)], torch.float32)[0].sign() * 300).half()
     ret["half"] = parse("SyncBN").build_norm(4)(x[rank * 2 :][:2]).detach()
@@ -62,14 +82,17 @@ def _flat(x: torch.Tensor) -> torch.Tensor:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("shares", SHARES)
-@pytest.mark.parametrize("text", ["SyncBN", "SyncBN+TLU"])
+@pytest.mark.parametrize(("text", "shares"), CASES)
 def test_two_workers_equal_one(text, shares, results):
     parts = [result[text, shares] for result in results]
-    whole = torch.cat([_flat(x) for x in _batches(SHARES[shares], torch.float64)])
-    want = _train(_build(text.replace("SyncBN", "BN"), 0, torch.float64), whole)
+    whole, dims = _batches(SHARES[shares], torch.float64), len(SHARES[shares][0]) - 2
+    if shares == "other sizes":
+        whole, dims = [_flat(x) for x in whole], 0
+    alone = _build(text.replace("SyncBN", "BN"), dims, torch.float64, sync=False)
+    want = _train(alone, torch.cat(whole))
     for key, value in want.items():
         if key in ("y", "x.grad"):
+            value = _flat(value)
             got = torch.cat([_flat(part[key]) for part in parts])
         elif key.startswith("grad "):
             got = parts[0][key] + parts[1][key]
@@ -84,6 +107,13 @@ def test_half_precision_shares_are_summed_wide(results):
     got = torch.cat([result["half"] for result in results])
     x = _batches([(4, 4, 9, 9)], torch.float32)[0].sign() * 300
     torch.testing.assert_close(got.float(), parse("BN").build_norm(4)(x), rtol=1e-2, atol=1e-2)
+
+
+@pytest.mark.parametrize("text", SYNCHRONIZED)
+def test_without_workers_it_is_the_plain_norm(text):
+    (x,) = _batches([(3, 4, 5, 5)], torch.float32)
+    ours, plain = (_train(_build(text, 2, x.dtype, sync), x) for sync in (True, False))
+    assert all(torch.equal(ours[key], value) for key, value in plain.items())
 
 
 def test_without_workers_it_is_batch_norm():

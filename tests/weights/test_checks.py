@@ -115,6 +115,49 @@ def test_weight_standardization_must_agree(source, norm, way_out):
     check_weights(cfg, weights(), source)
 
 
+def with_settings(theirs: str, ours: str):
+    """A config for `ours` and a checkpoint of ours that was trained under `theirs`."""
+    return config(ours), {"model": weights(), "normdet": describe(config(theirs))}
+
+
+@pytest.mark.parametrize("method", ["AWS", "WN"])
+def test_methods_that_keep_a_plain_weights_function_take_it(method):
+    """Adaptive WS is there for weights that were trained without WS."""
+    assert check_weights(*with_settings("GN", f"GN+{method}"), "m.pth") == []
+    (warning,) = check_weights(config(f"GN+{method}", True), BN, f"{ZOO}MSRA/R-50.pkl")
+    assert "trained with BN" in warning
+    assert check_weights(config(f"BN+{method}"), BN, f"{ZOO}MSRA/R-50.pkl") == []
+    assert check_weights(config(f"BN+{method}"), BN, "mine.pth") == []
+
+
+def test_the_scale_that_spectral_normalization_loses_is_a_warning():
+    (warning,) = check_weights(*with_settings("GN", "GN+SpectralNorm"), "m.pth")
+    assert "m.pth was trained with GN and MODEL.RESNETS.NORM is GN+SpectralNorm" in warning
+
+
+@pytest.mark.parametrize(
+    ("theirs", "ours", "way_out"),
+    [
+        ("GN+AWS", "GN", "GN+AWS"),
+        ("GN+AWS", "GN+WS", "GN+AWS"),
+        ("GN+WS", "GN+AWS", "GN+WS"),
+        ("FRN+TLU+WN", "FRN+TLU", "FRN+TLU+WN"),
+        ("GN+WN", "GN+AWS", "GN+WN"),
+        ("GN+SpectralNorm", "BN", "BN+SpectralNorm"),
+    ],
+)
+def test_weights_of_a_method_mean_nothing_without_it(theirs, ours, way_out):
+    cfg, checkpoint = with_settings(theirs, ours)
+    with pytest.raises(NormdetError, match="m.pth was trained with ") as info:
+        check_weights(cfg, checkpoint, "m.pth")
+    assert str(info.value).endswith(
+        f"MODEL.RESNETS.NORM is {ours!r}: its weights mean nothing there; "
+        f"set MODEL.RESNETS.NORM {way_out}"
+    )
+    cfg, checkpoint = with_settings(theirs, theirs)
+    assert check_weights(cfg, checkpoint, "m.pth") == []
+
+
 def test_unknown_standardization_is_a_warning():
     (warning,) = check_weights(config("BN+WS"), BN, "mine.pth")
     assert "nothing tells whether mine.pth was trained with WS" in warning
@@ -168,7 +211,12 @@ def test_statistics_that_are_there_may_be_trained(state):
     assert check_weights(config("SyncBN"), state, "w.pkl") == []
 
 
-@pytest.mark.parametrize("norm", ["GN", "FRN+TLU", "LN", "IN"])
+@pytest.mark.parametrize("norm", ["SyncBN", "BRN", "EvalNorm", "BIN"])
+def test_what_starts_as_batch_norm_keeps_its_function(norm):
+    assert check_weights(config(norm), BN, "w.pth") == []
+
+
+@pytest.mark.parametrize("norm", ["GN", "FRN+TLU", "LN", "IN", "SwitchNorm", "InPlaceABN"])
 def test_batch_statistics_lost_by_another_norm_are_a_warning(norm):
     (warning,) = check_weights(config(norm), BN, "w.pth")
     assert f"w.pth was trained with BN and MODEL.RESNETS.NORM is {norm}" in warning
