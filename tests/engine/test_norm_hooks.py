@@ -11,7 +11,8 @@ from normdet.weights import load_file
 @pytest.mark.slow
 def test_schedules_count_steps_survive_resume_and_shares_are_logged(tiny_config, tmp_path):
     brn = ["MODEL.NORMDET.BRN.WARMUP", "1", "MODEL.NORMDET.BRN.OPEN", "2", "DATASETS.TEST", "()"]
-    run = ["--config-file", str(tiny_config), "--norm", "BRN", "OUTPUT_DIR", f"{tmp_path}/brn", *brn]
+    config = ["--config-file", str(tiny_config), "--norm", "BRN"]
+    run = [*config, "OUTPUT_DIR", f"{tmp_path}/brn", *brn]
     assert main(["train", *run, "SOLVER.MAX_ITER", "2"]) == 0
     assert main(["train", "--resume", *run, "SOLVER.MAX_ITER", "3"]) == 0
     state = load_file(tmp_path / "brn" / "model_final.pth")["model"]
