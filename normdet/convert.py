@@ -91,7 +91,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batches", type=int, default=50, metavar="N", help="batches of images to learn from")
     add("--allow-unsafe-weights", action="store_true", help="load a file that can run code")
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.batches < 1:
         raise NormdetError(f"--batches {args.batches}: at least one is needed")
     return args
