@@ -8,7 +8,7 @@ gradient to `tau`.
 `backend` chooses how:
 
 - "auto": the fastest at hand: "cpp" on the CPU, "triton" on CUDA, else "eager". While a graph of
-  standard operators is being recorded (`torch.jit.trace`, ONNX export), "reference".
+  standard operators is being recorded (`torch.jit.trace`, and ONNX export by it), "reference".
 - "reference": plain torch from the formula; differentiable any number of times.
 - "eager": plain torch that keeps as little for backward as the kernels do.
 - "cpp": compiled kernels on the CPU, built at first use.
@@ -53,7 +53,7 @@ def frn_tlu(
         return reference.frn_tlu(x, weight, bias, tau, eps=eps, activation=activation)
     learned = eps if isinstance(eps, Tensor) else None
     eps = 0.0 if learned is not None else eps
-    return torch.ops.normdet.norm_act(
+    return library.norm_act(
         x, weight, bias, tau, learned, "rms", x.shape[1], eps, activation, backend
     )[0]
 
@@ -80,7 +80,7 @@ def group_norm_act(
         return reference.group_norm_act(
             x, num_groups, weight, bias, tau, eps=eps, activation=activation
         )
-    return torch.ops.normdet.norm_act(
+    return library.norm_act(
         x, weight, bias, tau, None, "group", num_groups, eps, activation, backend
     )[0]
 
@@ -108,7 +108,7 @@ def frozen_bn_act(
             x, weight, bias, running_mean, running_var, tau, eps=eps, activation=activation
         )
     scale, shift = reference.frozen_affine(weight, bias, running_mean, running_var, eps)
-    return torch.ops.normdet.affine_act(x, scale, shift, tau, activation, backend)
+    return library.affine_act(x, scale, shift, tau, activation, backend)
 
 
 def add_act(
@@ -124,7 +124,7 @@ def add_act(
     unlike = x.dtype != y.dtype or x.shape != y.shape
     if _plain(backend, x) or activation is None or unlike:
         return reference.add_act(x, y, tau, activation=activation)
-    return torch.ops.normdet.add_act(x, y, tau, activation, backend)
+    return library.add_act(x, y, tau, activation, backend)
 
 
 def act(x: Tensor, tau: Tensor | None = None, *, activation: str | None = None) -> Tensor:
@@ -158,7 +158,7 @@ def standardize_weight(
     }[dialect]
     # One example whose channels, each a group of its own, are the filters.
     rows = weight.movedim(out_dim, 0)
-    standard = torch.ops.normdet.norm_act(
+    standard = library.norm_act(
         rows.flatten(1).unsqueeze(0), None, None, None, None, kind, len(rows), eps, None, backend
     )[0]
     return standard.reshape(rows.shape).movedim(0, out_dim)
@@ -184,5 +184,5 @@ def _plain(backend: str, x: Tensor) -> bool:
         )
     if backend != "auto":
         return backend == "reference"
-    recording = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-    return recording or x.dtype not in library.DTYPES
+    recorded = torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
+    return recorded or x.dtype not in library.DTYPES

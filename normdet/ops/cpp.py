@@ -8,6 +8,7 @@ import ctypes
 import functools
 import hashlib
 import logging
+import math
 import os
 import platform
 import shlex
@@ -53,7 +54,7 @@ def _library() -> ctypes.CDLL:
     library = ctypes.CDLL(str(path))
     p, i, n, d = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
     library.normdet_norm_forward.argtypes = [i, i, i, i, i, n, n, n, n, d] + [p] * 7
-    library.normdet_norm_backward.argtypes = [i, i, i, i, i, n, n, n, n, d] + [p] * 12
+    library.normdet_norm_backward.argtypes = [i, i, i, i, i, n, n, n, n, d] + [p] * 10
     library.normdet_point_forward.argtypes = [i, i, i, i, n, n, n] + [p] * 6
     library.normdet_point_backward.argtypes = [i, i, i, n, n, n] + [p] * 6
     for name in ("norm_forward", "norm_backward", "point_forward", "point_backward"):
@@ -109,21 +110,23 @@ def norm_forward(x, weight, bias, tau, learned_eps, kind, groups, eps, activatio
     return y, mean, rstd
 
 
-def norm_backward(dy, x, mean, rstd, weight, bias, tau, kind, groups, eps, activation):
+def norm_backward(
+    dy, x, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient
+):
     x, last, shape = _prepare(x)
-    dy = dy.contiguous(memory_format=memory_format(x))
+    dy = _alike(dy, x)
     dx = torch.empty_like(x)
-    gradients = rstd.new_zeros(3 * shape[1] + 1)
-    dweight, dbias, dtau, deps = gradients.split([shape[1]] * 3 + [1])
+    by_channel = torch.zeros(3, shape[1], dtype=rstd.dtype)
+    deps = torch.zeros(1 if eps_gradient else 0, dtype=rstd.dtype)
     parameters = [_parameter(p, x) for p in (weight, bias, tau)]
     if x.numel():
         _library().normdet_norm_backward(
             _DTYPES[x.dtype], last, _KINDS[kind], activation is not None, torch.get_num_threads(),
             *shape, groups, eps, dy.data_ptr(), x.data_ptr(), dx.data_ptr(),
             *map(_pointer, parameters), _pointer(mean), rstd.data_ptr(),
-            dweight.data_ptr(), dbias.data_ptr(), dtau.data_ptr(), deps.data_ptr(),
+            by_channel.data_ptr(), _pointer(deps),
         )  # fmt: skip
-    return dx, dweight, dbias, dtau, deps
+    return dx, by_channel, deps
 
 
 def affine_forward(x, scale, shift, tau, activation):
@@ -137,7 +140,7 @@ def add_forward(x, y, tau, activation):
 def _point_forward(x, x2, scale, shift, tau, activation):
     x, last, shape = _prepare(x)
     if x2 is not None:
-        x2 = x2.contiguous(memory_format=memory_format(x))
+        x2 = _alike(x2, x)
     y = torch.empty_like(x)
     parameters = [_parameter(p, x) for p in (scale, shift, tau)]
     if x.numel():
@@ -150,7 +153,7 @@ def _point_forward(x, x2, scale, shift, tau, activation):
 
 def point_backward(dy, y, scale, tau, activation):
     y, last, shape = _prepare(y)
-    dy = dy.contiguous(memory_format=memory_format(y))
+    dy = _alike(dy, y)
     dx = torch.empty_like(y)
     dtau = torch.zeros(shape[1], dtype=_wide_dtype(y))
     parameters = [_parameter(p, y) for p in (scale, tau)]
@@ -167,11 +170,20 @@ def _prepare(x: Tensor) -> tuple[Tensor, bool, tuple[int, int, int]]:
     """`x` in one of the two layouts, whether that is channels last, and `(N, C, S)`."""
     if x.device.type != "cpu":
         raise NormdetError(f"backend 'cpp' computes on the CPU, and the input is on {x.device}")
-    form = memory_format(x)
-    n, c = x.shape[:2]
-    s = x.shape[2:].numel()
+    n, c, *space = x.shape
+    s = math.prod(space)
     # A single pixel is the same memory in both layouts, and vectors run over the channels then.
+    if x.is_contiguous():
+        return x, s == 1, (n, c, s)
+    form = memory_format(x)
     return x.contiguous(memory_format=form), form != torch.contiguous_format or s == 1, (n, c, s)
+
+
+def _alike(other: Tensor, x: Tensor) -> Tensor:
+    """`other` laid out as the prepared `x`."""
+    if other.is_contiguous() and x.is_contiguous():
+        return other
+    return other.contiguous(memory_format=memory_format(x))
 
 
 def _wide_dtype(x: Tensor) -> torch.dtype:
@@ -179,8 +191,10 @@ def _wide_dtype(x: Tensor) -> torch.dtype:
 
 
 def _parameter(p: Tensor | None, x: Tensor) -> Tensor | None:
-    return None if p is None else p.to(_wide_dtype(x)).contiguous()
+    if p is None or (p.dtype is _wide_dtype(x) and p.is_contiguous()):
+        return p
+    return p.to(_wide_dtype(x)).contiguous()
 
 
 def _pointer(x: Tensor | None) -> int | None:
-    return None if x is None or not x.numel() else x.data_ptr()
+    return None if x is None else x.data_ptr() or None

@@ -13,7 +13,7 @@ from normdet.ops.reference import wide
 
 
 def norm_forward(x, weight, bias, tau, learned_eps, kind, groups, eps, activation):
-    """Returns `y` as `x`, and `mean` (empty for "rms") and `rstd`, both `(N, groups)`."""
+    """`y` shaped as `x`, and `mean` (empty for "rms") and `rstd`, both `(N, groups)`."""
     z = _with_space(wide(x))
     mean, rstd = _statistics(z, kind, groups, eps if learned_eps is None else learned_eps)
     y = _affine(_centre(z, mean), _scale(rstd, weight, z), bias)
@@ -24,8 +24,10 @@ def norm_forward(x, weight, bias, tau, learned_eps, kind, groups, eps, activatio
     return y, z.new_empty(0) if mean is None else mean, rstd
 
 
-def norm_backward(dy, x, mean, rstd, weight, bias, tau, kind, groups, eps, activation):
-    """Returns the gradients of `x`, `weight`, `bias`, `tau` and eps."""
+def norm_backward(
+    dy, x, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient
+):
+    """Gradients of `x`, of weight, bias and tau `(3, C)`, and of eps (empty if not asked for)."""
     z, grad = _with_space(wide(x)), _with_space(wide(dy))
     space = list(range(2, z.dim()))
     centred = _centre(z, None if kind == "rms" else mean)
@@ -53,15 +55,18 @@ def norm_backward(dy, x, mean, rstd, weight, bias, tau, kind, groups, eps, activ
         dx += _spread(-g0 * rstd / count, z)
 
     per_row = rstd.repeat_interleave(c // groups, 1)
-    deps = -0.5 * (w * s1 * per_row**3).sum()
+    deps = (-0.5 * (w * s1 * per_row**3).sum()).reshape(1) if eps_gradient else s1.new_empty(0)
     dx = dx.to(x.dtype).reshape(x.shape).contiguous(memory_format=memory_format(x))
-    return dx, (s1 * per_row).sum(0), s0.sum(0), st.sum(0), deps
+    return dx, torch.stack([s1 * per_row, s0, st]).sum(1), deps
 
 
 def affine_forward(x, scale, shift, tau, activation):
     z = _affine(_with_space(wide(x)), _row(scale, x), shift)
-    return _activate(z, tau, activation).to(x.dtype).reshape(x.shape).contiguous(
-        memory_format=memory_format(x)
+    return (
+        _activate(z, tau, activation)
+        .to(x.dtype)
+        .reshape(x.shape)
+        .contiguous(memory_format=memory_format(x))
     )
 
 

@@ -1,4 +1,4 @@
-"""Plain forms of every operation, written from the formulas: the numbers every fast path is held to.
+"""Plain forms of every operation, from the formulas: the numbers every fast path is held to.
 
 Autograd differentiates them, so they keep several buffers of the input's size for backward.
 """

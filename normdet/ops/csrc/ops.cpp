@@ -114,6 +114,7 @@ struct Shape { i64 n, c, s, groups; };
 template <bool Last> struct Layout {
   Shape d;
   i64 pixels, per_example, tiles;
+  i64 limit = INT64_MAX;  // where the memory ends, if before the last tile does
 
   explicit Layout(Shape shape) : d(shape) {
     pixels = std::max<i64>(1, kTile / d.c);
@@ -128,7 +129,8 @@ template <bool Last> struct Layout {
   // f(offset in memory, length, channel relative to first_row) for every block of a tile.
   template <class F> void walk(i64 tile, const F& f) const {
     if (!Last) {
-      for (i64 i = 0; i < d.s; i += kBlock) f(tile * d.s + i, std::min(kBlock, d.s - i), 0);
+      const i64 end = std::min(limit, (tile + 1) * d.s);
+      for (i64 i = tile * d.s; i < end; i += kBlock) f(i, std::min(kBlock, end - i), 0);
       return;
     }
     for (i64 i = first_pixel(tile); i < end_pixel(tile); ++i) walk_pixel(tile, i, f);
@@ -271,49 +273,49 @@ template <class A> struct Problem {
   Kind kind;
   double eps;
   int threads;
-  const A *weight, *bias, *tau;
-  A *mean, *rstd;  // (N, groups); no mean for kRms
+  const A *weight, *bias, *tau;  // (C)
+  A *mean, *rstd;                // (N, groups); no mean for kRms
 
+  bool centre() const { return kind != kRms; }
   i64 width() const { return shape.c / shape.groups; }
   i64 rows() const { return shape.n * shape.c; }
   i64 groups() const { return shape.n * shape.groups; }
-  i64 begin(i64 group) const { return group * width(); }  // its first row
-  i64 end(i64 group) const { return begin(group) + width(); }
-  i64 elements() const { return shape.n * shape.c * shape.s; }
+  i64 elements() const { return rows() * shape.s; }
 
   void set_stats(i64 group, const Moments& m) const {
-    const double var = m.m2 / (kind == kDeviation ? m.n - 1 : m.n);
+    const A var = A(m.m2 / (kind == kDeviation ? m.n - 1 : m.n)), e = A(eps);
     if (mean) mean[group] = A(m.mean);
-    rstd[group] = A(kind == kDeviation ? 1 / (std::sqrt(var) + eps) : 1 / std::sqrt(var + eps));
+    rstd[group] = kind == kDeviation ? 1 / (std::sqrt(var) + e) : 1 / std::sqrt(var + e);
   }
 
-  // mu, a, b, t of one channel of one example.
-  void coefficients(i64 row, A* mu, A* a, A* b, A* t) const {
-    const i64 channel = row % shape.c, group = row / width();
-    *mu = mean ? mean[group] : A(0);
-    *a = (weight ? weight[channel] : A(1)) * rstd[group];
-    *b = bias ? bias[channel] : A(0);
-    *t = tau ? tau[channel] : A(0);
-  }
+  A mu(i64 group) const { return mean ? mean[group] : A(0); }
+  A scale(i64 group, i64 channel) const { return weight[channel] * rstd[group]; }
 
-  // p and q of the channels of one group from their sums: arrays of (N * C).
-  void gradients(i64 group, Sums<A*> sums, A* p, A* q) const {
+  // p and q of a group, whose first row and channel are given, from the sums of its rows.
+  void gradients(i64 group, i64 row, i64 channel, Sums<A*> sums, A* p, A* q) const {
     const double r = rstd[group], count = double(width() * shape.s);
     double g0 = 0, g1 = 0;
-    for (i64 row = begin(group); row < end(group); ++row) {
-      const double w = weight ? weight[row % shape.c] : A(1);
-      g0 += w * sums.s0[row];
-      g1 += w * sums.s1[row];
+    for (i64 i = 0; i < width(); ++i) {
+      g0 += double(weight[channel + i]) * sums.s0[row + i];
+      g1 += double(weight[channel + i]) * sums.s1[row + i];
     }
-    double slope = -g1 * r * r * r / count;
+    *p = A(-g1 * r * r * r / count);
+    *q = kind == kRms ? A(0) : A(-g0 * r / count);
     if (kind == kDeviation) {
       const double deviation = 1 / r - eps;
-      slope = deviation > 0 ? -g1 * r * r / ((count - 1) * deviation) : 0;
+      *p = deviation > 0 ? A(-g1 * r * r / ((count - 1) * deviation)) : A(0);
     }
-    for (i64 row = begin(group); row < end(group); ++row) {
-      p[row] = A(slope);
-      q[row] = kind == kRms ? A(0) : A(-g0 * r / count);
-    }
+  }
+};
+
+// Walks over the channels of a run of groups.
+struct Cursor {
+  i64 group, row, channel;
+  template <class A> Cursor(const Problem<A>& job, i64 group_)
+      : group(group_), row(group * job.width()), channel(row % job.shape.c) {}
+  template <class A> void next(const Problem<A>& job) {
+    ++group, row += job.width(), channel += job.width();
+    if (channel == job.shape.c) channel = 0;
   }
 };
 
@@ -348,70 +350,142 @@ void grad_tile(const Layout<Last>& layout, i64 tile, const T* dy, const T* x, T*
   });
 }
 
-// Contiguous: a group at a time, whose second reading comes from the cache; where there are fewer
-// groups than threads (LN), channel by channel instead.
+// The coefficients of one row, by value.
+template <class A> struct RowCoef {
+  A mu, a, b, t;
+  RowCoef(const Problem<A>& job, i64 group, i64 channel)
+      : mu(job.mu(group)), a(job.scale(group, channel)), b(job.bias[channel]),
+        t(job.tau[channel]) {}
+  Coef<A> get() const { return {&mu, &a, &b, &t}; }
+};
+
+// Contiguous. Groups that fit a block are handled several at once, read and written a single time;
+// larger ones one at a time, their second reading coming from the cache; and where there are fewer
+// groups than threads (LN), channel by channel.
+template <bool Act, class T, class A>
+void forward_bundle(const Problem<A>& job, i64 first, i64 count, const T* x, T* y) {
+  const i64 s = job.shape.s, span = job.width() * s;
+  A in[kBlock], out[kBlock];
+  const A* v = load(x + first * span, in, count * span);
+  A* z = target(y + first * span, out);
+  for (Cursor at(job, first); at.group < first + count; at.next(job)) {
+    job.set_stats(at.group, block_moments(v, span, job.centre()));
+    for (i64 i = 0; i < job.width(); ++i, v += s, z += s)
+      apply_block<false, Act>(v, z, RowCoef<A>(job, at.group, at.channel + i).get(), s);
+  }
+  store(y + first * span, out, count * span);
+}
+
 template <bool Act, class T, class A>
 void forward_rows(const Problem<A>& job, const T* x, T* y) {
   const Shape d = job.shape;
   const Layout<false> layout(d);
-  const bool centre = job.kind != kRms;
-  const auto apply = [&](i64 row) {
-    A mu, a, b, t;
-    job.coefficients(row, &mu, &a, &b, &t);
-    apply_tile<false, Act>(layout, row, x, y, Coef<A>{&mu, &a, &b, &t});
+  const i64 span = job.width() * d.s, groups = job.groups();
+  const auto apply = [&](i64 row, i64 group, i64 channel) {
+    apply_tile<false, Act>(layout, row, x, y, RowCoef<A>(job, group, channel).get());
   };
-  if (job.groups() >= job.threads) {
-    const i64 span = job.width() * d.s;
-    parallel(job.groups(), job.elements(), job.threads, [&](i64 g) {
-      job.set_stats(g, moments(x + g * span, span, centre));
-      for (i64 row = job.begin(g); row < job.end(g); ++row) apply(row);
+  if (span <= kBlock) {
+    const i64 bundle = kBlock / span;
+    parallel((groups + bundle - 1) / bundle, job.elements(), job.threads, [&](i64 i) {
+      const i64 first = i * bundle;
+      forward_bundle<Act>(job, first, std::min(bundle, groups - first), x, y);
     });
-    return;
+  } else if (groups >= job.threads) {
+    parallel(groups, job.elements(), job.threads, [&](i64 g) {
+      job.set_stats(g, moments(x + g * span, span, job.centre()));
+      const Cursor at(job, g);
+      for (i64 i = 0; i < job.width(); ++i) apply(at.row + i, g, at.channel + i);
+    });
+  } else {
+    std::vector<Moments> part(job.rows());
+    parallel(job.rows(), job.elements(), job.threads,
+             [&](i64 row) { part[row] = moments(x + row * d.s, d.s, job.centre()); });
+    for (Cursor at(job, 0); at.group < groups; at.next(job)) {
+      Moments m;
+      for (i64 i = 0; i < job.width(); ++i) m.join(part[at.row + i], job.centre());
+      job.set_stats(at.group, m);
+    }
+    parallel(job.rows(), job.elements(), job.threads,
+             [&](i64 row) { apply(row, row / job.width(), row % d.c); });
   }
-  std::vector<Moments> part(job.rows());
-  parallel(job.rows(), job.elements(), job.threads,
-           [&](i64 row) { part[row] = moments(x + row * d.s, d.s, centre); });
-  for (i64 g = 0; g < job.groups(); ++g) {
-    Moments m;
-    for (i64 row = job.begin(g); row < job.end(g); ++row) m.join(part[row], centre);
-    job.set_stats(g, m);
+}
+
+template <bool Act, class T, class A>
+void backward_bundle(const Problem<A>& job, i64 first, i64 count, const T* dy, const T* x, T* dx,
+                     Sums<A*> sums) {
+  const i64 s = job.shape.s, width = job.width(), span = width * s;
+  A in[kBlock], in2[kBlock], out[kBlock];
+  const A* g = load(dy + first * span, in, count * span);
+  const A* v = load(x + first * span, in2, count * span);
+  A* z = target(dx + first * span, out);
+  for (Cursor at(job, first); at.group < first + count; at.next(job)) {
+    for (i64 i = 0; i < width; ++i) {
+      const RowCoef<A> k(job, at.group, at.channel + i);
+      const Sums<A> part = sum_block<Act>(g + i * s, v + i * s, k.get(), s);
+      const i64 row = at.row + i;
+      sums.s0[row] = part.s0, sums.s1[row] = part.s1, sums.st[row] = part.st;
+    }
+    A p, q;
+    job.gradients(at.group, at.row, at.channel, sums, &p, &q);
+    for (i64 i = 0; i < width; ++i, g += s, v += s, z += s) {
+      const RowCoef<A> k(job, at.group, at.channel + i);
+      grad_block<false, Act>(g, v, z, k.get(), &p, &q, s);
+    }
   }
-  parallel(job.rows(), job.elements(), job.threads, apply);
+  store(dx + first * span, out, count * span);
 }
 
 template <bool Act, class T, class A>
 void backward_rows(const Problem<A>& job, const T* dy, const T* x, T* dx, Sums<A*> sums) {
   const Layout<false> layout(job.shape);
-  std::vector<A> p(job.rows()), q(job.rows());
-  const auto sum = [&](i64 row) {
-    A mu, a, b, t;
-    job.coefficients(row, &mu, &a, &b, &t);
-    const auto s = sum_row<Act>(layout, row, dy, x, Coef<A>{&mu, &a, &b, &t});
+  const i64 width = job.width(), span = width * job.shape.s, groups = job.groups();
+  const auto sum = [&](i64 row, i64 group, i64 channel) {
+    const auto s = sum_row<Act>(layout, row, dy, x, RowCoef<A>(job, group, channel).get());
     sums.s0[row] = A(s.s0), sums.s1[row] = A(s.s1), sums.st[row] = A(s.st);
   };
-  const auto grad = [&](i64 row) {
-    A mu, a, b, t;
-    job.coefficients(row, &mu, &a, &b, &t);
-    grad_tile<false, Act>(layout, row, dy, x, dx, Coef<A>{&mu, &a, &b, &t}, &p[row], &q[row]);
+  const auto grad = [&](i64 row, i64 group, i64 channel, A p, A q) {
+    const RowCoef<A> k(job, group, channel);
+    grad_tile<false, Act>(layout, row, dy, x, dx, k.get(), &p, &q);
   };
-  if (job.groups() >= job.threads) {
-    parallel(job.groups(), job.elements(), job.threads, [&](i64 g) {
-      for (i64 row = job.begin(g); row < job.end(g); ++row) sum(row);
-      job.gradients(g, sums, p.data(), q.data());
-      for (i64 row = job.begin(g); row < job.end(g); ++row) grad(row);
+  if (span <= kBlock) {
+    const i64 bundle = kBlock / span;
+    parallel((groups + bundle - 1) / bundle, job.elements(), job.threads, [&](i64 i) {
+      const i64 first = i * bundle;
+      backward_bundle<Act>(job, first, std::min(bundle, groups - first), dy, x, dx, sums);
     });
-    return;
+  } else if (groups >= job.threads) {
+    parallel(groups, job.elements(), job.threads, [&](i64 g) {
+      const Cursor at(job, g);
+      for (i64 i = 0; i < width; ++i) sum(at.row + i, g, at.channel + i);
+      A p, q;
+      job.gradients(g, at.row, at.channel, sums, &p, &q);
+      for (i64 i = 0; i < width; ++i) grad(at.row + i, g, at.channel + i, p, q);
+    });
+  } else {
+    const i64 c = job.shape.c;
+    std::vector<A> p(groups), q(groups);
+    parallel(job.rows(), job.elements(), job.threads,
+             [&](i64 row) { sum(row, row / width, row % c); });
+    for (Cursor at(job, 0); at.group < groups; at.next(job))
+      job.gradients(at.group, at.row, at.channel, sums, &p[at.group], &q[at.group]);
+    parallel(job.rows(), job.elements(), job.threads, [&](i64 row) {
+      grad(row, row / width, row % c, p[row / width], q[row / width]);
+    });
   }
-  parallel(job.rows(), job.elements(), job.threads, sum);
-  for (i64 g = 0; g < job.groups(); ++g) job.gradients(g, sums, p.data(), q.data());
-  parallel(job.rows(), job.elements(), job.threads, grad);
 }
 
-template <class A> struct Table {  // the coefficients of every channel of every example
+// Channels last. Coefficients of every channel of every example, to be read along the channels.
+template <class A> struct Table {
   std::vector<A> mu, a, b, t;
   explicit Table(const Problem<A>& job)
       : mu(job.rows()), a(job.rows()), b(job.rows()), t(job.rows()) {
-    for (i64 r = 0; r < job.rows(); ++r) job.coefficients(r, &mu[r], &a[r], &b[r], &t[r]);
+    for (Cursor at(job, 0); at.group < job.groups(); at.next(job))
+      for (i64 i = 0; i < job.width(); ++i) {
+        mu[at.row + i] = job.mu(at.group);
+        a[at.row + i] = job.scale(at.group, at.channel + i);
+        b[at.row + i] = job.bias[at.channel + i];
+        t[at.row + i] = job.tau[at.channel + i];
+      }
   }
   Coef<A> at(i64 row) const { return {&mu[row], &a[row], &b[row], &t[row]}; }
 };
@@ -420,7 +494,7 @@ template <bool Act, class T, class A>
 void forward_last(const Problem<A>& job, const T* x, T* y) {
   const Shape d = job.shape;
   const Layout<true> layout(d);
-  const bool centre = job.kind != kRms;
+  const bool centre = job.centre();
   std::vector<double> mean(layout.tiles * d.c), m2(layout.tiles * d.c);
   parallel(layout.tiles, job.elements(), job.threads, [&](i64 tile) {
     A buffer[kBlock];
@@ -446,16 +520,28 @@ void forward_last(const Problem<A>& job, const T* x, T* y) {
       for (i64 i = 0; i < n; ++i) total[i] += (v[i] - m[i]) * (v[i] - m[i]);
     });
   });
-  parallel(job.groups(), job.elements(), job.threads, [&](i64 g) {
-    Moments m;
-    const i64 example = g / d.groups, first = job.begin(g) % d.c;
+  parallel(d.n, job.elements(), job.threads, [&](i64 example) {
     const i64 begin = example * layout.per_example, end = begin + layout.per_example;
+    if (!centre) {  // the same as below, in vectors
+      double* __restrict total = &m2[begin * d.c];
+      A* __restrict r = job.rstd + example * d.c;
+      for (i64 tile = begin + 1; tile < end; ++tile)
+        for (i64 c = 0; c < d.c; ++c) total[c] += m2[tile * d.c + c];
+#pragma omp simd
+      for (i64 c = 0; c < d.c; ++c) r[c] = 1 / std::sqrt(A(total[c] / double(d.s)) + A(job.eps));
+      return;
+    }
+    std::vector<Moments> channel(d.c);
     for (i64 tile = begin; tile < end; ++tile) {
       const double count = double(layout.end_pixel(tile) - layout.first_pixel(tile));
-      for (i64 at = tile * d.c + first; at < tile * d.c + first + job.width(); ++at)
-        m.join({count, mean[at], m2[at]}, centre);
+      for (i64 c = 0; c < d.c; ++c)
+        channel[c].join({count, mean[tile * d.c + c], m2[tile * d.c + c]}, centre);
     }
-    job.set_stats(g, m);
+    for (i64 g = 0; g < d.groups; ++g) {
+      Moments m;
+      for (i64 i = 0; i < job.width(); ++i) m.join(channel[g * job.width() + i], centre);
+      job.set_stats(example * d.groups + g, m);
+    }
   });
   const Table<A> table(job);
   parallel(layout.tiles, job.elements(), job.threads, [&](i64 tile) {
@@ -487,44 +573,61 @@ void backward_last(const Problem<A>& job, const T* dy, const T* x, T* dx, Sums<A
       for (i64 c = 0; c < d.c; ++c) total[c] += part[(tile * 3 + which) * d.c + c];
     for (i64 c = 0; c < d.c; ++c) targets[which][example * d.c + c] = A(total[c]);
   });
-  for (i64 g = 0; g < job.groups(); ++g) job.gradients(g, sums, p.data(), q.data());
+  for (Cursor at(job, 0); at.group < job.groups(); at.next(job)) {
+    A group_p, group_q;
+    job.gradients(at.group, at.row, at.channel, sums, &group_p, &group_q);
+    std::fill_n(&p[at.row], job.width(), group_p);
+    std::fill_n(&q[at.row], job.width(), group_q);
+  }
   parallel(layout.tiles, job.elements(), job.threads, [&](i64 tile) {
     const i64 row = layout.first_row(tile);
     grad_tile<true, Act>(layout, tile, dy, x, dx, table.at(row), &p[row], &q[row]);
   });
 }
 
-// Gradients of the parameters from the sums of every row; in double, over the examples in order.
+// Gradients of weight, bias and tau (3, C), and of eps unless null, from the sums of every row: in
+// double, over the examples in order.
 template <class A>
-void parameter_gradients(const Problem<A>& job, Sums<A*> sums, A* dweight, A* dbias, A* dtau,
-                         A* deps) {
+void parameter_gradients(const Problem<A>& job, Sums<A*> sums, A* by_channel, A* deps) {
   const Shape d = job.shape;
   std::vector<double> w(d.c), b(d.c), t(d.c);
   double e = 0;
-  for (i64 n = 0; n < d.n; ++n)
-    for (i64 c = 0; c < d.c; ++c) {
-      const i64 row = n * d.c + c;
-      const double r = job.rstd[row / job.width()];
+  for (Cursor at(job, 0); at.group < job.groups(); at.next(job)) {
+    const double r = job.rstd[at.group];
+    for (i64 i = 0; i < job.width(); ++i) {
+      const i64 row = at.row + i, c = at.channel + i;
       w[c] += sums.s1[row] * r;
       b[c] += sums.s0[row];
       t[c] += sums.st[row];
-      e += (job.weight ? job.weight[c] : A(1)) * sums.s1[row] * r * r * r;
+      e += job.weight[c] * sums.s1[row] * r * r * r;
     }
-  for (i64 c = 0; c < d.c; ++c) dweight[c] = A(w[c]), dbias[c] = A(b[c]), dtau[c] = A(t[c]);
-  *deps = A(-0.5 * e);
+  }
+  std::copy(w.begin(), w.end(), by_channel);
+  std::copy(b.begin(), b.end(), by_channel + d.c);
+  std::copy(t.begin(), t.end(), by_channel + 2 * d.c);
+  if (deps) *deps = A(-0.5 * e);
 }
 
 // ---- fixed affine and residual join ------------------------------------------------------------
 
 // Both keep their output y alone: it tells where the activation clamped (y = t). A null `scale`
-// stands for the join, whose second summand is x2.
+// stands for the join, whose second summand is x2. Where nothing varies by channel (a join with
+// ReLU) the layout does not matter, and the tensor is cut anew into long rows.
+template <bool Last> Layout<Last> point_layout(Shape d, bool by_channel) {
+  if (Last || by_channel) return Layout<Last>(d);
+  const i64 total = d.n * d.c * d.s;
+  Layout<Last> layout(Shape{(total + kTile - 1) / kTile, 1, kTile, 1});
+  layout.limit = total;
+  return layout;
+}
+
 template <bool Last, bool Act, class T, class A>
 void point_forward(Shape d, int threads, const T* x, const T* x2, T* y, const A* scale,
                    const A* shift, const A* tau) {
-  const Layout<Last> layout(d);
+  const Layout<Last> layout = point_layout<Last>(d, scale || tau);
   parallel(layout.tiles, d.n * d.c * d.s, threads, [&](i64 tile) {
     A in[kBlock], in2[kBlock], out[kBlock];
-    const i64 first = layout.first_row(tile) % d.c;
+    const i64 first = layout.first_row(tile) % layout.d.c;
     layout.walk(tile, [&](i64 at, i64 n, i64 c) {
       const A* __restrict v = load(x + at, in, n);
       A* __restrict z = target(y + at, out);
@@ -538,12 +641,13 @@ void point_forward(Shape d, int threads, const T* x, const T* x2, T* y, const A*
 #pragma omp simd
         for (i64 i = 0; i < n; ++i) z[i] = v[i] + v2[i];
       }
-      if (Act) {
+      if (Act && tau) {
+        const A* __restrict t = tau + channel;
 #pragma omp simd
-        for (i64 i = 0; i < n; ++i) {
-          const A t = tau ? tau[channel + (Last ? i : 0)] : A(0);
-          z[i] = z[i] <= t ? t : z[i];
-        }
+        for (i64 i = 0; i < n; ++i) z[i] = z[i] <= t[Last ? i : 0] ? t[Last ? i : 0] : z[i];
+      } else if (Act) {
+#pragma omp simd
+        for (i64 i = 0; i < n; ++i) z[i] = z[i] <= 0 ? A(0) : z[i];
       }
       store(y + at, out, n);
     });
@@ -570,7 +674,7 @@ inline void point_grad_block(const A* __restrict dy, const A* __restrict y, A* _
 template <bool Last, class T, class A>
 void point_backward(Shape d, int threads, const T* dy, const T* y, T* dx, const A* scale,
                     const A* tau, A* dtau) {
-  const Layout<Last> layout(d);
+  const Layout<Last> layout = point_layout<Last>(d, scale || tau);
   const i64 width = Last ? d.c : 1;
   std::vector<double> part(layout.tiles * width), total(d.c);
   std::vector<A> scales(d.c, A(1)), thresholds(d.c);
@@ -578,7 +682,7 @@ void point_backward(Shape d, int threads, const T* dy, const T* y, T* dx, const 
   for (i64 c = 0; tau && c < d.c; ++c) thresholds[c] = as_stored<T>(tau[c]);
   parallel(layout.tiles, d.n * d.c * d.s, threads, [&](i64 tile) {
     A in[kBlock], in2[kBlock], out[kBlock];
-    const i64 first = layout.first_row(tile) % d.c;
+    const i64 first = layout.first_row(tile) % layout.d.c;
     const auto block = [&](i64 at, i64 n, i64 c, A* run) {
       point_grad_block<Last>(load(dy + at, in, n), load(y + at, in2, n), target(dx + at, out),
                              &scales[first + c], &thresholds[first + c], run + c, n);
@@ -594,7 +698,7 @@ void point_backward(Shape d, int threads, const T* dy, const T* y, T* dx, const 
       });
     }
   });
-  for (i64 tile = 0; tile < layout.tiles; ++tile)
+  for (i64 tile = 0; tau && tile < layout.tiles; ++tile)
     for (i64 c = 0; c < width; ++c)
       total[layout.first_row(tile) % d.c + c] += part[tile * width + c];
   for (i64 c = 0; c < d.c; ++c) dtau[c] = A(total[c]);
@@ -627,8 +731,16 @@ void normdet_norm_forward(int dtype, int last, int kind, int act, int threads, i
   by_type(dtype, [&](auto type) {
     using T = decltype(type);
     using A = typename Wide<T>::type;
-    const Problem<A> job{{n, c, s, groups}, Kind(kind), eps, threads, (const A*)weight,
-                         (const A*)bias, (const A*)tau, (A*)mean, (A*)rstd};
+    const std::vector<A> ones(weight ? 0 : c, A(1)), zeros(bias && tau ? 0 : c, A(0));
+    const Problem<A> job{{n, c, s, groups},
+                         Kind(kind),
+                         eps,
+                         threads,
+                         weight ? (const A*)weight : ones.data(),
+                         bias ? (const A*)bias : zeros.data(),
+                         tau ? (const A*)tau : zeros.data(),
+                         (A*)mean,
+                         (A*)rstd};
     by_flag(act, [&](auto flag) {
       constexpr bool Act = decltype(flag)::value;
       if (last) forward_last<Act>(job, (const T*)x, (T*)y);
@@ -640,12 +752,20 @@ void normdet_norm_forward(int dtype, int last, int kind, int act, int threads, i
 void normdet_norm_backward(int dtype, int last, int kind, int act, int threads, i64 n, i64 c, i64 s,
                            i64 groups, double eps, const void* dy, const void* x, void* dx,
                            const void* weight, const void* bias, const void* tau, void* mean,
-                           void* rstd, void* dweight, void* dbias, void* dtau, void* deps) {
+                           void* rstd, void* by_channel, void* deps) {
   by_type(dtype, [&](auto type) {
     using T = decltype(type);
     using A = typename Wide<T>::type;
-    const Problem<A> job{{n, c, s, groups}, Kind(kind), eps, threads, (const A*)weight,
-                         (const A*)bias, (const A*)tau, (A*)mean, (A*)rstd};
+    const std::vector<A> ones(weight ? 0 : c, A(1)), zeros(bias && tau ? 0 : c, A(0));
+    const Problem<A> job{{n, c, s, groups},
+                         Kind(kind),
+                         eps,
+                         threads,
+                         weight ? (const A*)weight : ones.data(),
+                         bias ? (const A*)bias : zeros.data(),
+                         tau ? (const A*)tau : zeros.data(),
+                         (A*)mean,
+                         (A*)rstd};
     std::vector<A> s0(n * c), s1(n * c), st(n * c);
     const Sums<A*> sums{s0.data(), s1.data(), st.data()};
     by_flag(act, [&](auto flag) {
@@ -653,7 +773,7 @@ void normdet_norm_backward(int dtype, int last, int kind, int act, int threads, 
       if (last) backward_last<Act>(job, (const T*)dy, (const T*)x, (T*)dx, sums);
       else backward_rows<Act>(job, (const T*)dy, (const T*)x, (T*)dx, sums);
     });
-    parameter_gradients(job, sums, (A*)dweight, (A*)dbias, (A*)dtau, (A*)deps);
+    parameter_gradients(job, sums, (A*)by_channel, (A*)deps);
   });
 }
 
@@ -663,7 +783,7 @@ void normdet_point_forward(int dtype, int last, int act, int threads, i64 n, i64
   by_type(dtype, [&](auto type) {
     using T = decltype(type);
     using A = typename Wide<T>::type;
-    by_flag(last, [&](auto last_flag) {
+    by_flag(last && (scale || tau), [&](auto last_flag) {
       by_flag(act, [&](auto flag) {
         point_forward<decltype(last_flag)::value, decltype(flag)::value>(
             Shape{n, c, s, 1}, threads, (const T*)x, (const T*)x2, (T*)y, (const A*)scale,
@@ -679,7 +799,7 @@ void normdet_point_backward(int dtype, int last, int threads, i64 n, i64 c, i64 
   by_type(dtype, [&](auto type) {
     using T = decltype(type);
     using A = typename Wide<T>::type;
-    by_flag(last, [&](auto flag) {
+    by_flag(last && (scale || tau), [&](auto flag) {
       point_backward<decltype(flag)::value>(Shape{n, c, s, 1}, threads, (const T*)dy, (const T*)y,
                                             (T*)dx, (const A*)scale, (const A*)tau, (A*)dtau);
     });

@@ -1,0 +1,55 @@
+"""`normdet bench` end to end on small shapes."""
+
+import csv
+
+import pytest
+import torch
+
+from normdet.bench import main, measure
+from normdet.errors import NormdetError
+
+
+def table(folder):
+    (path,) = folder.rglob("*.csv")
+    with path.open() as file:
+        return list(csv.DictReader(file))
+
+
+@pytest.mark.slow
+def test_one_table_with_every_peer(tmp_path):
+    main(["--output", str(tmp_path), "--shapes", "2x32x5x7", "--seconds", "0.01", "--no-compile"])
+    rows = table(tmp_path)
+    assert {row["op"] for row in rows} == {
+        "FRN+TLU", "GN+ReLU", "FrozenBN+ReLU", "residual join",
+    }  # fmt: skip
+    frn = {row["provider"]: row for row in rows if row["op"] == "FRN+TLU"}
+    assert {"normdet auto", "normdet reference", "nn.GroupNorm+ReLU", "FrozenBN+ReLU"} <= set(frn)
+    activation = 2 * 32 * 5 * 7 * 4
+    kept = int(frn["normdet auto"]["kept_bytes"])
+    assert activation <= kept < 1.2 * activation < int(frn["normdet reference"]["kept_bytes"])
+    for row in rows:
+        assert row["date"] and "torch" in row["versions"] and "--shapes 2x32x5x7" in row["command"]
+        assert float(row["q25_ms"]) <= float(row["median_ms"]) <= float(row["q75_ms"])
+
+
+def test_bad_arguments_are_one_sentence(tmp_path):
+    with pytest.raises(NormdetError, match="'2x30x5x7' is not NxCxHxW"):
+        main(["--output", str(tmp_path), "--shapes", "2x30x5x7"])
+    if not torch.cuda.is_available():
+        with pytest.raises(NormdetError, match="CUDA"):
+            main(["--gpu"])
+
+
+def test_steps_take_turns():
+    order = []
+    steps = {name: (lambda name=name: order.append(name)) for name in "ab"}
+    times = measure.interleaved(steps, "cpu", 0.0)
+    assert order[:4] == ["a", "a", "b", "b"]  # warming up
+    assert order[4:] == ["a", "b"] * 5
+    assert len(times["a"]) == len(times["b"]) == 5
+
+
+def test_kept_bytes_count_each_buffer_once():
+    x = torch.randn(10, 10, requires_grad=True)
+    weight = torch.randn(10, requires_grad=True)
+    assert measure.kept_bytes(lambda: x * weight + x * x, [weight]) == 400
