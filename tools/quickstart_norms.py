@@ -15,10 +15,11 @@ import os
 import platform
 import subprocess
 import sys
-import time
 from concurrent.futures import ThreadPoolExecutor
 from importlib.metadata import version
 from pathlib import Path
+
+from normdet.version import __version__
 
 # What each option is there to show; the demo's own pair first.
 OPTIONS = (
@@ -39,7 +40,7 @@ _NOTES = {
 }
 _COLUMNS = (
     "option", "images_per_batch", "seed", "iterations", "box_AP", "box_AP50", "mask_AP",
-    "mask_AP50", "seconds", "note", "versions", "machine", "date",
+    "mask_AP50", "note", "versions", "machine", "date",
 )  # fmt: skip
 
 
@@ -57,12 +58,14 @@ def main() -> None:
             ):
                 done[cell] = row
                 _write(args.out, [done[cell] for cell in cells if cell in done])
-                print(f"{cell[0]}, seed {cell[1]}: box AP {row['box_AP']}, {row['note']}")
+                print(
+                    f"{cell[0]}, seed {cell[1]}: box AP {row['box_AP']}, {row['note']}", flush=True
+                )
 
 
 def _run(option: str, seed: int, args: argparse.Namespace) -> dict:
     folder = args.runs / f"{option.replace('+', '_')}_{seed}"
-    results, start = folder / "results.json", time.monotonic()
+    results = folder / "results.json"
     opts = ["OUTPUT_DIR", folder, "SEED", seed, "SOLVER.MAX_ITER", args.iterations]
     opts += [
         "TEST.EVAL_PERIOD",
@@ -85,7 +88,7 @@ def _run(option: str, seed: int, args: argparse.Namespace) -> dict:
     return {
         "option": option, "images_per_batch": 2, "seed": seed, "iterations": args.iterations,
         **values, "seconds": round(time.monotonic() - start), "note": note,
-        "versions": f"normdet {version('normdet')}, torch {version('torch')}",
+        "versions": f"normdet {__version__}, torch {version('torch')}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} runs at once",
         "date": datetime.date.today().isoformat(),
     }  # fmt: skip
