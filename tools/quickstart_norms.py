@@ -87,7 +87,7 @@ def _run(option: str, seed: int, args: argparse.Namespace) -> dict:
     values = {column: _number(measured, *where) for column, where in names.items()}
     return {
         "option": option, "images_per_batch": 2, "seed": seed, "iterations": args.iterations,
-        **values, "seconds": round(time.monotonic() - start), "note": note,
+        **values, "note": note,
         "versions": f"normdet {__version__}, torch {version('torch')}",
         "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} runs at once",
         "date": datetime.date.today().isoformat(),
