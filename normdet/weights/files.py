@@ -182,9 +182,12 @@ def _plain(obj: Any, name: str = "") -> Any:
 
 
 def _read_safetensors(path: Path, allow_unsafe: bool) -> dict[str, Any]:
-    with safetensors.safe_open(path, framework="pt") as file:
-        metadata = file.metadata() or {}
-        tensors = {name: file.get_tensor(name) for name in file.keys()}
+    # One read of one open file: `safe_open` opens the path again for the tensors, which may by then
+    # be another save's.
+    data = path.read_bytes()
+    tensors = safetensors.torch.load(data)
+    header = int.from_bytes(data[:8], "little")
+    metadata = json.loads(data[8 : 8 + header]).get("__metadata__", {})
     if "crc32" in metadata and metadata["crc32"] != _crc32(tensors):
         raise ValueError("the checksum of its tensors does not match")
     if "normdet" in metadata:
