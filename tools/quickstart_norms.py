@@ -2,6 +2,7 @@
 """Train the demo's detector under every option and write what each reaches as a table.
 
 python tools/quickstart_norms.py --out results/quickstart_norms.csv [--options BRN,BIN] [--jobs 2]
+    [DATASETS.ROOT my/data DATASETS.TRAIN "('coco:train.json:images',)" ...]
 
 Each run is one `normdet train`, resumable: the same command goes on where it was stopped. EvalNorm
 is not trained but read out of the BN run's checkpoint, as `normdet convert --to EvalNorm` makes it.
@@ -72,6 +73,7 @@ def _run(option: str, seed: int, args: argparse.Namespace) -> dict:
         args.iterations,
         *_FITTED.get(option, lambda _: [])(args.iterations),
     ]
+    opts += args.opts
     note = _NOTES.get(option, "")
     if not results.exists():
         if option == "EvalNorm":
@@ -137,7 +139,8 @@ def _parse() -> argparse.Namespace:
     add("--seeds", type=lambda text: [int(n) for n in text.split(",")], default=[1], help="1,2,...")
     add("--iterations", type=int, default=400, help="of each run")
     add("--jobs", type=int, default=1, help="runs at once")
-    return parser.parse_args()
+    add("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values, as of the data")
+    return parser.parse_intermixed_args()
 
 
 if __name__ == "__main__":

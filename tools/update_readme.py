@@ -11,6 +11,7 @@ import csv
 import json
 import re
 import shutil
+from functools import partial
 from pathlib import Path
 
 REPO = Path(__file__).resolve().parent.parent
@@ -28,9 +29,9 @@ def demo_table() -> str:
     return f"{_table(['norm', 'box AP', 'box AP50', 'mask AP', 'mask AP50'], rows)}\n\n{picture}"
 
 
-def norms_table() -> str:
-    """Every option's AP in the demo's detector."""
-    with (RESULTS / "quickstart_norms.csv").open(newline="") as file:
+def norms_table(name: str) -> str:
+    """Every option's AP in the demo's detector, from one of its tables."""
+    with (RESULTS / name).open(newline="") as file:
         lines = list(csv.DictReader(file))
     keys = ["option", "seed", "box_AP", "mask_AP", "note"]
     rows = [[line[key] or ("" if key == "note" else "none") for key in keys] for line in lines]
@@ -61,7 +62,12 @@ def _table(headers: list[str], rows: list[list[str]]) -> str:
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 
 
-BLOCKS = {"demo": demo_table, "norms": norms_table, "bench": bench_table}
+BLOCKS = {
+    "demo": demo_table,
+    "norms": partial(norms_table, "quickstart_norms.csv"),
+    "evalnorm": partial(norms_table, "evalnorm_nuclei.csv"),
+    "bench": bench_table,
+}
 
 
 def main() -> None:
