@@ -22,6 +22,7 @@ from normdet.data import register_datasets
 from normdet.engine.launch import launch
 from normdet.engine.log import setup_logging
 from normdet.engine.summary import (
+    batch_of_one,
     config_diff,
     flat,
     jsonable,
@@ -183,6 +184,8 @@ def _show_start(cfg: CfgNode, model: nn.Module, report: LoadReport, folder: Path
     rows = parts_table(model, report)
     text = parts_text(rows)
     logger.info("parts of the model:\n%s", text)
+    if warning := batch_of_one(cfg, model, comm.get_world_size()):
+        logger.warning("%s", warning)
     (folder / "norms.txt").write_text(text + "\n")
     (folder / "norms.json").write_text(json.dumps(rows, indent=1) + "\n")
 

@@ -8,7 +8,9 @@ from detectron2.config import CfgNode, get_cfg
 from tabulate import tabulate
 from torch import nn
 
+from normdet import options
 from normdet.config import add_normdet_config
+from normdet.layers import BatchStatistics
 from normdet.modeling import describe_norms
 from normdet.weights.checkpointer import LoadReport
 
@@ -34,6 +36,26 @@ def config_diff(cfg: CfgNode) -> str:
     add_normdet_config(default)
     known = dict(flat(default))
     return "\n".join(f"{k} {v}" for k, v in flat(cfg) if k not in known or known[k] != v)
+
+
+def batch_of_one(cfg: CfgNode, model: nn.Module, workers: int) -> str:
+    """A sentence where a norm that needs a batch is to train on single images, else `""`."""
+    images = cfg.SOLVER.IMS_PER_BATCH // (workers * cfg.SOLVER.ACCUMULATE_STEPS)
+    alone = {
+        str(getattr(norm, "option", type(norm).__name__))
+        for norm in model.modules()
+        if isinstance(norm, BatchStatistics)
+        and norm.needs_batch
+        and not norm.is_frozen
+        and not (norm.sync and workers > 1)
+    }
+    if images > 1 or not alone:
+        return ""
+    independent = [n for n in options.names("norm") if not options.METHODS[n].needs_batch]
+    return (
+        f"a worker sees one image at a time, and {', '.join(sorted(alone))} takes statistics from "
+        f"a batch of them; {', '.join(independent)} need only one"
+    )
 
 
 def by_dataset(results: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:

@@ -161,3 +161,34 @@ def test_weights_compose_with_norms_in_a_convolution(text):
         y = conv.train(training)(torch.randn(1, 8, 6, 6))
         y.sum().backward()
     assert all(torch.isfinite(p.grad).all() for p in conv.parameters())
+
+
+@pytest.mark.parametrize("text", OPTIONS)
+def test_a_resumed_layer_goes_on_as_if_it_had_not_stopped(text, tmp_path):
+    def train(norm, optimizer, steps):
+        for step in steps:
+            optimizer.zero_grad()
+            x = torch.randn(3, 32, 4, 4, generator=torch.Generator().manual_seed(step)) + 1
+            norm(x).square().sum().backward()
+            optimizer.step()
+            norm.after_step()
+
+    def start():
+        norm = build(text)
+        parameters = list(norm.parameters()) or [nn.Parameter(torch.zeros(1))]
+        return norm, torch.optim.SGD(parameters, lr=1e-3, momentum=0.9)
+
+    if not any(parameter.requires_grad for parameter in build(text).parameters()):
+        pytest.skip("nothing to train")
+    whole, optimizer = start()
+    train(whole, optimizer, range(4))
+    first, optimizer = start()
+    train(first, optimizer, range(2))
+    torch.save([first.state_dict(), optimizer.state_dict()], tmp_path / "stopped.pth")
+    resumed, optimizer = start()
+    states = torch.load(tmp_path / "stopped.pth", weights_only=True)
+    for part, state in zip((resumed, optimizer), states, strict=True):
+        part.load_state_dict(state)
+    train(resumed, optimizer, range(2, 4))
+    for name, value in whole.state_dict().items():
+        assert torch.equal(value, resumed.state_dict()[name]), name
