@@ -36,6 +36,7 @@ def fail(_):
 
 def stop_oneself(folder):
     try:
+        comm.synchronize()  # the signal may come while a worker still leaves this
         if comm.get_rank() == 0:
             os.kill(os.getppid(), signal.SIGTERM)
         time.sleep(60)
@@ -48,7 +49,6 @@ def stoppable(folder):
         raise Interrupted("saved", number)
 
     signal.signal(signal.SIGTERM, note)
-    comm.synchronize()
     stop_oneself(folder)
 
 
