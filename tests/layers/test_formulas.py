@@ -180,3 +180,15 @@ def test_folded_weights_load_into_a_frozen_norm():
 @pytest.mark.parametrize("norm", names("norm"))
 def test_every_norm_has_its_formula_tested(norm):
     assert norm in {case[0] for case in CASES}, f"write {norm}'s formula into this file"
+
+
+def test_frn_is_timms_in_its_range():
+    """Below float16's limits timm's FRN+TLU, whose epsilon is fixed at 1e-5, computes the same."""
+    timm = pytest.importorskip("timm.layers")
+    theirs = timm.FilterResponseNormTlu2d(6)
+    ours = layers.FilterResponseNorm2d(6, eps=theirs.eps, activation="TLU")
+    for name in ("weight", "bias", "tau"):
+        getattr(theirs, name).data.normal_()
+        getattr(ours, name).data.copy_(getattr(theirs, name).data)
+    x = torch.randn(2, 6, 5, 7)
+    torch.testing.assert_close(ours(x), theirs(x))
