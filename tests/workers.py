@@ -8,6 +8,8 @@ import torch
 import torch.distributed as dist
 import torch.multiprocessing as mp
 
+from normdet.engine.launch import end_at_once
+
 
 def _work(rank: int, world: int, folder: str, function: Callable, args: tuple) -> None:
     torch.set_num_threads(1)
@@ -19,6 +21,7 @@ def _work(rank: int, world: int, folder: str, function: Callable, args: tuple) -
         dist.barrier()
     finally:
         dist.destroy_process_group()
+    end_at_once()
 
 
 def run_workers(function: Callable, world: int, *args) -> list:

@@ -1,6 +1,7 @@
 """Start a function in one process, in several of this machine, or in those of many machines."""
 
 import contextlib
+import logging
 import multiprocessing.connection
 import os
 import signal
@@ -170,6 +171,7 @@ def _worker(local_rank, fn, args, device, world, machine_rank, local_size, url, 
     try:
         _join_group(device, rank, world, local_rank, local_size, url)
         fn(*args)
+        comm.synchronize()
         dist.destroy_process_group()
     except (NormdetError, KeyboardInterrupt) as error:
         failures.put(error)
@@ -178,3 +180,16 @@ def _worker(local_rank, fn, args, device, world, machine_rank, local_size, url, 
         # Short enough for the pipe's buffer: nobody reads before this process has ended.
         failures.put(RuntimeError(f"worker {rank} failed:\n{traceback.format_exc()[-20_000:]}"))
         sys.exit(1)
+    end_at_once()
+
+
+def end_at_once() -> None:
+    """End this process as a success, without the interpreter's own ending.
+
+    All is done and written by then; now and then torch's communication threads outlive the
+    interpreter and abort the process ("terminate called without an active exception").
+    """
+    logging.shutdown()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    os._exit(0)
