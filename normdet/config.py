@@ -1,5 +1,6 @@
 """normdet's config keys, and how one flag fills every part's own NORM key."""
 
+import difflib
 import importlib.resources
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -157,10 +158,6 @@ def set_norm(cfg: CfgNode, text: str, parts: Iterable[str] | None = None) -> Non
         put(cfg, PARTS[part], "" if bare else str(option))
 
 
-# What detectron2's own builders understand; anything else of ours needs our builder.
-STOCK_NORMS = ("", "FrozenBN", "BN", "SyncBN", "GN")
-
-
 def check_config(cfg: CfgNode) -> None:
     """Refuse norms that cannot be parsed, or that a named stock builder would drop or fail on.
 
@@ -210,8 +207,6 @@ def config_file(name: str) -> str:
     Raises:
         NormdetError: if there is none of that name, listing the nearest.
     """
-    import difflib
-
     path = config_folder() / name
     if path.is_file():
         return str(path)

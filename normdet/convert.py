@@ -5,7 +5,6 @@ import itertools
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-import torch
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
@@ -13,6 +12,7 @@ from normdet.config import PARTS, get, load_config, put
 from normdet.data import register_datasets
 from normdet.engine import Trainer
 from normdet.engine.loader import build_train_loader
+from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
 from normdet.eval_norm import fit_eval_norm
 from normdet.layers import to_eval_norm
@@ -32,8 +32,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parse(argv)
     cfg = load_config(args.config_file, ["MODEL.WEIGHTS", args.weights, *args.opts], args.norm)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
+    use_device_at_hand(cfg)
     rows = to_fitted_eval_norm(cfg, args.out, args.batches, args.allow_unsafe_weights)
     table = [(row.layer, row.blend, row.error_of_bn, row.error) for row in rows]
     headers = ("layer", "blend", "distance under BN", "distance")

@@ -56,10 +56,7 @@ def train(args: argparse.Namespace) -> dict | None:
     """
     parts = args.norm_parts.split(",") if args.norm_parts else None
     cfg = load_config(args.config_file, args.opts, args.norm, parts)
-    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
-        cfg.MODEL.DEVICE = "cpu"
-        if os.environ.get("RANK", "0") == "0":
-            print("no CUDA here: MODEL.DEVICE cpu")
+    use_device_at_hand(cfg)
     cfg.freeze()
     if args.dry_run:
         _dry_run(cfg, args.allow_unsafe_weights)
@@ -73,6 +70,14 @@ def train(args: argparse.Namespace) -> dict | None:
         (cfg, args),
         device=torch.device(cfg.MODEL.DEVICE).type,
     )
+
+
+def use_device_at_hand(cfg: CfgNode) -> None:
+    """Compute on the CPU where the config names CUDA and there is none, and say so."""
+    if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
+        cfg.MODEL.DEVICE = "cpu"
+        if os.environ.get("RANK", "0") == "0":
+            print("no CUDA here: MODEL.DEVICE cpu")
 
 
 def _run(cfg: CfgNode, args: argparse.Namespace) -> dict:
