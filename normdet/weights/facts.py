@@ -54,9 +54,7 @@ TORCHVISION_INPUT = {
 }  # fmt: skip
 MSRA = Facts({BACKBONE: "BN"}, settings={**CAFFE_INPUT, STRIDE: True})
 FAIR_GN = Facts({BACKBONE: "GN"}, settings={**CAFFE_INPUT, STRIDE: False})
-FAIR_X101 = Facts(
-    {BACKBONE: "BN"}, settings={**_BGR, STD: [57.375, 57.12, 58.395], STRIDE: False}
-)
+FAIR_X101 = Facts({BACKBONE: "BN"}, settings={**_BGR, STD: [57.375, 57.12, 58.395], STRIDE: False})
 TORCHVISION = Facts({BACKBONE: "BN"}, settings={**TORCHVISION_INPUT, STRIDE: False})
 JHU = Facts({BACKBONE: "GN+WS"}, settings={**TORCHVISION_INPUT, STRIDE: False, DIALECT: "jhu"})
 _GN_WS = Facts({BACKBONE: "GN+WS"}, settings={DIALECT: "jhu"})
@@ -125,7 +123,9 @@ def read_description(said: Any, source: str) -> Facts:
         # They are compared, and printed in an error.
         for key in settings.keys() & {STRIDE, FORMAT, DIALECT}:
             settings[key] = bool(settings[key]) if key == STRIDE else str(settings[key])
-        known = {key: settings[key] for key in (STRIDE, FORMAT, MEAN, STD, DIALECT) & settings.keys()}
+        known = {
+            key: settings[key] for key in (STRIDE, FORMAT, MEAN, STD, DIALECT) & settings.keys()
+        }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NormdetError(f"{source}: its 'normdet' entry is not normdet's") from error
     return Facts(norms, settings=known)
@@ -258,7 +258,8 @@ def required_config(facts: Facts, state: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         Dotted keys and their values: the architecture, the input's conventions and the norms. A
-        norm without trained statistics is `FrozenBN`.
+        backbone whose statistics are folded gets `FrozenBN`, and so does one that has them: it is
+        what computes the same at any batch size.
     """
     keys = architecture(state)
     settings = dict(facts.settings)
@@ -266,10 +267,8 @@ def required_config(facts: Facts, state: Mapping[str, Any]) -> dict[str, Any]:
         settings.pop(STRIDE, None)
     norms = {**facts.shown, **facts.norms}
     for key, norm in norms.items():
-        if not any(True for _ in with_prefix(state, PARTS.get(key, ()))):
-            continue
-        frozen = key == BACKBONE and facts.folded
-        keys[key] = norm.replace("BN", "FrozenBN", 1) if frozen and norm.startswith("BN") else norm
+        if with_prefix(state, PARTS[key]):
+            keys[key] = f"Frozen{norm}" if key == BACKBONE and norm.startswith("BN") else norm
     return keys | settings
 
 
