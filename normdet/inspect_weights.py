@@ -1,15 +1,15 @@
-"""`normdet inspect`: what a weights file is, which config it needs, and what a model takes of it."""
+"""`normdet inspect`: what a weights file is, which config it needs, what a model takes."""
 
 import argparse
 import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from detectron2.config import CfgNode, get_cfg
+from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
-from normdet.config import add_normdet_config, load_config
+from normdet.config import load_config
 from normdet.errors import NormdetError
 from normdet.weights import (
     Checkpointer,
@@ -45,9 +45,11 @@ def main(argv: Sequence[str] | None = None) -> int:
     for title, value in describe_file(imported, checkpoint["model"], bad).items():
         print(f"{title}: {value}")
     keys = required_config(imported.facts, imported.model)
-    cfg = _defaults() if args.config_file is None else _config(args)
-    print(f"\n{'to add to the config' if args.config_file else 'config keys it needs'}:")
-    print(key_value_pairs(differing(cfg, keys)) or "none")
+    if args.config_file is None:
+        print(f"\nconfig keys it needs:\n{key_value_pairs(keys)}")
+    else:
+        cfg = _config(args)
+        print(f"\nto add to the config:\n{key_value_pairs(differing(cfg, keys)) or 'nothing'}")
     assumed = [key for key in imported.facts.assumed if key in keys]
     if assumed:
         print(f"nothing in the file tells {', '.join(assumed)}: that is only usual for its kind")
@@ -55,9 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         model = build_model(cfg)
         checkpointer = Checkpointer(model, cfg=cfg, allow_unsafe=args.allow_unsafe_weights)
         checkpointer.load(args.weights)
-        print(f"\n{checkpointer.report}")
-        for warning in checkpointer.report.warnings:
-            print(f"warning: {warning}")
+        print(f"\n{checkpointer.report}")  # its warnings are logged on loading
     return 1 if bad else 0
 
 
@@ -75,12 +75,13 @@ def describe_file(
     norm = facts.norms.get(BACKBONE)
     shown = facts.shown.get(BACKBONE) or ("BN" if facts.folded else "not known")
     layers = depth(imported.model)
+    unknown = " (nothing tells whether with WS)" if shown == "GN" else ""
     text = {
         "layout": imported.layout,
         "tensors": f"{len(tensors)}, {sum(t.numel() for t in tensors.values()):,} numbers",
         "values": f"NaN or infinite in {', '.join(bad[:3])}" if bad else "all finite",
         "backbone": f"ResNet-{layers}" if layers else "not known",
-        "norm of the backbone": norm or f"{shown} (nothing tells whether with WS)",
+        "norm of the backbone": norm or shown + unknown,
         "batch statistics": (
             "folded into the affine, valid only frozen" if facts.folded
             else "there" if any(key.endswith("running_var") for key in imported.model)
@@ -88,6 +89,8 @@ def describe_file(
         ),
     }  # fmt: skip
     for key, title in _CONVENTIONS.items():
+        if key == DIALECT and key not in facts.settings:
+            continue
         value = facts.settings.get(key, "not known")
         text[title] = f"{value} (usual for its kind)" if key in facts.assumed else f"{value}"
     for why in dict.fromkeys(imported.left_out.values()):
@@ -117,12 +120,6 @@ def _read(source: str, allow_unsafe: bool) -> dict[str, Any]:
     except Exception as error:  # handlers raise what their catalogs and clients raise
         raise UnreadableFileError(f"{source} cannot be fetched: {error}") from error
     return load_file(local, allow_unsafe=allow_unsafe)
-
-
-def _defaults() -> CfgNode:
-    cfg = get_cfg()
-    add_normdet_config(cfg)
-    return cfg
 
 
 def _config(args: argparse.Namespace) -> CfgNode:

@@ -1,9 +1,9 @@
 """mmdetection's Faster and Mask R-CNN with FPN, every part.
 
-From version 2 on, as in detectron2, the background is the last class, boxes have no `+ 1`, anchors of a level
-are ordered by aspect ratio and centred on the pixel's corner, regression is divided by the
-deviations (0.1, 0.1, 0.2, 0.2) that detectron2 writes as weights (10, 10, 5, 5), and RoIAlign is
-the aligned one.
+From version 2 on, as in detectron2, the background is the last class, boxes have no `+ 1`, anchors
+of a level are ordered by aspect ratio and centred on the pixel's corner, regression is divided by
+the deviations (0.1, 0.1, 0.2, 0.2) that detectron2 writes as weights (10, 10, 5, 5), and RoIAlign
+is the aligned one.
 """
 
 import ast

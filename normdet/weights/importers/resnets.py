@@ -96,13 +96,14 @@ def resnet_tensors(
         else:
             what = next((what for pattern, what in _OTHERS if re.match(pattern, key)), None)
             raise NormdetError(
-                f"{source} is a ResNet with {what or 'more than the plain one'}, which detectron2's "
-                f"does not have (the tensor {key}): nothing is loaded"
+                f"{source} is a ResNet with {what or 'more than the plain one'} (its {key}), which "
+                "detectron2's does not have: nothing is loaded"
             )
-    if all(blocks(model)) and depth(model) is None:
+    stages = blocks(model)
+    if all(stages) and depth(model) is None:
         raise NormdetError(
-            f"{source} is a ResNet with stages of {', '.join(map(str, blocks(model)))} blocks, which "
-            "is none of detectron2's (18, 34, 50, 101, 152): nothing is loaded"
+            f"{source} is a ResNet with stages of {', '.join(map(str, stages))} blocks, which is "
+            "none of detectron2's (18, 34, 50, 101, 152): nothing is loaded"
         )
     return model, left_out
 
