@@ -252,7 +252,9 @@ def test_names_alone_do_not_overrule_the_config():
     assert check_weights(config("BN", False, *TORCHVISION), torchvision_names(), "w.pth") == []
     own = (*TORCHVISION, "INPUT.FORMAT", "BGR")
     (warning,) = check_weights(config("BN", True, *own), torchvision_names(), "w.pth")
-    assert "INPUT.FORMAT BGR, MODEL.RESNETS.STRIDE_IN_1X1 True; files of its kind usually" in warning
+    assert (
+        "INPUT.FORMAT BGR, MODEL.RESNETS.STRIDE_IN_1X1 True; files of its kind usually" in warning
+    )
     assert 'INPUT.FORMAT "RGB" MODEL.RESNETS.STRIDE_IN_1X1 "False"' in warning
 
 

@@ -74,12 +74,17 @@ def import_weights(checkpoint: Mapping[str, Any], source: str) -> Imported:
     return imported
 
 
+_OWN_NAMES = ("backbone.", "proposal_generator.", "roi_heads.", "stem.conv1.", "res2.")
+
+
 def _own(state: Mapping[str, torch.Tensor]) -> Imported:
     """Names of detectron2's own; its conversion of torchvision's files puts `fc` into the stem."""
     classifier = ("stem.fc.", "linear.", "backbone.bottom_up.linear.")
     left_out = {key: CLASSIFIER for key in state if key.startswith(classifier)}
     model = {key: value for key, value in state.items() if key not in left_out}
-    return Imported(_with_versions(model, state), left_out=left_out)
+    known = any(key.startswith(_OWN_NAMES) for key in model)
+    layout = "detectron2" if known else "not known"
+    return Imported(_with_versions(model, state), layout=layout, left_out=left_out)
 
 
 def _complete(imported: Imported, checkpoint: Mapping[str, Any], source: str) -> Facts:

@@ -52,12 +52,13 @@ _OTHERS = (
     (r"conv1\.\d|stem\.", "a stem of several convolutions"),
     (r".*\.se\.", "squeeze and excitation"),
     (r".*\.(eca|gc|attn)\.", "attention in its blocks"),
-    (r".*\.conv[23]\.(radix|fc|bn|gn|conv|attn|rsoftmax)", "attention in its 3x3 convolutions"),
+    (r".*\.conv_offset", "deformable convolutions"),
+    (r".*\.conv[123]\.(?!weight|bias)", "attention in its convolutions"),
     (r".*\.downsample\.2\.", "average pooling in its shortcuts"),
     (r".*\.aa\.|.*filt", "anti-aliased pooling"),
     (r".*\.weight_(gamma|beta)", "mmcv's adaptive weight standardization"),
-    (r".*\.conv_offset", "deformable convolutions"),
 )
+_BLURRED = re.compile(r"\b(se|eca)?resne[xs]?t(blur|aa)\d+\w*")
 
 
 def _stage(match: re.Match) -> str:
@@ -66,7 +67,7 @@ def _stage(match: re.Match) -> str:
 
 def is_resnet(state: Mapping[str, Any]) -> bool:
     """Whether tensors are named as in torchvision's ResNets (`layer1.0.conv1.weight`)."""
-    return "layer1.0.conv1.weight" in _bare(state)
+    return any(key.startswith("layer1.0.conv") for key in _bare(state))
 
 
 def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: str) -> Imported:
@@ -75,6 +76,12 @@ def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: 
     Raises:
         NormdetError: it has what detectron2's ResNets do not have, or blocks in other numbers.
     """
+    # Whose tensors are those of the plain one: only a name can tell.
+    if named := _BLURRED.search(f"{source} {checkpoint.get('arch', '')}"):
+        raise NormdetError(
+            f"{source} is a {named[0]}, with anti-aliased pooling, which detectron2's ResNet does "
+            "not have: nothing is loaded"
+        )
     model, left_out = resnet_tensors(_bare(state), source)
     return Imported(model, resnet_facts(model), "torchvision, timm or mmcv ResNet", left_out, True)
 
