@@ -1,5 +1,7 @@
 """`normdet inspect` says what a file is and which config it needs."""
 
+import shlex
+
 import pytest
 import torch
 import torchvision
@@ -44,8 +46,6 @@ def test_the_pairs_it_prints_are_what_the_command_takes(file, capsys):
     small += ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
     assert main(["inspect", file, *config, *small, "MODEL.PIXEL_STD", "[60.0, 60.0, 60.0]"]) == 0
     said = capsys.readouterr().out
-    import shlex
-
     pairs = shlex.split(said.split("to add to the config:\n")[1].splitlines()[0])
     assert main(["inspect", file, *config, *small, *pairs]) == 0
     said = capsys.readouterr().out

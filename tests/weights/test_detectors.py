@@ -10,8 +10,7 @@ from torch import nn
 from normdet.config import load_config, put
 from normdet.errors import NormdetError
 from normdet.weights import Checkpointer, import_weights, required_config
-
-from .test_importers import WSConv2d, group_norm, standardize, trained
+from tests.weights.networks import WSConv2d, group_norm, standardize, trained
 
 CLASSES = 5
 WIDTH = 64
