@@ -1,6 +1,9 @@
 """`normdet inspect` says what a file is and which config it needs."""
 
+import os
+import pickle
 import shlex
+import zipfile
 
 import pytest
 import torch
@@ -75,6 +78,26 @@ def test_bad_input_is_one_sentence(tmp_path, capsys):
     assert main(["inspect", str(tmp_path / "none.pth"), "--norm", "GN"]) == 2
     errors = capsys.readouterr().err.strip().splitlines()
     assert len(errors) == 2 and "does not exist" in errors[0] and "--config-file" in errors[1]
+
+
+class Hostile:
+    def __reduce__(self):
+        return os.system, ("touch pwned",)
+
+
+def test_hostile_files_are_refused_in_one_sentence(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    state = {"meta": [{"cfg": Hostile()}]}
+    (tmp_path / "w.pkl").write_bytes(pickle.dumps(state))
+    torch.save(state, tmp_path / "w.pth")
+    save_file({"w": torch.ones(1)}, tmp_path / "zip.pth")
+    with zipfile.ZipFile(tmp_path / "zip.pth", "a") as archive:
+        archive.writestr("../../pwned", b"x")
+    for name, why in (("w.pkl", "system"), ("w.pth", "system"), ("zip.pth", "outside")):
+        assert main(["inspect", name]) == 2
+        (line,) = capsys.readouterr().err.strip().splitlines()
+        assert name in line and why in line
+    assert not (tmp_path / "pwned").exists() and not (tmp_path.parent / "pwned").exists()
 
 
 def test_pairs_are_quoted_for_a_shell():

@@ -218,6 +218,14 @@ def depth(state: Mapping[str, Any]) -> int | None:
     return _DEPTHS.get((any(re.search(r"res2\.0\.conv3\.", key) for key in state), blocks(state)))
 
 
+_WIDTHS = {
+    "MODEL.FPN.OUT_CHANNELS": "backbone.fpn_output4.weight",
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": "roi_heads.box_head.conv1.weight",
+    "MODEL.ROI_BOX_HEAD.FC_DIM": "roi_heads.box_head.fc1.weight",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": "roi_heads.mask_head.mask_fcn1.weight",
+}
+
+
 def architecture(state: Mapping[str, Any]) -> dict[str, Any]:
     """The config keys that tensors under detectron2's names show, with their values."""
     shapes = {key: tuple(value.shape) for key, value in state.items()}
@@ -237,6 +245,11 @@ def architecture(state: Mapping[str, Any]) -> dict[str, Any]:
             groups = inner[0] // inner[1]
             keys["MODEL.RESNETS.NUM_GROUPS"] = groups
             keys["MODEL.RESNETS.WIDTH_PER_GROUP"] = inner[0] // groups
+    if convs := count(r"rpn_head\.conv\.conv(\d+)\."):
+        keys["MODEL.RPN.CONV_DIMS"] = [-1] * convs
+    for key, ending in _WIDTHS.items():
+        if width := shape(ending):
+            keys[key] = width[0]
     if predictor := shape("roi_heads.box_predictor.cls_score.bias"):
         keys["MODEL.ROI_HEADS.NUM_CLASSES"] = predictor[0] - 1
         deltas = shape("roi_heads.box_predictor.bbox_pred.bias")

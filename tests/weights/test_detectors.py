@@ -118,15 +118,9 @@ train_pipeline = [dict(type='Load' + 'Image')]
     return {"mmdet_version": "2.10.0", "config": text, "epoch": 24}
 
 
-SMALL = [
-    *("MODEL.DEVICE", "cpu", "MODEL.FPN.OUT_CHANNELS", WIDTH, "MODEL.ROI_BOX_HEAD.FC_DIM", WIDTH),
-    *("MODEL.ROI_BOX_HEAD.CONV_DIM", WIDTH, "MODEL.ROI_MASK_HEAD.CONV_DIM", WIDTH),
-]
-
-
-def adopted(imported, norm=None):
+def adopted(imported):
     """A config that says what the file asks for, and nothing else of its own."""
-    cfg = load_config("coco/mask_rcnn_R_50_FPN_1x.yaml", SMALL, norm)
+    cfg = load_config("coco/mask_rcnn_R_50_FPN_1x.yaml", ["MODEL.DEVICE", "cpu"])
     for key, value in required_config(imported.facts, imported.model).items():
         put(cfg, key, value)
     return cfg
@@ -221,6 +215,7 @@ def test_what_mmdetection_has_otherwise_is_left_out_with_the_reason():
     "text",
     [
         "x = [" * 5000,
+        f"model = dict(a=1)\nimg_norm_cfg = dict(mean=[1{'0' * 400}], std=[0], to_rgb=1)",
         "model = __import__('os').system('touch pwned')",
         "model = (",
         "\0",
@@ -245,11 +240,7 @@ def test_torchvision_mask_rcnn(version, tmp_path):
     torch.save(theirs.state_dict(), path)
     imported = import_weights(theirs.state_dict(), path)
     assert not imported.left_out
-    cfg = load_config("coco/mask_rcnn_R_50_FPN_1x.yaml", ["MODEL.DEVICE", "cpu"])
-    if version.endswith("v2"):
-        cfg.MODEL.RPN.CONV_DIMS = [-1, -1]
-    for key, value in required_config(imported.facts, imported.model).items():
-        put(cfg, key, value)
+    cfg = adopted(imported)
     assert cfg.MODEL.ROI_HEADS.NUM_CLASSES == 80
     assert cfg.MODEL.ROI_BOX_HEAD.POOLER_TYPE == "ROIAlign"
     ours = build_model(cfg).eval()

@@ -45,6 +45,11 @@ class Layout:
     convert: Callable[[Mapping[str, Tensor], Mapping[str, Any], str], Imported]
 
 
+def conv_or_norm(match: re.Match) -> str:
+    """The end of the name of a convolution's tensor or its norm's, by groups called so."""
+    return match["conv"] or f"norm.{match['norm']}"
+
+
 Rules = Iterable[tuple[str, str | Callable[[re.Match], str]]]
 
 

@@ -25,7 +25,7 @@ from normdet.weights.facts import (
     shown_norms,
 )
 
-from .layout import Imported, rename
+from .layout import Imported, conv_or_norm, rename
 from .resnets import resnet_facts, resnet_tensors
 
 _BACKBONE = "backbone."
@@ -33,16 +33,12 @@ _BACKBONE = "backbone."
 _CONV = r"(?:conv\.(?P<conv>weight|bias)|(?:bn|gn)\.(?P<norm>\w+))"
 
 
-def _tail(match: re.Match) -> str:
-    return match["conv"] or f"norm.{match['norm']}"
-
-
 def _level(match: re.Match) -> str:
-    return f"{int(match[1]) + 2}.{_tail(match)}"
+    return f"{int(match[1]) + 2}.{conv_or_norm(match)}"
 
 
 def _nth(match: re.Match) -> str:
-    return f"{int(match[1]) + 1}.{_tail(match)}"
+    return f"{int(match[1]) + 1}.{conv_or_norm(match)}"
 
 
 _NECK = (
@@ -194,7 +190,7 @@ def _try(read: Any, value: Any) -> Any:
     """What the file says in a form of its own is left to what is usual."""
     try:
         return None if value is None else read(value)
-    except (TypeError, ValueError, AttributeError, ZeroDivisionError):
+    except (TypeError, ValueError, AttributeError, ArithmeticError):
         return None
 
 

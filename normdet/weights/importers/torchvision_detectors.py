@@ -15,7 +15,7 @@ from torch import Tensor
 
 from normdet.weights.facts import STD, TORCHVISION, shown_norms
 
-from .layout import Imported, rename
+from .layout import Imported, conv_or_norm, rename
 from .resnets import resnet_tensors
 
 _BODY = "backbone.body."
@@ -24,15 +24,11 @@ _BODY = "backbone.body."
 _CONV = r"(?:0\.)?(?P<conv>weight|bias)|1\.(?P<norm>\w+)"
 
 
-def _tail(match: re.Match) -> str:
-    return match["conv"] or f"norm.{match['norm']}"
-
-
 _FPN = {"inner": "lateral", "layer": "output"}
 _RULES = (
     (
         rf"backbone\.fpn\.(inner|layer)_blocks\.([0-3])\.(?:{_CONV})",
-        lambda m: f"backbone.fpn_{_FPN[m[1]]}{int(m[2]) + 2}.{_tail(m)}",
+        lambda m: f"backbone.fpn_{_FPN[m[1]]}{int(m[2]) + 2}.{conv_or_norm(m)}",
     ),
     (r"rpn\.head\.conv\.(weight|bias)", r"proposal_generator.rpn_head.conv.\1"),
     (r"rpn\.head\.conv\.(\d)\.0\.(weight|bias)", r"proposal_generator.rpn_head.conv.conv\1.\2"),
@@ -40,7 +36,7 @@ _RULES = (
     (r"rpn\.head\.bbox_pred\.(\w+)", r"proposal_generator.rpn_head.anchor_deltas.\1"),
     (
         rf"roi_heads\.box_head\.([0-3])\.(?:{_CONV})",
-        lambda m: f"roi_heads.box_head.conv{int(m[1]) + 1}.{_tail(m)}",
+        lambda m: f"roi_heads.box_head.conv{int(m[1]) + 1}.{conv_or_norm(m)}",
     ),
     (r"roi_heads\.box_head\.fc6\.(\w+)", r"roi_heads.box_head.fc1.\1"),
     (r"roi_heads\.box_head\.fc7\.(\w+)", r"roi_heads.box_head.fc2.\1"),
@@ -49,7 +45,7 @@ _RULES = (
     (r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", r"roi_heads.mask_head.mask_fcn\1.\2"),
     (
         rf"roi_heads\.mask_head\.(\d)\.(?:{_CONV})",
-        lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.{_tail(m)}",
+        lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.{conv_or_norm(m)}",
     ),
     (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"roi_heads.mask_head.deconv.\1"),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"roi_heads.mask_head.predictor.\1"),
