@@ -36,7 +36,7 @@ def test_a_file_alone(file, capsys):
         "norm of the backbone: BN",
         "batch statistics: there",
         "channel order: RGB (usual for its kind)",
-        "pixel std: [58.395, 57.12, 57.375]",
+        "pixel std: [58.395, 57.12, 57.375] (usual for its kind)",
     ):
         assert line + "\n" in said
     assert "MODEL.RESNETS.DEPTH 18" in said and "nothing in the file tells" in said

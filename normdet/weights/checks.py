@@ -90,7 +90,8 @@ def _unknown_standardization(ours: str, facts: Facts, source: str) -> list[str]:
 def _check_settings(cfg: CfgNode, facts: Facts, name: str) -> None:
     settings = facts.settings
     wrong = [key for key in (STRIDE, FORMAT, STD) if not _suits(cfg, key, settings.get(key))]
-    if stated := [key for key in wrong if key not in facts.assumed]:
+    shown = [STD] if _other_scale(cfg, facts) else []
+    if stated := [key for key in wrong if key not in facts.assumed or key in shown]:
         theirs = ", ".join(f"{key} {settings[key]}" for key in stated)
         ours = ", ".join(f"{key} {find(cfg, key)}" for key in stated)
         # Order and mean belong together.
@@ -115,6 +116,16 @@ def _differing(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
             ours = ", ".join(f"{key} {find(cfg, key)}" for key in keys)
             warnings.append(f"{name} is used with {ours}; {how} trained with {theirs}")
     return warnings
+
+
+# In the middle of 1 and 58, the std of pixels that are used as they are and of those that are not.
+_RAW_STD = 7.6
+
+
+def _other_scale(cfg: CfgNode, facts: Facts) -> bool:
+    """Whether the stem's statistics are of pixels of another scale than the config's."""
+    std = find(cfg, STD)
+    return bool(std) and facts.raw_pixels not in (None, max(std) < _RAW_STD)
 
 
 def _suits(cfg: CfgNode, key: str, theirs: Any) -> bool:

@@ -38,6 +38,7 @@ class Facts:
         settings: other config keys and the values the weights were trained under.
         assumed: the keys of `settings` that are only the custom of files of this kind.
         folded: whether batch statistics are folded into the affine, so that it holds only frozen.
+        raw_pixels: whether the stem's statistics are of pixels not divided by a deviation.
     """
 
     norms: Mapping[str, str] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class Facts:
     settings: Mapping[str, Any] = field(default_factory=dict)
     assumed: tuple[str, ...] = ()
     folded: bool = False
+    raw_pixels: bool | None = None
 
 
 _BGR = {FORMAT: "BGR", MEAN: [103.53, 116.28, 123.675]}

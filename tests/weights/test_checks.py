@@ -265,6 +265,11 @@ def test_the_scale_of_pixels_shows_in_the_stem():
     with pytest.raises(NormdetError, match=r"trained with MODEL.PIXEL_STD \[1\.0"):
         check_weights(config("BN", False, *TORCHVISION), raw, "w.pth")
     assert check_weights(config("BN"), raw, "w.pth") == []
+    # Divided by 255 alone: not torchvision's scale, but not raw either.
+    (warning,) = check_weights(
+        config("BN", False, *TORCHVISION, "MODEL.PIXEL_STD", [255.0] * 3), torchvision_names(), "w"
+    )
+    assert "is used with MODEL.PIXEL_STD [255.0" in warning
     # What the file says of itself counts more than what is usual.
     said = {"model": raw, "normdet": describe(config("BN", False))}
     with pytest.raises(NormdetError, match=r'set MODEL.RESNETS.STRIDE_IN_1X1 "False"$'):

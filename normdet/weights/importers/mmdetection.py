@@ -153,7 +153,7 @@ def _facts(model: Mapping[str, Tensor], config: Mapping[str, Any]) -> Facts:
         if key in settings and (value := _try(read, _part(described, *path).get(entry))) is not None
     }
     assumed = tuple(key for key in settings | stated if key in facts.assumed and key not in stated)
-    return Facts(norms, shown, settings | stated, assumed)
+    return Facts(norms, shown, settings | stated, assumed, raw_pixels=facts.raw_pixels)
 
 
 _WS = {"type": "ConvWS"}

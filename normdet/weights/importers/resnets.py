@@ -126,9 +126,8 @@ def resnet_facts(model: Mapping[str, Tensor]) -> Facts:
     raw = takes_raw_pixels(model)
     # Who keeps pixels of 0 to 255 keeps the rest of Caffe's conventions, usually MSRA's network.
     usual = MSRA if raw else TORCHVISION
-    # The scale of pixels is no custom where the stem's statistics show it.
-    assumed = tuple(key for key in usual.settings if raw is None or "STD" not in key)
-    return replace(usual, norms={}, shown={BACKBONE: norm}, assumed=assumed)
+    assumed = tuple(usual.settings)
+    return replace(usual, norms={}, shown={BACKBONE: norm}, assumed=assumed, raw_pixels=raw)
 
 
 def _bare(state: Mapping[str, Any]) -> dict[str, Any]:

@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from normdet.weights.facts import STD, TORCHVISION, shown_norms
+from normdet.weights.facts import TORCHVISION, shown_norms, takes_raw_pixels
 
 from .layout import Imported, conv_or_norm, rename
 from .resnets import resnet_tensors
@@ -97,7 +97,7 @@ def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: 
     settings["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"] = [[0.5, 1.0, 2.0]]
     facts = replace(
         TORCHVISION, norms={}, shown=shown_norms(model), settings=settings,
-        assumed=tuple(key for key in settings if key != STD),
+        assumed=tuple(settings), raw_pixels=takes_raw_pixels(model),
     )  # fmt: skip
     return Imported(model, facts, "torchvision detector", left_out)
 
