@@ -192,7 +192,7 @@ def takes_raw_pixels(state: Mapping[str, Any]) -> bool | None:
         if key.endswith("stem.conv1.norm.running_var"):
             layer = key.removesuffix("running_var")
             weight = state.get(key.removesuffix("norm.running_var") + "weight")
-            if weight is None or len(weight) != len(state[key]) or _is_identity(state, layer):
+            if weight is None or state[key].shape != weight.shape[:1] or _is_identity(state, layer):
                 return None
             power = torch.as_tensor(weight).flatten(1).float().square().sum(1)
             return bool((torch.as_tensor(state[key]) / power).median() > _RAW_RATIO)
@@ -243,8 +243,8 @@ def architecture(state: Mapping[str, Any]) -> dict[str, Any]:
         keys["MODEL.RESNETS.DEPTH"] = layers
         if layers < 50:
             keys["MODEL.RESNETS.RES2_OUT_CHANNELS"] = 64
-        elif inner := shape("res2.0.conv2.weight"):
-            groups = inner[0] // inner[1]
+        elif len(inner := shape("res2.0.conv2.weight") or ()) == 4 and all(inner):
+            groups = max(inner[0] // inner[1], 1)
             keys["MODEL.RESNETS.NUM_GROUPS"] = groups
             keys["MODEL.RESNETS.WIDTH_PER_GROUP"] = inner[0] // groups
     if convs := count(r"rpn_head\.conv\.conv(\d+)\."):

@@ -1,5 +1,7 @@
 """Whole detectors of mmdetection and torchvision: equal outputs of every part."""
 
+import random
+
 import pytest
 import torch
 import torch.nn.functional as F
@@ -9,7 +11,7 @@ from torch import nn
 
 from normdet.config import load_config, put
 from normdet.errors import NormdetError
-from normdet.weights import Checkpointer, import_weights, required_config
+from normdet.weights import Checkpointer, check_weights, import_weights, required_config
 from tests.weights.networks import WSConv2d, group_norm, standardize, trained
 
 CLASSES = 5
@@ -271,3 +273,35 @@ def test_torchvision_mask_rcnn(version, tmp_path):
         torch.testing.assert_close(
             ours.roi_heads.mask_head.layers(rois), masks[:, kept], **tolerance(masks)
         )
+
+
+def odd_tensors():
+    return [torch.tensor(1.0), torch.ones(0), torch.ones(3, dtype=torch.bool), torch.ones(2, 2),
+            torch.ones(4, dtype=torch.int64), torch.ones(0, 0, 0, 0)]  # fmt: skip
+
+
+@pytest.mark.parametrize("layout", ["mmdetection", "torchvision", "resnet", "detectron2"])
+def test_odd_shapes_never_end_in_anything_but_a_sentence(layout):
+    """Anyone may have written the file: one to three of its tensors are of another kind."""
+    torch.manual_seed(0)
+    state = {
+        "mmdetection": lambda: MMDetection(nn.Conv2d).published(),
+        "torchvision": lambda: torchvision.models.get_model(
+            "maskrcnn_resnet50_fpn", weights=None, weights_backbone=None
+        ).state_dict(),
+        "resnet": lambda: torchvision.models.resnet18().state_dict(),
+        "detectron2": lambda: import_weights(MMDetection(nn.Conv2d).published(), "w.pth").model,
+    }[layout]()
+    cfg = load_config("coco/mask_rcnn_R_50_FPN_1x.yaml")
+    rng, names = random.Random(0), list(state)
+    for _ in range(150):
+        damaged = dict(state)
+        # The last tensors and the stem's are those that something is read from.
+        for name in rng.sample(names[:8] + names[-24:] + rng.sample(names, 8), rng.randint(1, 3)):
+            damaged[name] = rng.choice(odd_tensors())
+        try:
+            imported = import_weights(damaged, "w.pth")
+            required_config(imported.facts, imported.model)
+            check_weights(cfg, imported, "w.pth")
+        except NormdetError as error:
+            assert "w.pth" in str(error) and "\n" not in str(error)

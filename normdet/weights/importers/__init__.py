@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import torch
 
+from normdet.errors import NormdetError
 from normdet.weights.facts import (
     BACKBONE,
     Facts,
@@ -60,17 +61,27 @@ def import_weights(checkpoint: Mapping[str, Any], source: str) -> Imported:
         source: path or URL as the user gave it.
 
     Raises:
-        NormdetError: the file is of a network that detectron2 cannot build.
+        NormdetError: the file is of a network that detectron2 cannot build, or its tensors have
+            shapes that no file of its layout has.
     """
     state = checkpoint.get("model", checkpoint)
     if state and all(key.startswith("module.") for key in state):
         stripped = {key.removeprefix("module."): value for key, value in state.items()}
         state = _with_versions(stripped, state)
     layout = next((layout for layout in LAYOUTS if layout.recognises(state)), None)
-    imported = layout.convert(state, checkpoint, source) if layout else _own(state)
-    if checkpoint.get("matching_heuristics"):
+    try:
+        imported = layout.convert(state, checkpoint, source) if layout else _own(state)
+        imported.facts = _complete(imported, checkpoint, source)
+    except NormdetError:
+        raise
+    # How looking at a tensor of another rank, size or type ends.
+    except (IndexError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise NormdetError(
+            f"{source}: its tensors have shapes or types that its layout does not have: "
+            + " ".join(str(error).split())
+        ) from error
+    if checkpoint.get("matching_heuristics") is True:
         imported.partial = True
-    imported.facts = _complete(imported, checkpoint, source)
     return imported
 
 
