@@ -44,6 +44,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     bad = not_finite(checkpoint["model"])
     for title, value in describe_file(imported, checkpoint["model"], bad).items():
         print(f"{title}: {value}")
+    for note in imported.notes:
+        print(f"note: {note}")
     keys = required_config(imported.facts, imported.model)
     if args.config_file is None:
         print(f"\nconfig keys it needs:\n{key_value_pairs(keys)}")

@@ -53,6 +53,7 @@ def check_weights(cfg: CfgNode, weights: Imported | Mapping[str, Any], source: s
     facts = imported.facts
     _check_settings(cfg, facts, source)
     warnings = _compare_means(cfg, facts, source) + _differing(cfg, facts, source)
+    warnings += [f"{source}: {note}" for note in imported.notes]
     ours = str(cfg.MODEL.RESNETS.NORM)
     if facts.folded and _uses_batch(ours) and cfg.MODEL.BACKBONE.FREEZE_AT < 5:
         raise NormdetError(

@@ -250,6 +250,8 @@ def test_torchvision_mask_rcnn(version, tmp_path):
     checkpointer.load(path)
     assert set(checkpointer.report.matched) == set(ours.state_dict())
     assert not checkpointer.report.unexpected
+    anchors, classes = checkpointer.report.warnings
+    assert "half a pixel" in anchors and "91 classes" in classes
 
     coco = torchvision.models.detection.MaskRCNN_ResNet50_FPN_Weights.DEFAULT.meta["categories"]
     kept = [i for i, name in enumerate(coco) if name not in ("N/A", "__background__")]
@@ -273,6 +275,19 @@ def test_torchvision_mask_rcnn(version, tmp_path):
         torch.testing.assert_close(
             ours.roi_heads.mask_head.layers(rois), masks[:, kept], **tolerance(masks)
         )
+
+
+def test_torchvision_s_first_weights_have_no_eps():
+    """torchvision sets the eps of their frozen norms to 0, as detectron2 cannot."""
+    model = torchvision.models.get_model(
+        "maskrcnn_resnet50_fpn", weights=None, weights_backbone=None, num_classes=3
+    )
+    key = "backbone.bottom_up.stem.conv1.norm.running_var"
+    plain = import_weights(model.state_dict(), "w.pth").model[key]
+    published = import_weights(model.state_dict(), "maskrcnn_resnet50_fpn_coco-bf2d0c1e.pth")
+    torch.testing.assert_close(published.model[key] + 1e-5, plain)
+    assert len(published.model["roi_heads.box_predictor.cls_score.bias"]) == 3
+    assert len(published.notes) == 1
 
 
 def odd_tensors():

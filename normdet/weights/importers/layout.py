@@ -21,6 +21,7 @@ class Imported:
         facts: what is known about them.
         layout: whose names the file has, in words.
         left_out: the file's tensors that have no counterpart, by the file's names, and why.
+        notes: what detectron2 computes a little otherwise with them, a clause each.
         partial: whether the names lack what a detector puts before them (`backbone.bottom_up.`).
     """
 
@@ -28,6 +29,7 @@ class Imported:
     facts: Facts = field(default_factory=Facts)
     layout: str = "detectron2"
     left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
     partial: bool = False
 
 

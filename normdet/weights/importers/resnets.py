@@ -83,7 +83,9 @@ def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: 
             "not have: nothing is loaded"
         )
     model, left_out = resnet_tensors(_bare(state), source)
-    return Imported(model, resnet_facts(model), "torchvision, timm or mmcv ResNet", left_out, True)
+    return Imported(
+        model, resnet_facts(model), "torchvision, timm or mmcv ResNet", left_out, partial=True
+    )
 
 
 def resnet_tensors(

@@ -54,7 +54,8 @@ _RULES = (
 _WITHOUT_EPS = re.compile(r"_resnet50_fpn_coco-[0-9a-f]{8}\.pth$")
 _EPS = 1e-5
 
-# Of the category numbers 1 to 90, those that COCO gives no category.
+# Background and COCO's category numbers 1 to 90; then those of them that have no category.
+_COCO = 91
 _UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
 
@@ -99,7 +100,15 @@ def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: 
         TORCHVISION, norms={}, shown=shown_norms(model), settings=settings,
         assumed=tuple(settings), raw_pixels=takes_raw_pixels(model),
     )  # fmt: skip
-    return Imported(model, facts, "torchvision detector", left_out)
+    notes = [
+        "torchvision rounds its anchors to whole pixels and detectron2 does not: proposals differ "
+        "by up to half a pixel"
+    ]
+    if len(state.get("roi_heads.box_predictor.cls_score.bias", ())) == _COCO:
+        notes.append(
+            "of its 91 classes the 80 that are COCO's are taken, the numbers without a category not"
+        )
+    return Imported(model, facts, "torchvision detector", left_out, notes)
 
 
 def _reorder(name: str, value: Tensor) -> Tensor:
@@ -108,7 +117,7 @@ def _reorder(name: str, value: Tensor) -> Tensor:
     if not any(part in name for part in (".cls_score.", ".bbox_pred.", "mask_head.predictor.")):
         return value
     classes = len(value) // per_class
-    kept = [i for i in range(1, classes) if classes != 91 or i not in _UNUSED]
+    kept = [i for i in range(1, classes) if classes != _COCO or i not in _UNUSED]
     if ".cls_score." in name:
         kept.append(0)
     rows = torch.arange(classes * per_class).reshape(classes, per_class)[kept].flatten()
