@@ -75,6 +75,8 @@ def add_normdet_config(cfg: CfgNode) -> None:
     node.FPN_TOP_NORM = ""
     # res5 on the regions of a C4 detector.
     node.RES5_HEAD_NORM = AS_BACKBONE
+    # Iterations between two looks at the norms (curves, and norms.html at the end); 0 for none.
+    node.STATISTICS_PERIOD = 100
     # Each method's own parameters.
     for method in METHODS.values():
         if method.params:

@@ -40,6 +40,11 @@ def paragraph(text: str, note: bool = False) -> str:
     return f"<p{' class=note' if note else ''}>{escape(text)}</p>"
 
 
+def verdict(text: str) -> str:
+    """What it comes to, set off."""
+    return f"<p><strong>{escape(text)}</strong></p>"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of plain text; the first column names the rows."""
 
@@ -55,7 +60,7 @@ def commands(lines: Iterable[str]) -> str:
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
-def picture(path: Path, text: str) -> str:
-    """The PNG at `path`, its bytes in the page; `text` says what it shows."""
-    data = base64.b64encode(path.read_bytes()).decode()
+def picture(png: Path | bytes, text: str) -> str:
+    """A PNG, its bytes in the page, or those of the file; `text` says what it shows."""
+    data = base64.b64encode(png if isinstance(png, bytes) else png.read_bytes()).decode()
     return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'

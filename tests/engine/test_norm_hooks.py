@@ -21,6 +21,7 @@ def test_schedules_count_steps_survive_resume_and_shares_are_logged(tiny_config,
 
     run = ["--config-file", str(tiny_config), "OUTPUT_DIR", f"{tmp_path}/switch"]
     opts = ["SOLVER.MAX_ITER", "20", "DATASETS.TEST", "()", "MODEL.RESNETS.NORM", "SwitchNorm"]
+    opts += ["MODEL.NORMDET.STATISTICS_PERIOD", "10"]
     assert main(["train", *run, *opts]) == 0
     line = json.loads((tmp_path / "switch" / "metrics.json").read_text().splitlines()[-1])
     shares = {key: value for key, value in line.items() if "res2.0.conv1.norm/" in key}
