@@ -33,6 +33,11 @@ def cells(row: Row) -> list[str]:
     ]
 
 
+def _layer_cells(row: Row) -> list[str]:
+    short = row.name.removeprefix("backbone.").removeprefix("bottom_up.")
+    return [short, *cells(row)[1:]]
+
+
 def _number(value: float | None) -> str:
     return "-" if value is None else f"{value:.2f}"
 
@@ -62,7 +67,7 @@ def write_report(found: Examination, case: Case, notes: Sequence[str], folder: P
             page.heading("What to run next"),
             page.commands(commands),
             page.heading("Every layer"),
-            page.table(("layer", *HEAD[1:]), map(cells, found.layers)),
+            page.table(("layer", *HEAD[1:]), map(_layer_cells, found.layers)),
         ],
     )
     for name, text in (

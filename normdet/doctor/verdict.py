@@ -1,7 +1,7 @@
 """The verdict in one line, and the commands that follow from it."""
 
 import shlex
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -52,7 +52,7 @@ def stages_at(found: Examination, *levels: str) -> list[Row]:
 def verdict(found: Examination, case: Case) -> str:
     """One sentence: where the statistics fit, and which norm to train."""
     off, beside = stages_at(found, "off"), stages_at(found, "somewhat off")
-    known = [row.distance for row in found.stages if row.distance is not None]
+    known = {row.name: row.distance for row in found.stages if row.distance is not None}
     if not known:
         first = "nothing stored to compare with: whether the frozen norm fits cannot be told"
     elif off:
@@ -60,8 +60,10 @@ def verdict(found: Examination, case: Case) -> str:
     elif beside:
         first = f"{_seen(found, beside)}, somewhat off: a learnable norm may help, compare both"
     else:
+        names = [row.name for row in found.stages]
+        where = "all stages see" if len(known) == len(names) else f"{span(known, names)} see"
         return (
-            f"all stages see statistics within {max(known):.2f} sigma of {_those(found)}: "
+            f"{where} statistics within {max(known.values()):.2f} sigma of {_those(found)}: "
             f"{case.norm} fits these images, keep it"
         )
     return f"{first}; {_advice(found, case)}"
@@ -95,7 +97,7 @@ def _images(count: int) -> str:
     return "1 image" if count == 1 else f"{count} images"
 
 
-def span(chosen: Sequence[str], names: Sequence[str]) -> str:
+def span(chosen: Collection[str], names: Sequence[str]) -> str:
     """Names out of an order, neighbours joined: `res2, res4-res5`."""
     runs: list[list[str]] = []
     for before, name in zip([None, *names], names, strict=False):

@@ -34,8 +34,7 @@ def draw_layers(layers: Sequence[Any], fits: float, off: float, noisy: float, pa
         axes.grid(alpha=0.3, axis="y")
         axes.spines[["top", "right"]].set_visible(False)
         axes.set_ylim(0, None)
-        if axes.get_legend_handles_labels()[0]:
-            axes.legend(frameon=False, loc="upper right", ncols=3)
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=6, fontsize=8)
     _name_stages(grid, [row.stage for row in layers])
     save(figure, path)
 
