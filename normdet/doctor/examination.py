@@ -21,12 +21,13 @@ from ..modeling.describe import part_of
 from .traces import Moments, Trace, has_stored_statistics, trace
 
 # Distances, in stored sigmas, below which a stage fits and from which on it is off. On the MSRA
-# ResNet-50 the stages read 0.07 to 0.15 on COCO's photographs, 0.3 to 0.8 on stained blood cells
-# and 0.4 to 1.0 on fluorescent nuclei (results/doctor.csv).
+# ResNet-50 the stages read 0.06 to 0.16 on COCO's photographs, 0.33 to 0.88 on stained blood cells
+# and 0.41 to 0.97 on fluorescent nuclei, at 224 and 480 pixels (results/doctor.csv).
 FITS, OFF = 0.25, 0.5
 # What batches may differ from the dataset, in its sigmas and the noisiest stage, for BN to train as
-# it should. On the same photographs batches of 8 read 0.13 and batches of 4 read 0.20; BN's error
-# on ImageNet is its usual one from 16 images on and has risen clearly at 4 (1803.08494, figure 1).
+# it should. The same photographs read 0.10 to 0.12 in batches of 16, 0.15 to 0.16 in batches of 8
+# and 0.21 to 0.22 in batches of 4. BN's error on ImageNet is its usual one at 16 images, has begun
+# to rise at 8 and risen clearly at 4 (1803.08494, figure 5).
 NOISY = 0.15
 BATCHES = (1, 2, 4, 8, 16)
 # A layer saturates where this share of its channels is dead, or of its values clamped.
@@ -204,11 +205,13 @@ def examine(
     stages: dict[str, list[_Channels]] = {}
     for name, channels in measured.items():
         stages.setdefault(stage_of(name), []).append(channels)
+    rows = [_row(name, stage_of(name), [channels]) for name, channels in measured.items()]
+    notes += _saturated(rows)
     notes += _few_images(count, [_row(n, n, parts) for n, parts in stages.items()])
     return Examination(
         images=count,
         compared_with=compared_with,
-        layers=[_row(name, stage_of(name), [channels]) for name, channels in measured.items()],
+        layers=rows,
         stages=[_row(stage, stage, parts) for stage, parts in stages.items()],
         notes=notes,
     )
@@ -295,6 +298,20 @@ def _row(name: str, stage: str, parts: list[_Channels]) -> Row:
         dead=dead,
         saturated=clamped is not None and (dead >= DEAD or held >= CLAMPED),
     )
+
+
+def _saturated(layers: list[Row]) -> list[str]:
+    """Which layers saturate, the worst first."""
+    worst = sorted((row for row in layers if row.saturated), key=lambda row: -row.dead)
+    if not worst:
+        return []
+    named = ", ".join(
+        f"{row.name.removeprefix('backbone.').removeprefix('bottom_up.')} "
+        f"({row.dead:.0%} of its channels dead, {row.clamped:.0%} of its values clamped)"
+        for row in worst[:4]
+    )
+    more = f" and {len(worst) - 4} more" if len(worst) > 4 else ""
+    return [f"on these images {named}{more} saturate{'' if len(worst) > 1 else 's'}"]
 
 
 def _few_images(count: int, stages: list[Row]) -> list[str]:

@@ -91,17 +91,18 @@ def _name_stages(grid: Sequence[Axes], stages: Sequence[str]) -> None:
 
 def draw_training(
     curves: Mapping[str, Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]],
+    stages: Sequence[str],
     file: Path | IO[bytes],
 ) -> None:
     """Small multiples over iterations: a row per statistic, a column per stage, a line per layer.
 
     Args:
         curves: by statistic, stage and layer, points `(iteration, value)`.
+        stages: those in the curves, in the order data flows.
         file: the PNG to write.
     """
-    stages = list(dict.fromkeys(stage for by_stage in curves.values() for stage in by_stage))
-    size = 2.1 * len(stages) + 0.8, 1.75 * len(curves) + 0.6
-    figure = Figure(figsize=size, dpi=110, layout="constrained")
+    size = max(1.4 * len(stages) + 0.6, 5), 1.4 * len(curves) + 0.6
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
     grid = figure.subplots(len(curves), len(stages), squeeze=False, sharex=True, sharey="row")
     for row, (statistic, by_stage) in zip(grid, curves.items(), strict=True):
         row[0].set_ylabel(statistic)

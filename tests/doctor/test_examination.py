@@ -1,5 +1,6 @@
 """Known answers: statistics that are exactly so many sigmas away, and channels that are dead."""
 
+import json
 import math
 
 import pytest
@@ -112,6 +113,7 @@ def test_dead_channels_are_counted(kind, activation):
             norm.tau[1], norm.tau[2] = -50, -100  # channel 2 is never held
     (row,) = examine(model, batch).layers
     assert row.dead == 0.25 and row.saturated
+    assert "res4 (25% of its channels dead" in " ".join(examine(model, batch).notes)
     outputs = torch.cat([norm.eval()(x)[0].flatten(1) for x in batch], 1)
     threshold = torch.zeros(4, 1) if norm.tau is None else norm.tau[:, None]
     held = (outputs == threshold).double().mean(1)
@@ -198,7 +200,8 @@ def test_folded_statistics_leave_noise_and_dead_channels():
     assert untrained_layers({"n": norm}) == ["n"]
     assert row.distance is None and row.level == "-" and found.compared_with == ""
     assert row.dead == pytest.approx(1 / 3) and row.noise[2] > 0
-    assert "folded" in found.notes[0] and "--reference" in found.notes[0]
+    assert "folded" in found.notes[0]
+    assert "--reference" in found.notes[0]
     assert examine(Model(norm), images(), reference=images()).stages[0].distance < 1e-5
 
 
@@ -210,8 +213,6 @@ def test_few_images_are_told_apart_from_enough():
 
 
 def test_results_are_plain_values():
-    import json
-
     plain = examine(fitted(layers.BatchNorm2d(3), images()), images()).to_dict()
     assert json.loads(json.dumps(plain))["stages"][0]["level"] == "fits"
 
