@@ -136,12 +136,17 @@ def _folder(out: Path) -> Path:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="normdet doctor", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="normdet doctor",
+        description="Say how far images lie from the statistics that a BN or FrozenBN model has "
+        "stored, whether a learnable norm is worth it, and what to run next.",
+        epilog=reading(),
+    )
     add = parser.add_argument
     add("--config-file", metavar="FILE", help="the model's config")
     add("--weights", metavar="FILE", help="its weights, with BN's statistics")
     add("--norm", metavar="OPTION", help="the --norm it was trained with, if it was given one")
-    add("--dataset", metavar="NAME", help="its images, as in DATASETS.TRAIN")
+    add("--dataset", metavar="NAME", help="instead of IMAGES; as in DATASETS.TRAIN")
     add(
         "--reference",
         action="append",
@@ -153,7 +158,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--out", type=Path, default=Path("output/doctor"), metavar="DIR", help="of the report")
     add("--allow-unsafe-weights", action="store_true", help="load a file that can run code")
     add("--run", type=Path, metavar="OUTPUT_DIR", help="draw a training run's norms instead")
-    add("rest", nargs="*", metavar="IMAGES [KEY VALUE]", help="files, folders; then config keys")
+    add("rest", nargs="*", metavar="IMAGES", help="files and folders, then KEY VALUE of the config")
     args = parser.parse_intermixed_args(argv)
     places = (i for i, word in enumerate(args.rest) if _KEY.fullmatch(word))
     split = next((i for i in places if not os.path.exists(args.rest[i])), len(args.rest))

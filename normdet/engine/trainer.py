@@ -104,9 +104,10 @@ class Trainer(DefaultTrainer):
                 built.append(ProgressBar(self._console))
         built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
-            built.append(NormScalars(self.model, cfg.MODEL.NORMDET.STATISTICS_PERIOD))
+            looks = cfg.MODEL.NORMDET.STATISTICS_PERIOD
+            built.append(NormScalars(self.model, looks))
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
-            built.append(NormPage(Path(cfg.OUTPUT_DIR)))
+            built += [NormPage(Path(cfg.OUTPUT_DIR))] if looks else []
         return built
 
     def resume_or_load(self, resume: bool = True) -> None:

@@ -60,9 +60,9 @@ def _draw_noise(axes: Axes, layers, fits, off, noisy) -> None:
     sizes = sorted({size for row in layers for size in row.noise})
     for size, colour in zip(sizes, RUN_COLOURS, strict=False):
         x, y = _points(layers, lambda row, size=size: row.noise.get(size))
-        axes.plot(x, y, color=colour, marker=".", lw=1.3, label=f"batches of {size}")
-    axes.axhline(noisy, color="black", ls="--", lw=1.2, label=f"BN suffers from {noisy}")
-    axes.set_title("How far single batches lie from all images", loc="left")
+        axes.plot(x, y, color=colour, marker=".", lw=1.3, label=str(size))
+    axes.axhline(noisy, color="black", ls="--", lw=1.2, label=f"BN suffers: {noisy}")
+    axes.set_title("How far batches of so many images lie from all of them", loc="left")
     axes.set_ylabel("noise, sigma")
 
 
