@@ -128,7 +128,9 @@ def layers_to_watch(model: nn.Module) -> dict[str, NormLayer]:
     """
     modules = {name: m for name, m in model.named_modules() if isinstance(m, NormLayer)}
     watched = {
-        name: m for name, m in modules.items() if has_stored_statistics(m) or isinstance(m, AddAct)
+        name: m
+        for name, m in modules.items()
+        if has_stored_statistics(m) or (isinstance(m, AddAct) and m.activation)
     }
     if not any(map(has_stored_statistics, watched.values())):
         others = sorted({str(m.option) for m in modules.values() if hasattr(m, "option")})
@@ -162,7 +164,7 @@ def examine(
 ) -> Examination:
     """Measure what the norms of a model see of images against what they have stored.
 
-    The model runs in test mode; nothing of it changes. A layer behind one that is off sees what
+    The model runs in test mode, and is left so; nothing else of it changes. A layer behind one that is off sees what
     that one made of the images: shifts are reported as they arrive, not undone.
 
     Args:
@@ -175,46 +177,26 @@ def examine(
         NormdetError: no norm has statistics, none of them was trained, or there is no image.
     """
     layers = layers_to_watch(model)
-    normal = [name for name, layer in layers.items() if has_stored_statistics(layer)]
-    unknown = untrained_layers(layers)
-    folded = bool(unknown) and any(_affine_was_trained(layers[name]) for name in unknown)
-    if len(unknown) == len(normal) and not folded:
-        raise NormdetError(
-            "this model was never trained: all its statistics have their initial mean 0 and "
-            "variance 1; give --weights of a trained one"
-        )
-    notes, compared_with = [], "the stored statistics"
-    stored = {n: (layers[n].running_mean, layers[n].running_var) for n in normal}
-    stored = {n: tuple(t.double().cpu() for t in both) for n, both in stored.items()}
+    stored, notes = _stored(layers)
+    compared_with = "the stored statistics" if stored else ""
     if reference is not None:
-        compared_with = "the statistics of the reference images"
+        compared_with, notes = "the statistics of the reference images", []
         seen = trace(model, layers, reference, forward)
-        pooled = {n: Moments.pool(seen[n].images) for n in normal if seen[n].images}
-        stored = {n: (moments.mean, moments.var) for n, moments in pooled.items()}
-    elif unknown:
-        stored = {n: both for n, both in stored.items() if n not in unknown}
-        notes.append(_without_statistics(unknown, normal, folded))
-        if not stored:
-            compared_with = ""
+        pooled = {name: Moments.pool(one.images) for name, one in seen.items() if one.images}
+        stored = {name: (moments.mean, moments.var) for name, moments in pooled.items()}
     traces = trace(model, layers, images, forward)
-    count = max(len(traces[name].images) for name in normal)
+    count = max(len(seen.images) for seen in traces.values())
     if not count:
         raise NormdetError("no image reached a norm: nothing to examine")
     sizes = sorted({1, *batches})
     measured = {n: _measure(layers[n], traces[n], stored.get(n), sizes) for n in layers}
-    stages: dict[str, list[_Channels]] = {}
+    by_stage: dict[str, list[_Channels]] = {}
     for name, channels in measured.items():
-        stages.setdefault(stage_of(name), []).append(channels)
+        by_stage.setdefault(stage_of(name), []).append(channels)
     rows = [_row(name, stage_of(name), [channels]) for name, channels in measured.items()]
-    notes += _saturated(rows)
-    notes += _few_images(count, [_row(n, n, parts) for n, parts in stages.items()])
-    return Examination(
-        images=count,
-        compared_with=compared_with,
-        layers=rows,
-        stages=[_row(stage, stage, parts) for stage, parts in stages.items()],
-        notes=notes,
-    )
+    stages = [_row(stage, stage, parts) for stage, parts in by_stage.items()]
+    notes = [*notes, *_saturated(rows), *_few_images(count, stages)]
+    return Examination(count, compared_with, rows, stages, notes)
 
 
 def stage_of(name: str) -> str:
@@ -229,15 +211,38 @@ def _affine_was_trained(layer: NormLayer) -> bool:
     return bool(bias.any()) or not bool(((weight == 0) | (weight == 1)).all())
 
 
-def _without_statistics(unknown: list[str], normal: list[str], folded: bool) -> str:
-    which = "all layers" if len(unknown) == len(normal) else f"{len(unknown)} of {len(normal)}"
-    if not folded:
-        return f"{which} layers have never been trained: no distance is given for them"
-    return (
-        f"the statistics of {which} are folded into the affine, which keeps two numbers a channel "
-        "of the four: what images these layers were made for cannot be told from the weights. "
-        "Noise and dead channels hold; give photographs as --reference to compare with"
-    )
+def _stored(
+    layers: Mapping[str, NormLayer],
+) -> tuple[dict[str, tuple[Tensor, Tensor]], list[str]]:
+    """The stored mean and variance of the layers that have learned them, and what to say of others.
+
+    Folding turns `gamma, beta, mean, var` into a scale `gamma / sigma` and a shift
+    `beta - gamma * mean / sigma`. Neither the input a layer was made for nor the output that it
+    gave, `beta` and `|gamma|`, follows from these two.
+    """
+    normal = [name for name, layer in layers.items() if has_stored_statistics(layer)]
+    unknown = untrained_layers(layers)
+    folded = [name for name in unknown if _affine_was_trained(layers[name])]
+    if len(unknown) == len(normal) and not folded:
+        raise NormdetError(
+            "this model was never trained: all its statistics have their initial mean 0 and "
+            "variance 1; give --weights of a trained one"
+        )
+    notes = []
+    if folded:
+        notes.append(
+            f"in {len(folded)} of {len(normal)} layers the statistics are folded into the affine, "
+            "which keeps two of a channel's four numbers: what images they were made for cannot "
+            "be told. Noise and dead channels hold; photographs as --reference can stand in"
+        )
+    if len(unknown) > len(folded):
+        notes.append(
+            f"{len(unknown) - len(folded)} of {len(normal)} layers have statistics that were never "
+            "trained (mean 0, variance 1): no distance is given for them"
+        )
+    learned = (name for name in normal if name not in unknown)
+    both = {name: (layers[name].running_mean, layers[name].running_var) for name in learned}
+    return {n: (mean.double().cpu(), var.double().cpu()) for n, (mean, var) in both.items()}, notes
 
 
 def _measure(

@@ -220,3 +220,23 @@ def test_results_are_plain_values():
 def test_stages_have_the_names_people_use():
     assert stage_of("backbone.bottom_up.res4.0.conv1.norm") == "res4"
     assert stage_of("roi_heads.box_head.conv1.norm") == "box head"
+
+
+def test_layers_without_statistics_of_their_own_are_left_out_of_the_distance():
+    class Two(Model):
+        def __init__(self, norm, other):
+            super().__init__(norm)
+            self.backbone["res5"] = other
+
+        def forward(self, x):
+            return self.backbone["res5"](super().forward(x))
+
+    batch = images()
+    trained = fitted(layers.FrozenBatchNorm2d(3), batch).backbone["res4"]
+    found = examine(Two(trained, layers.FrozenBatchNorm2d(3)), batch)
+    assert [row.level for row in found.stages] == ["fits", "-"]
+    assert "1 of 2 layers have statistics that were never trained" in found.notes[0]
+    folded = layers.FrozenBatchNorm2d(3)
+    folded.weight.fill_(2)
+    found = examine(Two(trained, folded), batch)
+    assert "in 1 of 2 layers the statistics are folded" in found.notes[0]
