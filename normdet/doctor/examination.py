@@ -134,11 +134,10 @@ def layers_to_watch(model: nn.Module) -> dict[str, NormLayer]:
     }
     if not any(map(has_stored_statistics, watched.values())):
         others = sorted({str(m.option) for m in modules.values() if hasattr(m, "option")})
-        which = f"{', '.join(others)} takes its statistics from each image" if others else ""
+        which = f" (it has {', '.join(others)})" if others else ""
         raise NormdetError(
-            "nothing to examine: no norm of this model has stored statistics"
-            + (f" ({which})" if which else "")
-            + "; the doctor is for BN, FrozenBN and their kin"
+            f"nothing to examine: no norm of this model{which} has stored statistics; the doctor "
+            "is for BN, FrozenBN and their kin"
         )
     return watched
 
@@ -164,8 +163,8 @@ def examine(
 ) -> Examination:
     """Measure what the norms of a model see of images against what they have stored.
 
-    The model runs in test mode, and is left so; nothing else of it changes. A layer behind one that is off sees what
-    that one made of the images: shifts are reported as they arrive, not undone.
+    The model runs in test mode, and is left so; nothing else of it changes. A layer behind one that
+    is off sees what that one made of the images: shifts are reported as they arrive, not undone.
 
     Args:
         images: inputs of `forward`, of one image each, unpadded.

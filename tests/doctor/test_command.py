@@ -80,7 +80,7 @@ def test_bad_input_is_a_sentence(config, weights, folder, tmp_path, capsys):
         (["--dataset", "nowhere", folder], "not both"),
         ([folder, "--max-images", "0"], "--max-images: at least 1"),
         ([folder, "MODEL.RESNETS.NORM", "GN"], "nothing to examine"),
-        ([folder, "MODEL.RESNETS.NORM", "GN"], "GN takes its statistics from each image"),
+        ([folder, "MODEL.RESNETS.NORM", "GN"], "no norm of this model (it has GN)"),
         ([folder, "NO.SUCH", "1"], "KEY VALUE pairs"),
     ):
         assert run(config, weights, *words, *out) == 2, words
