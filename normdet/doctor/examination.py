@@ -17,7 +17,7 @@ from torch import Tensor, nn
 
 from ..errors import NormdetError
 from ..layers import AddAct, NormLayer
-from ..modeling.describe import part_of
+from ..modeling.describe import PARTS, part_of
 from .traces import Moments, Trace, has_stored_statistics, trace
 
 # Distances, in stored sigmas, below which a stage fits and from which on it is off. On the MSRA
@@ -121,12 +121,13 @@ def wasserstein(found: Moments, mean: Tensor, var: Tensor, eps: float) -> Tensor
 
 
 def layers_to_watch(model: nn.Module) -> dict[str, NormLayer]:
-    """Norms with stored statistics, and the activations that end residual blocks, by name.
+    """Norms with stored statistics and activations that end residual blocks, as data flows.
 
     Raises:
         NormdetError: there is no such norm.
     """
-    modules = {name: m for name, m in model.named_modules() if isinstance(m, NormLayer)}
+    named = [(name, m) for name, m in model.named_modules() if isinstance(m, NormLayer)]
+    modules = dict(sorted(named, key=lambda item: PARTS.index(part_of(item[0]))))
     watched = {
         name: m
         for name, m in modules.items()

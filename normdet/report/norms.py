@@ -85,7 +85,7 @@ def _name_stages(grid: Sequence[Axes], stages: Sequence[str]) -> None:
             axes.axvline(start - 0.5, color="#999999", lw=0.8)
         axes.set_xlim(-0.7, len(stages) - 0.3)
     ticks = [(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)]
-    grid[-1].set_xticks(ticks, [stages[start] for start in starts])
+    grid[-1].set_xticks(ticks, [stages[start].replace(" ", "\n") for start in starts])
     grid[-1].tick_params(axis="x", length=0)
 
 

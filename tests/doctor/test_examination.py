@@ -8,7 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from normdet import layers
-from normdet.doctor.examination import examine, stage_of, untrained_layers, wasserstein
+from normdet.doctor.examination import (
+    examine,
+    layers_to_watch,
+    stage_of,
+    untrained_layers,
+    wasserstein,
+)
 from normdet.doctor.traces import Moments, trace
 from normdet.errors import NormdetError
 
@@ -215,6 +221,13 @@ def test_few_images_are_told_apart_from_enough():
 def test_results_are_plain_values():
     plain = examine(fitted(layers.BatchNorm2d(3), images()), images()).to_dict()
     assert json.loads(json.dumps(plain))["stages"][0]["level"] == "fits"
+
+
+def test_stages_come_in_the_order_data_flows():
+    model = Model(layers.BatchNorm2d(3))
+    model.head = layers.BatchNorm2d(3)
+    model.backbone = nn.ModuleDict({"fpn_output2": layers.BatchNorm2d(3), **model.backbone})
+    assert [stage_of(name) for name in layers_to_watch(model)] == ["res4", "FPN", "RetinaNet head"]
 
 
 def test_stages_have_the_names_people_use():
