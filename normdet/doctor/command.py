@@ -20,9 +20,10 @@ from normdet.errors import NormdetError
 from normdet.report.training import write_training_page
 from normdet.weights import Checkpointer
 
-from .examination import BATCHES, examine, layers_to_watch
+from .examination import examine, layers_to_watch
 from .images import Images, find_images, sample
 from .report import HEAD, cells, write_report
+from .rows import BATCHES
 from .verdict import Case, next_commands, reading, verdict
 
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|SEED|OUTPUT_DIR|VERSION")

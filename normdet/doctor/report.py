@@ -8,7 +8,8 @@ from normdet.report import page
 from normdet.report.norms import draw_layers
 from normdet.weights.files import atomic_file
 
-from .examination import FITS, NOISY, OFF, Examination, Row
+from .examination import Examination
+from .rows import FITS, NOISY, OFF, Row
 from .verdict import Case, next_commands, reading, verdict
 
 HEAD = (

@@ -5,7 +5,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from .examination import FITS, NOISY, OFF, Examination, Row
+from .examination import Examination
+from .rows import FITS, NOISY, OFF, Row
 
 # Norms without a batch, in the order in which they are offered.
 BATCHLESS = ("GN", "FRN+TLU")

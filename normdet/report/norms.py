@@ -18,7 +18,7 @@ def draw_layers(layers: Sequence[Any], fits: float, off: float, noisy: float, pa
     """Distance, noise and dead channels of each layer in the model's order, into the PNG `path`.
 
     Args:
-        layers: as :class:`normdet.doctor.examination.Row`.
+        layers: as :class:`normdet.doctor.rows.Row`.
         fits: the distance below which statistics fit.
         off: the distance from which on they are off.
         noisy: the noise from which on BN suffers.

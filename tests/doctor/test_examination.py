@@ -13,8 +13,8 @@ from normdet.doctor.examination import (
     layers_to_watch,
     stage_of,
     untrained_layers,
-    wasserstein,
 )
+from normdet.doctor.rows import wasserstein
 from normdet.doctor.traces import Moments, trace
 from normdet.errors import NormdetError
 

@@ -4,7 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from normdet.doctor.examination import Examination, Row
+from normdet.doctor.examination import Examination
+from normdet.doctor.rows import Row
 from normdet.doctor.verdict import Case, next_commands, span, verdict
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from normdet.doctor.examination import Row
+from normdet.doctor.rows import Row
 from normdet.report.norms import draw_layers, draw_training
 
 
