@@ -23,7 +23,7 @@ FITS, OFF = 0.25, 0.5
 # What batches may differ from the dataset, in its sigmas and the noisiest stage, for BN to train as
 # it should. The same photographs read 0.10 to 0.12 in batches of 16, 0.15 to 0.16 in batches of 8
 # and 0.21 to 0.22 in batches of 4. BN's error on ImageNet is its usual one at 16 images, has begun
-# to rise at 8 and risen clearly at 4 (1803.08494, figure 5).
+# to rise at 8 and risen clearly at 4 (1803.08494).
 NOISY = 0.15
 BATCHES = (1, 2, 4, 8, 16)
 # A layer saturates where this share of its channels is dead, or of its values clamped.
