@@ -146,6 +146,7 @@ _DELEGATED = {
     "bench": "measure the layers and their fast forms",
     "convert": "give a trained model another norm",
     "inspect": "say what a weights file is, and which config keys it needs",
+    "doctor": "say whether stored batch statistics fit your images",
 }
 _MODULES = {"inspect": "inspect_weights"}  # not by the name of Python's own module
 

@@ -90,6 +90,9 @@ def add_normdet_config(cfg: CfgNode) -> None:
     node.FPN_TOP_NORM = ""
     # res5 on the regions of a C4 detector.
     node.RES5_HEAD_NORM = AS_BACKBONE
+    # Iterations between two looks at the norms (curves, and norms.html at the end); 0 for none.
+    # Curves are written every 20 iterations: fewer than that show no more.
+    node.STATISTICS_PERIOD = 100
     # Each method's own parameters.
     for method in METHODS.values():
         if method.params:
