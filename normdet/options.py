@@ -66,17 +66,27 @@ def _frozen_bn(channels: int, dims: int, activation: str | None, eps: float) -> 
     return layers.FrozenBatchNorm2d(channels, eps, activation)
 
 
-def _group_norm(channels, dims, activation, num_groups: int, eps: float) -> nn.Module:
-    groups = layers.groups_for(channels, num_groups)
-    return layers.GroupNorm(groups, channels, eps, activation)
+def _learned_eps(family: str, value: str, dims: int, allowed: tuple[str, ...]) -> bool:
+    if value not in allowed:
+        listed = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
+        raise NormdetError(f"MODEL.NORMDET.{family}.LEARNED_EPS is {value!r}: use {listed}")
+    return value == "always" or (value == "auto" and dims == 0)
 
 
-def _layer_norm(channels: int, dims: int, activation: str | None, eps: float) -> nn.Module:
-    return layers.LayerNorm(channels, eps=eps, activation=activation)
+def _group_norm(channels, dims, activation, num_groups: int, **params) -> nn.Module:
+    return _per_example(layers.GroupNorm, layers.groups_for(channels, num_groups))(
+        channels, dims, activation, **params
+    )
 
 
-def _instance_norm(channels: int, dims: int, activation: str | None, eps: float) -> nn.Module:
-    return layers.InstanceNorm(channels, eps=eps, activation=activation)
+def _per_example(cls: type, *groups: int) -> Callable[..., nn.Module]:
+    """GN or a case of it, which take any number of spatial dimensions."""
+
+    def build(channels, dims, activation, eps: float, learned_eps: str) -> nn.Module:
+        learned = _learned_eps(cls.family, learned_eps, dims, ("never", "always"))
+        return cls(*groups, channels, eps=eps, activation=activation, learned_eps=learned)
+
+    return build
 
 
 def _running(cls: type) -> Callable[..., nn.Module]:
@@ -97,15 +107,11 @@ def _inplace_abn(channels, dims, activation, act: str, **params) -> nn.Module:
 
 
 def _frn(channels, dims, activation, eps: float, learned_eps: str) -> nn.Module:
-    if learned_eps not in ("auto", "always", "never"):
-        raise NormdetError(
-            f"MODEL.NORMDET.FRN.LEARNED_EPS is {learned_eps!r}: use 'auto', 'always' or 'never'"
-        )
+    learned = _learned_eps("FRN", learned_eps, dims, ("auto", "always", "never"))
     cls = (
         layers.FilterResponseNorm1d, layers.FilterResponseNorm1d,
         layers.FilterResponseNorm2d, layers.FilterResponseNorm3d,
     )[dims]  # fmt: skip
-    learned = learned_eps == "always" or (learned_eps == "auto" and dims == 0)
     return cls(channels, eps, learned, activation)
 
 
@@ -146,7 +152,8 @@ METHODS: dict[str, Method] = {
             statistics="one example: space and a group's channels",
             cost="keeps x; cheap",
             when="one or two images per GPU; the safe choice, with public weights",
-            build=_group_norm, params={"NUM_GROUPS": 32, "EPS": 1e-5},
+            build=_group_norm,
+            params={"NUM_GROUPS": 32, "EPS": 1e-5, "LEARNED_EPS": "never"},
         ),
         Method(
             "LN", "norm",
@@ -154,7 +161,7 @@ METHODS: dict[str, Method] = {
             statistics="one example: space and all channels",
             cost="keeps x; cheap",
             when="as GN where channels are few or alike",
-            build=_layer_norm, params={"EPS": 1e-5},
+            build=_per_example(layers.LayerNorm), params={"EPS": 1e-5, "LEARNED_EPS": "never"},
         ),
         Method(
             "IN", "norm",
@@ -162,7 +169,8 @@ METHODS: dict[str, Method] = {
             statistics="one example: space, per channel",
             cost="keeps x; cheap",
             when="contrast differs between images and should not matter",
-            build=_instance_norm, params={"EPS": 1e-5}, needs_space=True,
+            build=_per_example(layers.InstanceNorm),
+            params={"EPS": 1e-5, "LEARNED_EPS": "never"}, needs_space=True,
         ),
         Method(
             "FRN", "norm",

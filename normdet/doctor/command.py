@@ -15,13 +15,13 @@ from torch import nn
 
 from normdet.config import load_config, norm_option
 from normdet.data import image_files
+from normdet.data.images import Images, find_images, sample
 from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
 from normdet.report.training import write_training_page
 from normdet.weights import Checkpointer
 
 from .examination import examine, layers_to_watch
-from .images import Images, find_images, sample
 from .report import HEAD, cells, write_report
 from .rows import BATCHES
 from .verdict import Case, next_commands, reading, verdict

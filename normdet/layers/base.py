@@ -64,6 +64,24 @@ class NormLayer(nn.Module):
         """Numbers worth a curve."""
         return {}
 
+    def expected_moments(self, mean: torch.Tensor, square: torch.Tensor) -> tuple:
+        """What it subtracts and what it divides by the root of, for inputs like these.
+
+        A norm with running averages takes the moments over as these.
+
+        Args:
+            mean: of its input's channels over examples and space, `(C,)`.
+            square: of their squares, `(C,)`.
+
+        Returns:
+            Both `(C,)`: test time is `(x - first) / sqrt(second) * gamma + beta` for an example
+            whose own moments are those expected.
+
+        Raises:
+            NormdetError: the method has no such form.
+        """
+        raise NormdetError(f"{type(self).__name__} has no closed form to convert into")
+
     def clamped(self, output: torch.Tensor) -> torch.Tensor | None:
         """Which of its outputs the activation holds at its threshold; None without such a one."""
         if self.activation not in CLAMPING:

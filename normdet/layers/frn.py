@@ -1,13 +1,13 @@
 """Filter Response Normalization (Singh and Krishnan, 1911.09737)."""
 
 import torch
-from torch import nn
 
 from ..ops import frn_tlu
-from .base import NormLayer
+from .moments import instance_moments
+from .per_example import PerExampleNorm
 
 
-class FilterResponseNorm(NormLayer):
+class FilterResponseNorm(PerExampleNorm):
     """`gamma * x / sqrt(mean_S(x^2) + eps) + beta`, then the activation (1911.09737, eq. 1 to 5).
 
     No mean is subtracted and nothing depends on the batch: training and test are the same function.
@@ -28,6 +28,8 @@ class FilterResponseNorm(NormLayer):
         NormdetError: on an input of another rank or channel count, or an unknown activation.
     """
 
+    family = "FRN"
+
     def __init__(
         self,
         num_features: int,
@@ -38,22 +40,26 @@ class FilterResponseNorm(NormLayer):
     ):
         super().__init__()
         self.num_features = num_features
-        self.eps = eps
         self.backend = backend
+        self._init_epsilon(eps, learned_eps)
         self._init_affine(num_features)
         self._init_activation(num_features, activation)
-        self.eps_l = nn.Parameter(torch.full((1,), 1e-4)) if learned_eps else None
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check_input(x)
-        eps = self.eps if self.eps_l is None else self.eps + self.eps_l.abs()
+        if self.stored is not None:
+            return self.leaving_stored(x)
         return frn_tlu(
             x, self.weight, self.bias, self.tau,
-            eps=eps, activation=self.activation, backend=self.backend,
+            eps=self._eps(), activation=self.activation, backend=self.backend,
         )  # fmt: skip
 
-    def extra_repr(self) -> str:
-        return super().extra_repr() + (", learned_eps=True" if self.eps_l is not None else "")
+    def own_moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, var = instance_moments(x)
+        return torch.zeros_like(mean), mean.square() + var + self._eps()
+
+    def expected_moments(self, mean, square):
+        return torch.zeros_like(mean), square + self._eps()
 
 
 class FilterResponseNorm1d(FilterResponseNorm):

@@ -6,7 +6,8 @@ import torch
 
 from ..errors import NormdetError
 from ..ops import group_norm_act
-from .base import NormLayer
+from .moments import instance_moments, pool
+from .per_example import PerExampleNorm
 
 
 def groups_for(channels: int, num_groups: int) -> int:
@@ -18,7 +19,7 @@ def groups_for(channels: int, num_groups: int) -> int:
     return math.gcd(channels, num_groups)
 
 
-class GroupNorm(NormLayer):
+class GroupNorm(PerExampleNorm):
     """Normalizes each example over `S` and the `C / G` channels of a group, any rank `(N, C, *S)`.
 
     Saves `x` and two floats per `(n, group)` for backward.
@@ -29,10 +30,14 @@ class GroupNorm(NormLayer):
         eps: added to the variance.
         activation: `None`, `"ReLU"` or `"TLU"`.
         backend: see :mod:`normdet.ops`.
+        learned_eps: add the learned `abs(eps_l)` to `eps`: the larger it is beside the variance,
+            the less an example's own contrast is normalized away.
 
     Raises:
         NormdetError: if `num_groups` does not divide `num_features`, or on unfit input.
     """
+
+    family = "GN"
 
     def __init__(
         self,
@@ -41,23 +46,41 @@ class GroupNorm(NormLayer):
         eps: float = 1e-5,
         activation: str | None = None,
         backend: str = "auto",
+        learned_eps: bool = False,
     ):
         super().__init__()
         if num_groups < 1 or num_features % num_groups:
             raise NormdetError(f"{num_groups} groups do not divide {num_features} channels")
         self.num_groups = num_groups
         self.num_features = num_features
-        self.eps = eps
         self.backend = backend
+        self._init_epsilon(eps, learned_eps)
         self._init_affine(num_features)
         self._init_activation(num_features, activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check_input(x)
+        if self.stored is not None:
+            return self.leaving_stored(x)
         return group_norm_act(
             x, self.num_groups, self.weight, self.bias, self.tau,
-            eps=self.eps, activation=self.activation, backend=self.backend,
+            eps=self._eps(), activation=self.activation, backend=self.backend,
         )  # fmt: skip
+
+    def own_moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        mean, var = (m.unflatten(1, (self.num_groups, -1)) for m in instance_moments(x))
+        members = mean.shape[2]
+        mean, var = (m.repeat_interleave(members, 1) for m in pool(mean, var, dim=2))
+        return mean, var + self._eps()
+
+    def expected_moments(self, mean, square):
+        mean, square = (
+            m.unflatten(0, (self.num_groups, -1)).mean(1, keepdim=True).expand(
+                -1, len(m) // self.num_groups
+            ).flatten()
+            for m in (mean, square)
+        )  # fmt: skip
+        return mean, square - mean.square() + self._eps()
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {super().extra_repr()}"
@@ -66,12 +89,16 @@ class GroupNorm(NormLayer):
 class LayerNorm(GroupNorm):
     """One group: normalizes each example over all of `C` and `S` (1607.06450)."""
 
+    family = "LN"
+
     def __init__(self, num_features: int, **kwargs):
         super().__init__(1, num_features, **kwargs)
 
 
 class InstanceNorm(GroupNorm):
     """A group per channel: normalizes each example and channel over `S` (1607.08022)."""
+
+    family = "IN"
 
     def __init__(self, num_features: int, **kwargs):
         super().__init__(num_features, num_features, **kwargs)

@@ -52,10 +52,9 @@ def frn_tlu(
     _check(x, tau, activation)
     if _plain(backend, x):
         return reference.frn_tlu(x, weight, bias, tau, eps=eps, activation=activation)
-    learned = eps if isinstance(eps, Tensor) else None
-    eps = 0.0 if learned is not None else eps
+    number, learned = _split_eps(eps)
     return library.norm_act(
-        x, weight, bias, tau, learned, "rms", x.shape[1], eps, activation, backend
+        x, weight, bias, tau, learned, "rms", x.shape[1], number, activation, backend
     )[0]
 
 
@@ -66,13 +65,16 @@ def group_norm_act(
     bias: Tensor | None,
     tau: Tensor | None = None,
     *,
-    eps: float,
+    eps: float | Tensor,
     activation: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Group Norm and its activation (arXiv:1803.08494); one group is LN, C groups are IN.
 
     Keeps `x` and two floats per `(n, group)` for backward.
+
+    Args:
+        eps: as in :func:`frn_tlu`.
     """
     _check(x, tau, activation)
     if num_groups < 1 or x.shape[1] % num_groups:
@@ -81,8 +83,9 @@ def group_norm_act(
         return reference.group_norm_act(
             x, num_groups, weight, bias, tau, eps=eps, activation=activation
         )
+    number, learned = _split_eps(eps)
     return library.norm_act(
-        x, weight, bias, tau, None, "group", num_groups, eps, activation, backend
+        x, weight, bias, tau, learned, "group", num_groups, number, activation, backend
     )[0]
 
 
@@ -177,6 +180,10 @@ def _check(x: Tensor, tau: Tensor | None, activation: str | None) -> None:
         )
     if x.dim() < 2:
         raise NormdetError(f"expected an input (N, C, ...), got one of shape {tuple(x.shape)}")
+
+
+def _split_eps(eps: float | Tensor) -> tuple[float, Tensor | None]:
+    return (0.0, eps) if isinstance(eps, Tensor) else (eps, None)
 
 
 def _plain(backend: str, x: Tensor) -> bool:

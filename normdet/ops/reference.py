@@ -59,13 +59,19 @@ def group_norm_act(
     bias: Tensor | None,
     tau: Tensor | None = None,
     *,
-    eps: float,
+    eps: float | Tensor,
     activation: str | None = None,
 ) -> Tensor:
     """Group Norm (arXiv:1803.08494) as torch computes it, then the activation."""
     z = wide(x)
     weight, bias = (None if p is None else p.to(z.dtype) for p in (weight, bias))
-    y = torch.group_norm(z, num_groups, weight, bias, eps)
+    if isinstance(eps, Tensor):  # torch's takes a number
+        groups = z.reshape(len(z), num_groups, -1)
+        var, mean = torch.var_mean(groups, 2, correction=0, keepdim=True)
+        scale = (var + eps.to(z.dtype).reshape(())).rsqrt()
+        y = affine(((groups - mean) * scale).reshape(z.shape), weight, bias)
+    else:
+        y = torch.group_norm(z, num_groups, weight, bias, eps)
     return act(y, tau, activation=activation).to(x.dtype)
 
 

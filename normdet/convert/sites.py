@@ -1,0 +1,191 @@
+"""Where a network is normalized: each norm of the converted network beside what stood there."""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from normdet.errors import NormdetError
+from normdet.layers import BatchStatistics, EvalNorm, FrozenBatchNorm2d, NormLayer, WSConv2d
+from normdet.layers.batch_norm import _BatchNorm
+from normdet.layers.batch_renorm import BatchRenorm
+from normdet.layers.per_example import PerExampleNorm
+from normdet.layers.reparametrized import Reparametrized
+from normdet.modeling.per_level import PerLevelNorm
+from normdet.modeling.resnet import BasicBlock, DeformBottleneckBlock
+
+# Norms that are one affine a channel at test time, from stored moments.
+STORED = (FrozenBatchNorm2d, _BatchNorm, EvalNorm, BatchRenorm)
+
+NORMS = (PerExampleNorm, BatchStatistics, FrozenBatchNorm2d, PerLevelNorm)
+
+
+@dataclass
+class Site:
+    """A linear layer with the norm behind it, in the original network and in the converted one.
+
+    Attributes:
+        name: of the norm, in both.
+        layer: the converted network's convolution or linear layer.
+        norm: the converted network's norm.
+        old_layer: the original's layer.
+        old_norm: the original's norm; `None` where it had none.
+        reader: the one layer of the converted network that reads what comes out, where its input
+            channels may follow an order of these outputs; else `None`.
+    """
+
+    name: str
+    layer: nn.Module
+    norm: NormLayer
+    old_layer: nn.Module
+    old_norm: nn.Module | None
+    reader: nn.Module | None = None
+
+
+def find_sites(original: nn.Module, converted: nn.Module) -> list[Site]:
+    """Every norm of `converted`, in the order of its definition, beside what `original` has there.
+
+    Raises:
+        NormdetError: a norm has no layer before it, or has no counterpart.
+    """
+    modules, old = dict(converted.named_modules()), dict(original.named_modules())
+    readers = _readers(converted)
+    sites = []
+    for name, norm in modules.items():
+        within = modules.get(name.rpartition(".")[0])
+        if not isinstance(norm, NORMS) or isinstance(within, PerLevelNorm):
+            continue
+        layer = _layer_before(name, modules)
+        if layer not in old:
+            raise NormdetError(f"{name} has no layer before it in the network it is made from")
+        old_norm = old.get(name)
+        if old_norm is None and name.endswith(".norm"):
+            old_norm = getattr(old[layer], "norm", None)
+        sites.append(
+            Site(name, modules[layer], norm, old[layer], old_norm, readers.get(modules[layer]))
+        )
+    return sites
+
+
+def _layer_before(name: str, modules: dict[str, nn.Module]) -> str | None:
+    """The name of the layer that a norm stands behind."""
+    parent, _, last = name.rpartition(".")
+    if last == "norm":
+        return parent
+    named = f"{parent}.{last.replace('_norm', '')}".lstrip(".")
+    if named != name and named in modules:
+        return named
+    before = None
+    for child, module in modules[parent].named_children():
+        if child == last:
+            return before
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            before = f"{parent}.{child}".lstrip(".")
+        elif not isinstance(module, nn.Identity):
+            before = None
+    return None
+
+
+def _readers(model: nn.Module) -> dict[nn.Module, nn.Module]:
+    """Inside a residual block each convolution alone reads the one before it."""
+    readers = {}
+    for block in model.modules():
+        if isinstance(block, BasicBlock) and not isinstance(block, DeformBottleneckBlock):
+            chain = [getattr(block, f"conv{k}", None) for k in (1, 2, 3)]
+            chain = [conv for conv in chain if conv is not None]
+            if all(conv.groups == 1 for conv in chain):
+                readers.update(zip(chain, chain[1:], strict=False))
+    return readers
+
+
+# Layers without what stands behind them ---------------------------------------------------------
+
+
+def used_weight(layer: nn.Module) -> Tensor:
+    """The weight a layer computes with, after its weight method."""
+    if isinstance(layer, WSConv2d):
+        return layer.standardized_weight()
+    return layer.reweight(layer.weight) if isinstance(layer, Reparametrized) else layer.weight
+
+
+@torch.no_grad()
+def put_weight(layer: nn.Module, weight: Tensor) -> None:
+    """Give a layer the weight that it learns; what its method keeps beside it is fitted anew."""
+    learned = learned_weight(layer)
+    if isinstance(layer, Reparametrized):
+        layer.load_state_dict({"weight": weight}, strict=False)
+    else:
+        learned.copy_(weight)
+
+
+def learned_weight(layer: nn.Module) -> Tensor:
+    """The weight a layer learns."""
+    if hasattr(layer, "parametrizations"):
+        return layer.parametrizations.weight.original
+    return layer.weight
+
+
+def out_dim(layer: nn.Module) -> int:
+    """Which dimension of its weight holds a layer's outputs."""
+    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
+
+
+def linear(layer: nn.Module, x: Tensor) -> Tensor:
+    """What a layer computes before its norm and activation."""
+    weight = used_weight(layer)
+    if isinstance(layer, nn.ConvTranspose2d):
+        return F.conv_transpose2d(
+            x, weight, layer.bias, layer.stride, layer.padding, layer.output_padding, layer.groups,
+            layer.dilation,
+        )  # fmt: skip
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, layer.bias)
+    return layer._conv_forward(x, weight, layer.bias)
+
+
+# Norms as the affine they are -------------------------------------------------------------------
+
+
+def stored_moments(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
+    """Mean and mean square `(C,)` of what a norm saw in training, if it has them."""
+    if isinstance(norm, PerLevelNorm) and isinstance(norm[0], STORED):
+        levels = [stored_moments(level) for level in norm]
+        if None in levels:
+            return None
+        return tuple(torch.stack(parts).mean(0) for parts in zip(*levels, strict=True))
+    if not isinstance(norm, STORED) or is_folded(norm):
+        return None
+    mean = norm.running_mean.clone()
+    return mean, norm.running_var + norm.eps + mean.square()
+
+
+def is_folded(norm: nn.Module) -> bool:
+    """Whether a frozen norm's statistics are folded into its affine."""
+    if not isinstance(norm, FrozenBatchNorm2d) or norm.running_mean.any():
+        return False
+    return bool(((norm.running_var - 1).abs() < 2e-5).all())
+
+
+@torch.no_grad()
+def affine_of(site: Site, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
+    """Scale and shift `(C,)` that the original has there for inputs of the moments given."""
+    norm, bias = site.old_norm, site.old_layer.bias
+    bias = torch.zeros_like(mean) if bias is None else bias
+    if norm is None:
+        return torch.ones_like(mean), bias
+    if isinstance(norm, STORED):
+        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
+        return scale, norm.bias - norm.running_mean * scale
+    if isinstance(norm, PerLevelNorm):
+        scale = norm.weight * (square - mean.square()).rsqrt()
+        return scale, norm.bias - mean * scale
+    centre, var = norm.expected_moments(mean, square)
+    scale = norm.weight * var.rsqrt()
+    return scale, norm.bias - centre * scale
+
+
+def as_before(site: Site) -> bool:
+    """Whether the site takes over the original's state as it is: stored moments on both sides."""
+    both = isinstance(site.old_norm, STORED) and isinstance(site.norm, STORED)
+    return both and learned_weight(site.layer) is used_weight(site.layer)

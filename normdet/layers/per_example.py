@@ -1,0 +1,92 @@
+"""What the norms of one example share: a learned epsilon, and a way to them from stored moments."""
+
+import torch
+from torch import Tensor, nn
+
+from ..errors import NormdetError
+from ..ops import act
+from .base import NormLayer
+from .moments import affine
+
+
+class StoredMoments(nn.Module):
+    """The moments a network was trained under, and how far its norm has left them.
+
+    Attributes:
+        mean: what was subtracted from each channel, `(C,)`.
+        var: by whose root each channel was divided, `(C,)`.
+        t: 0 for the stored moments alone, 1 for the example's own alone; `()`.
+    """
+
+    def __init__(self, mean: Tensor, var: Tensor):
+        super().__init__()
+        self.register_buffer("mean", mean)
+        self.register_buffer("var", var)
+        self.register_buffer("t", torch.zeros((), device=mean.device))
+
+
+class PerExampleNorm(NormLayer):
+    """Base of GN, its kin and FRN.
+
+    Attributes:
+        family: the option's name, whose config keys it takes.
+        eps_l: the learned epsilon `(1,)`, whose size is added to `eps`; `None` without one.
+        stored: the :class:`StoredMoments` that a converted layer still leaves by and by; `None` in
+            every other, which is then the plain fused norm. Weights that have them bring them
+            along, under the keys `stored.*`.
+    """
+
+    family = ""
+
+    def _init_epsilon(self, eps: float, learned: bool) -> None:
+        self.eps = eps
+        self.eps_l = nn.Parameter(torch.full((1,), 1e-4)) if learned else None
+        self.stored: StoredMoments | None = None
+
+    def _eps(self) -> float | Tensor:
+        return self.eps if self.eps_l is None else self.eps + self.eps_l.abs()
+
+    def own_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """What an example's channels are centred by and divided by the root of, both `(N, C)`."""
+        raise NotImplementedError
+
+    def leaving_stored(self, x: Tensor) -> Tensor:
+        """The norm by `(1 - t) * stored + t * own`: eager, a few passes more than the plain one."""
+        stored = self.stored
+        own_mean, own_var = self.own_moments(x)
+        mean = stored.mean.lerp(own_mean, stored.t)
+        scale = stored.var.lerp(own_var, stored.t).rsqrt() * self.weight
+        y = affine(x, mean, scale, self.bias.expand_as(scale))
+        return act(y, self.tau, activation=self.activation)
+
+    def scalars(self) -> dict[str, float]:
+        return {} if self.eps_l is None else {"learned_eps": float(self.eps_l.detach().abs())}
+
+    def _load_from_state_dict(self, state_dict, prefix, *args):
+        if self.eps_l is None and f"{prefix}eps_l" in state_dict:
+            raise NormdetError(
+                f"{prefix}eps_l: these weights have a learned epsilon, which this norm has not: "
+                f"set MODEL.NORMDET.{self.family}.LEARNED_EPS always"
+            )
+        mean, var = (state_dict.get(f"{prefix}stored.{key}") for key in ("mean", "var"))
+        if mean is not None and var is not None and mean.shape == var.shape == self.weight.shape:
+            self.stored = StoredMoments(*(self.weight.new_zeros(mean.shape) for _ in range(2)))
+        super()._load_from_state_dict(state_dict, prefix, *args)
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (", learned_eps=True" if self.eps_l is not None else "")
+
+
+def leave_stored(model: nn.Module, t: float) -> int:
+    """Move all norms of a model that still have stored moments to `t`; at 1 these are dropped.
+
+    Returns:
+        How many norms there were.
+    """
+    norms = [m for m in model.modules() if isinstance(m, PerExampleNorm) and m.stored is not None]
+    for norm in norms:
+        if t >= 1:
+            norm.stored = None
+        else:
+            norm.stored.t.fill_(t)
+    return len(norms)
