@@ -145,6 +145,7 @@ _DELEGATED = {
     "demo": "train FRN+TLU and GN on real microscopy, and report",
     "bench": "measure the layers and their fast forms",
     "convert": "give a trained model another norm",
+    "predict": "find objects in images: COCO JSON, overlays, label images, counts",
 }
 
 
