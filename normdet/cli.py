@@ -145,6 +145,7 @@ _DELEGATED = {
     "demo": "train FRN+TLU and GN on real microscopy, and report",
     "bench": "measure the layers and their fast forms",
     "convert": "give a trained model another norm",
+    "prepare": "make images of labs and hospitals ready to train on",
 }
 
 
