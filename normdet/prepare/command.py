@@ -98,7 +98,7 @@ def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path
     groups = [item.group for item in written]
     given = [item.split for item in written]
     splits = splitting.assign(groups, given, args.val, args.test, args.seed)
-    warnings = _warnings(written, splits, args, console)
+    warnings = _warnings(written, splits, args)
     categories = _categories(written, request.rule)
     patients = {group: number for number, group in enumerate(dict.fromkeys(groups), start=1)}
     parts = {}
@@ -218,7 +218,7 @@ def _categories(written: Sequence[Written], rule: Labels) -> list[str]:
 
 
 def _warnings(
-    written: Sequence[Written], splits: Sequence[str], args: argparse.Namespace, console: Console
+    written: Sequence[Written], splits: Sequence[str], args: argparse.Namespace
 ) -> list[str]:
     found = []
     both = splitting.divided([item.group for item in written], splits)
@@ -226,7 +226,8 @@ def _warnings(
         found.append(f"{len(both)} patients have images in several splits of the source itself")
     if args.val > 0 and "val" not in splits and "test" not in splits:
         found.append("all images are of one patient or volume: there is nothing to validate on")
-    if not any(item.patient for item in written) and len(written) > 1:
+    kept = list(splits) == [item.split for item in written]
+    if not kept and not any(item.patient for item in written):
         found.append(
             "no patient is known: split by image or volume (--patient finds them in file names)"
         )

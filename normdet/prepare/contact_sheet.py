@@ -15,6 +15,8 @@ COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0
 _CELL, _COLUMNS, _MOST = 330, 5, 20
 _GAP, _CAPTION, _HEAD = 10, 22, 64
 _PAPER, _INK, _FAINT = "#FFFFFF", "#202020", "#707070"
+# Of grey values: below it what is to be seen lies in black.
+_DARK = 40
 # Names for the legend's line; more are told by their number.
 _NAMED = 8
 
@@ -32,13 +34,16 @@ def draw(
     """
     chosen = _choose(parts)
     colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(categories)}
+    if len(categories) == 1:
+        # Of one class, the colours tell instances that touch apart.
+        colours = {}
     cells = [_cell(folder, split, item, colours) for split, item in chosen]
     columns = min(_COLUMNS, len(cells))
     rows = [cells[start : start + columns] for start in range(0, len(cells), columns)]
     heights = [max(cell.height for cell in row) for row in rows]
     width = max(columns * (_CELL + _GAP) + _GAP, 3 * _CELL)
     sheet = Image.new("RGB", (width, _HEAD + sum(heights) + _GAP * (len(rows) + 1)), _PAPER)
-    _head(sheet, parts, colours)
+    _head(sheet, parts, categories, colours)
     top = _HEAD
     for row, height in zip(rows, heights, strict=True):
         for column, cell in enumerate(row):
@@ -68,19 +73,16 @@ def _cell(folder: Path, split: str, item: Written, colours: Mapping[str, str]) -
     size = max(1, round(item.width * scale)), max(1, round(item.height * scale))
     picture = picture.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BOX)
     pixels = np.array(picture)
+    for index, entry in enumerate(item.objects):
+        if "segmentation" in entry:
+            pixels[_outline(entry, item, size)] = _rgb(_colour(entry, index, colours))
+    picture = Image.fromarray(pixels)
     lines = ImageDraw.Draw(picture)
-    outlined = [entry for entry in item.objects if "segmentation" in entry]
-    for entry in outlined:
-        edge = _outline(entry, item, size)
-        pixels[edge] = _rgb(colours[entry["category"]])
-    if outlined:
-        picture = Image.fromarray(pixels)
-        lines = ImageDraw.Draw(picture)
-    for entry in item.objects:
+    for index, entry in enumerate(item.objects):
         if "segmentation" not in entry:
             x, y, width, height = (value * scale for value in entry["bbox"])
             box = (x, y, max(x + width - 1, x), max(y + height - 1, y))
-            lines.rectangle(box, outline=colours[entry["category"]], width=2)
+            lines.rectangle(box, outline=_colour(entry, index, colours), width=2)
     cell = Image.new("RGB", (_CELL, size[1] + _CAPTION), _PAPER)
     cell.paste(picture, ((_CELL - size[0]) // 2, _CAPTION))
     count = len(item.objects)
@@ -95,7 +97,7 @@ def _cell(folder: Path, split: str, item: Written, colours: Mapping[str, str]) -
 
 
 def _picture(path: Path) -> Image.Image:
-    """An image of any depth, 8 bits for the eye."""
+    """An image of any depth, in 8 bits for the eye: dark ones are brightened."""
     if path.suffix == ".tif":
         pixels = tifffile.imread(path)
     else:
@@ -106,6 +108,9 @@ def _picture(path: Path) -> Image.Image:
         low, high = np.nanpercentile(values, (0.5, 99.5))
         values = np.nan_to_num((values - low) / max(high - low, 1e-6))
         pixels = (values.clip(0, 1) * 255).astype(np.uint8)
+    elif np.median(pixels) < _DARK:
+        values = pixels / max(np.percentile(pixels, 99.8), 1)
+        pixels = (values.clip(0, 1) ** 0.6 * 255).astype(np.uint8)
     return Image.fromarray(pixels).convert("RGB")
 
 
@@ -123,7 +128,10 @@ def _outline(entry: dict, item: Written, size: tuple[int, int]) -> np.ndarray:
 
 
 def _head(
-    sheet: Image.Image, parts: Mapping[str, Sequence[Written]], colours: Mapping[str, str]
+    sheet: Image.Image,
+    parts: Mapping[str, Sequence[Written]],
+    categories: Sequence[str],
+    colours: Mapping[str, str],
 ) -> None:
     text = ImageDraw.Draw(sheet)
     counts = ",  ".join(
@@ -132,12 +140,14 @@ def _head(
     )
     text.text((_GAP, 8), counts, fill=_INK, font=ImageFont.load_default(18))
     x, font = _GAP, ImageFont.load_default(14)
-    for name in list(colours)[:_NAMED]:
-        text.rectangle((x, 39, x + 12, 51), fill=colours[name], outline=_FAINT)
-        text.text((x + 18, 36), name, fill=_INK, font=font)
-        x += 36 + int(text.textlength(name, font=font))
-    if len(colours) > _NAMED:
-        text.text((x, 36), f"and {len(colours) - _NAMED} more", fill=_FAINT, font=font)
+    for name in categories[:_NAMED]:
+        if name in colours:
+            text.rectangle((x, 39, x + 12, 51), fill=colours[name], outline=_FAINT)
+            x += 18
+        text.text((x, 36), name, fill=_INK, font=font)
+        x += 18 + int(text.textlength(name, font=font))
+    if len(categories) > _NAMED:
+        text.text((x, 36), f"and {len(categories) - _NAMED} more", fill=_FAINT, font=font)
 
 
 def _shortened(name: str, text: ImageDraw.ImageDraw, font, room: float) -> str:
@@ -147,6 +157,10 @@ def _shortened(name: str, text: ImageDraw.ImageDraw, font, room: float) -> str:
     while name and text.textlength("…" + name, font=font) > room:
         name = name[1:]
     return "…" + name
+
+
+def _colour(entry: dict, index: int, colours: Mapping[str, str]) -> str:
+    return colours.get(entry["category"], COLOURS[index % 6])
 
 
 def _rgb(colour: str) -> tuple[int, ...]:

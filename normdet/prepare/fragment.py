@@ -51,7 +51,7 @@ def scale_of(fingerprint: Mapping) -> float:
 
 def _dataset(home: Path, fingerprint: Mapping) -> str:
     scale = scale_of(fingerprint)
-    sizes = fingerprint["image_size"]
+    sizes, objects = fingerprint["image_size"], fingerprint["object_size"]
     short = min(sizes["width"]["median"], sizes["height"]["median"])
     middle = max(32, round(short * scale / 32) * 32)
     near = sorted({max(32, middle - 32), middle, middle + 32})
@@ -61,18 +61,18 @@ def _dataset(home: Path, fingerprint: Mapping) -> str:
     classes = len(fingerprint["classes"])
     splits = {name: f"coco:{name}.json:images" for name in fingerprint["images"]}
     tests = [splits[name] for name in ("val", "test") if name in splits][:1]
-    anchors = ", ".join(f"[{size}]" for size in anchor_sizes(fingerprint["object_size"], scale))
+    anchors = ", ".join(f"[{size}]" for size in anchor_sizes(objects, scale))
     lines = [
         "# What the data ask of a detector; written by normdet prepare, see fingerprint.json.",
         "MODEL:",
-        "  # Of the training images as written, BGR. With FrozenBN and weights trained at PIXEL_STD 1",
-        f"  # (detectron2's MSRA ones) take {[round(value / _IMAGENET_STD, 4) for value in std]}.",
+        "  # Of the training images as written, BGR. FrozenBN with weights of PIXEL_STD 1, as",
+        f"  # detectron2's MSRA ones, wants {[round(value / _IMAGENET_STD, 4) for value in std]}.",
         f"  PIXEL_MEAN: {mean}",
         f"  PIXEL_STD: {std}",
         f"  MASK_ON: {fingerprint['masks']}",
         "  ANCHOR_GENERATOR:",
-        f"    # Objects are {fingerprint['object_size'].get('5%', 0):.0f} to "
-        f"{fingerprint['object_size'].get('95%', 0):.0f} pixels large, seen {scale:.2g} times that.",
+        f"    # Objects measure {objects.get('5%', 0):.0f} to {objects.get('95%', 0):.0f} pixels, "
+        f"enlarged {scale:.2g} times.",
         f"    SIZES: [{anchors}]",
         "  ROI_HEADS:",
         f"    NUM_CLASSES: {classes}",

@@ -146,7 +146,7 @@ def check_fit(shape: tuple[int, ...], item: Slice, label: Path) -> None:
         )
 
 
-# One mask per instance, as in the Data Science Bowl: ID/images/*.png, ID/masks/*.png ---------------
+# One mask per instance, as in the Data Science Bowl: ID/images/*.png, ID/masks/*.png -------------
 
 
 def bowl_stacks(

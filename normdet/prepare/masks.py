@@ -104,9 +104,9 @@ def encode_labels(labels: np.ndarray) -> dict[int, dict]:
     ends = np.append(starts[1:], flat.size)
     values = flat[starts]
     order = np.argsort(values, kind="stable")
-    firsts = np.flatnonzero(np.diff(values[order], prepend=values[order][0] - 1) != 0)
+    firsts = np.flatnonzero(values[order][1:] != values[order][:-1]) + 1
     result = {}
-    for runs in np.split(order, firsts[1:]):
+    for runs in np.split(order, firsts):
         value = int(values[runs[0]])
         if value:
             edges = np.stack([starts[runs], ends[runs]], axis=1).ravel()
