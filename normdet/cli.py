@@ -146,6 +146,7 @@ _DELEGATED = {
     "bench": "measure the layers and their fast forms",
     "convert": "give a trained model another norm",
     "predict": "find objects in images: COCO JSON, overlays, label images, counts",
+    "prepare": "make images of labs and hospitals ready to train on",
 }
 
 

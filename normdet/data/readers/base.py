@@ -54,6 +54,7 @@ class Slice:
         window: center and width that the file recommends, in the units of `pixels`, or None.
         source: the file it was read from.
         index: its place in the volume, series or stack, from 0.
+        frame: its place in its file, from 0: of several frames, in the order they are stored.
     """
 
     pixels: np.ndarray
@@ -63,6 +64,7 @@ class Slice:
     window: tuple[float, float] | None
     source: Path
     index: int = 0
+    frame: int = 0
 
 
 def stop(fault: str) -> NoReturn:

@@ -90,14 +90,13 @@ def read(source: Source, *, max_pixels: int, report: Report) -> Iterator[Slice]:
     ordered, step = in_order(headers, source.name, report)
     for header in ordered:
         try:
-            for slice_ in _frames(header.path, max_pixels, report):
-                pixels, patient, spacing, window = slice_
+            for frame, pixels, patient, spacing, window in _frames(header.path, max_pixels, report):
                 if spacing and step:
                     spacing = (*spacing[:2], step)
                 name = source.name
                 if len(headers) > 1 or header.frames > 1:
                     name = f"{name}_{index:04d}"
-                yield Slice(pixels, name, patient, spacing, window, header.path, index)
+                yield Slice(pixels, name, patient, spacing, window, header.path, index, frame)
                 index += 1
         except NormdetError as error:
             report(str(error))
@@ -153,7 +152,8 @@ def _report_gaps(places: Sequence[float], name: str, report: Report) -> float | 
 
 def _frames(
     path: Path, max_pixels: int, report: Report
-) -> Iterator[tuple[np.ndarray, str | None, tuple | None, tuple | None]]:
+) -> Iterator[tuple[int, np.ndarray, str | None, tuple | None, tuple | None]]:
+    """Of each frame its number, pixels, patient, spacing and window."""
     with _open(path, pixels=True) as data:
         frames = _integer(data, "NumberOfFrames") or 1
         rows, columns = _integer(data, "Rows") or 0, _integer(data, "Columns") or 0
@@ -164,11 +164,11 @@ def _frames(
             groups = _functional_groups(data, index)
             try:
                 pixels, window = _pixels(data, index, groups)
-            except Exception as error:
+            except Exception as error:  # a damaged stream raises nearly anything
                 report(f"{path}{f', frame {index},' if frames > 1 else ''} {_reason(error)}")
                 continue
             spacing = _spacing(data, groups)
-            yield pixels, patient, spacing, window
+            yield index, pixels, patient, spacing, window
 
 
 def _frame_order(data: Any, frames: int, path: Path, report: Report) -> list[int]:
@@ -262,25 +262,34 @@ def _open(path: Path, pixels: bool) -> Iterator[Any]:
         import pydicom
     except ImportError as error:
         raise missing_extra("pydicom") from error
-    logger = logging.getLogger("pydicom")
-    before = logger.disabled
-    logger.disabled = True
+    with quiet():
+        try:
+            options = {} if pixels else {"stop_before_pixels": True, "specific_tags": _HEADER}
+            # Some scanners leave the preamble out.
+            forced = path.suffix.lower() in SUFFIXES
+            data = pydicom.dcmread(path, force=forced, **options)
+            if not len(data) and not data.get("file_meta"):
+                raise ValueError
+        except Exception:
+            # Not chained: the cause may quote a tag, and a traceback would print it.
+            raise NormdetError(f"{path} is not a DICOM file that can be read") from None
+        yield data
+
+
+@contextlib.contextmanager
+def quiet() -> Iterator[None]:
+    """Keeps pydicom and highdicom from logging or warning what may quote a tag."""
+    loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
+    before = [logger.level for logger in loggers]
+    for logger in loggers:
+        logger.setLevel(logging.CRITICAL + 1)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")
-            try:
-                options = {} if pixels else {"stop_before_pixels": True, "specific_tags": _HEADER}
-                # Some scanners leave the preamble out.
-                forced = path.suffix.lower() in SUFFIXES
-                data = pydicom.dcmread(path, force=forced, **options)
-                if not len(data) and not data.get("file_meta"):
-                    raise ValueError
-            except Exception:
-                # Not chained: the cause may quote a tag, and a traceback would print it.
-                raise NormdetError(f"{path} is not a DICOM file that can be read") from None
-            yield data
+            yield
     finally:
-        logger.disabled = before
+        for logger, level in zip(loggers, before, strict=True):
+            logger.setLevel(level)
 
 
 def _reason(error: Exception) -> str:

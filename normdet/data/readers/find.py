@@ -33,9 +33,9 @@ def find_sources(
     for path, root in _files(given, report):
         lower = path.name.lower()
         if lower.endswith(nifti.SUFFIXES):
-            sources.append(Source("nifti", (path,), _name(path, root, names)))
+            sources.append(Source("nifti", (path,), unique_name(path, root, names)))
         elif lower.endswith(image.SUFFIXES):
-            sources.append(Source("image", (path,), _name(path, root, names)))
+            sources.append(Source("image", (path,), unique_name(path, root, names)))
         elif dicom.is_dicom(path):
             try:
                 header = dicom.read_header(path)
@@ -89,7 +89,7 @@ def stem(path: Path) -> str:
     return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
-def _name(path: Path, root: Path, taken: dict[str, int]) -> str:
+def unique_name(path: Path, root: Path, taken: dict[str, int]) -> str:
     """The path below `root` as one unique file name; letters of any script stay."""
     parts = [*path.relative_to(root).parent.parts, stem(path)]
     name = re.sub(r"[^\w.-]+", "_", "__".join(parts)).strip(".") or "image"
