@@ -10,6 +10,7 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
 from normdet.data.records import Dataset, box_fault, confined, fault, first_of, warn_dropped
+from normdet.data.rle import runs
 from normdet.errors import NormdetError
 
 # The largest file of COCO itself is 0.5 GB; json needs about ten times a file's size in memory.
@@ -186,29 +187,14 @@ def _fault(annotation: dict, key: int, record: dict, json_file: Path) -> str | N
 
 
 def _covers(counts: Any, height: int, width: int) -> bool:
-    """Whether the runs of an RLE fill the image: pycocotools leaves what they lack to chance.
-
-    The compressed form is COCO's: five bits a character, low ones first, the sixth says that the
-    number goes on; from the fourth run on each is the difference to the run before the last.
-    """
+    """Whether the runs of an RLE fill the image: pycocotools leaves what they lack to chance."""
     if isinstance(counts, str):
-        runs: list[int] = []
-        value = shift = 0
-        for character in counts:
-            bits = ord(character) - 48
-            if not 0 <= bits < 64:
-                return False
-            value |= (bits & 31) << shift
-            shift += 5
-            if not bits & 32:
-                value -= (bits >> 4 & 1) << shift
-                runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-                value = shift = 0
+        lengths = runs(counts)
     elif isinstance(counts, list) and all(isinstance(run, int) for run in counts):
-        runs = counts
+        lengths = counts
     else:
         return False
-    return min(runs, default=-1) >= 0 and sum(runs) == height * width
+    return bool(lengths) and min(lengths) >= 0 and sum(lengths) == height * width
 
 
 def _polygons(segmentation: list) -> list[list[float]]:

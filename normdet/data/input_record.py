@@ -1,4 +1,4 @@
-"""What a model was trained to see and to name, kept beside its checkpoints for `normdet predict`."""
+"""What a model was trained to see and name, kept beside its checkpoints for `normdet predict`."""
 
 import json
 from dataclasses import asdict, dataclass

@@ -12,7 +12,7 @@ def runs(counts: str | bytes) -> list[int] | None:
     COCO's form: five bits a character, low ones first, the sixth says that the number goes on;
     from the fourth run on each is the difference to the run before the last.
     """
-    counts = counts.encode() if isinstance(counts, str) else counts
+    counts = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
     lengths: list[int] = []
     value = shift = 0
     for byte in counts:

@@ -28,6 +28,7 @@ from normdet.engine.signals import StopRequest
 from normdet.engine.step import AMP_DTYPES, NonFiniteLoss, TrainStep
 from normdet.errors import NormdetError
 from normdet.evaluation import build_evaluator
+from normdet.inference.tiled_model import TiledModel
 from normdet.solver import build_optimizer
 from normdet.weights.checkpointer import Checkpointer
 
@@ -202,12 +203,16 @@ class Trainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict:
-        """Evaluate `model` on `DATASETS.TEST`, with test-time augmentation if `TEST.AUG` asks.
+        """Evaluate `model` on `DATASETS.TEST`, in tiles or with augmentation if `cfg` asks.
 
         Returns:
             On rank 0 `{task: {metric: value}}`, by dataset if there are several; {} elsewhere.
         """
-        if cfg.TEST.AUG.ENABLED:
+        if cfg.INPUT.TILE:
+            if cfg.TEST.AUG.ENABLED:
+                raise NormdetError("TEST.AUG.ENABLED takes whole images: set INPUT.TILE 0")
+            model = TiledModel(model, cfg)
+        elif cfg.TEST.AUG.ENABLED:
             model = GeneralizedRCNNWithTTA(cfg, model)
         # pycocotools prints; its lines belong into the log.
         with contextlib.redirect_stdout(LoggedOutput(logging.getLogger("detectron2.pycocotools"))):

@@ -15,15 +15,15 @@ from torch import nn
 
 from normdet.config import load_config
 from normdet.data.input_record import InputRecord, read_record
-from normdet.data.readers import MAX_PIXELS, Source, find_sources, nifti
-from normdet.data.window import FORMS, apply_window, parse_window
+from normdet.data.readers import MAX_PIXELS, Slice, Source, find_sources, nifti
+from normdet.data.window import FORMS, apply_window, parse_window, window_limits
 from normdet.data.windowed import read_windowed
 from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
-from normdet.predict.detector import Detector, Windowed
+from normdet.inference.detector import Detector, Windowed
+from normdet.inference.tiles import check_tiling
 from normdet.predict.output import Output, forget, stamp_of
 from normdet.predict.overlay import LARGEST, draw
-from normdet.predict.tiles import check_tiling
 from normdet.prepare.faults import Faults
 from normdet.weights.checkpointer import Checkpointer
 
@@ -44,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     cfg, record = _config(args)
-    model = build_model(cfg)
+    model = build_model(cfg).eval()
     _load(model, cfg, args.allow_unsafe_weights)
     return predict(args, cfg, record, model)
 
@@ -72,7 +72,7 @@ def predict(args: argparse.Namespace, cfg: CfgNode, record: InputRecord, model: 
     with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
         stream = detector.stream(images.read(progress.track(sources, description="predicting")))
         for slice_, limits, detections in stream:
-            shown = apply_window(_reduced(slice_.pixels), limits)
+            shown = _shown(slice_, limits)
             overlay = draw(shown, slice_.pixels.shape[:2], detections, record.classes, slice_.name)
             source = images.sources[slice_.name]
             output.write(slice_, stamp_of(source), _file_name(source), detections, overlay)
@@ -132,8 +132,6 @@ class _Images:
                 continue
             self.sources[item.name] = source
             if not self._done(item.name, stamp):
-                if limits is None and item.pixels.dtype != np.uint8:
-                    item = dataclasses.replace(item, pixels=_clipped(item.pixels))
                 yield item, limits
 
     def _done(self, name: str, stamp: str) -> bool:
@@ -209,15 +207,13 @@ def _most_pixels(args: argparse.Namespace, cfg: CfgNode) -> int:
     return min(args.max_pixels, MAX_WHOLE) if whole else args.max_pixels
 
 
-def _clipped(pixels: np.ndarray) -> np.ndarray:
-    """Values that are 8-bit ones as they stand (window `none`) as that type."""
-    return np.nan_to_num(pixels).clip(0, 255).round().astype(np.uint8)
-
-
-def _reduced(pixels: np.ndarray) -> np.ndarray:
-    """Every n-th pixel of an image far larger than its overlay will be."""
-    step = max(1, max(pixels.shape[:2]) // (2 * LARGEST))
-    return pixels[::step, ::step]
+def _shown(item: Slice, limits: tuple[float, float] | None) -> np.ndarray:
+    """uint8 pixels to draw on: every n-th of an image far larger than its overlay will be."""
+    step = max(1, max(item.pixels.shape[:2]) // (2 * LARGEST))
+    small = dataclasses.replace(item, pixels=item.pixels[::step, ::step])
+    if limits is None and small.pixels.dtype != np.uint8:
+        limits = window_limits(parse_window("percentile"), [small])
+    return apply_window(small.pixels, limits)
 
 
 def _file_name(source: Source) -> str:

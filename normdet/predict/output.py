@@ -1,4 +1,4 @@
-"""The files of a run of `normdet predict`: one record per image as it is done, tables at the end."""
+"""The files of `normdet predict`: one record per image as it is done, tables at the end."""
 
 import csv
 import hashlib
@@ -17,7 +17,7 @@ from PIL import Image
 from normdet.data.input_record import InputRecord
 from normdet.data.readers import Slice, Source
 from normdet.errors import NormdetError
-from normdet.predict.tiles import Detection
+from normdet.inference.tiles import Detection
 from normdet.weights.files import TEMPORARY_SUFFIX, atomic_file
 
 RECORDS, OVERLAYS, LABELS = "records", "overlays", "labels"
@@ -136,18 +136,14 @@ class Output:
         return totals
 
     def _object(self, one: Detection, height: int, width: int) -> dict:
-        x0, y0, x1, y1 = one.box
-        entry = {
+        entry = one.as_coco(height, width)
+        x, y, across, down = (round(value, 2) for value in entry["bbox"])
+        return entry | {
             "category_id": self._record.category_ids[one.category],
-            "bbox": [round(value, 2) for value in (x0, y0, x1 - x0, y1 - y0)],
+            "bbox": [x, y, across, down],
             "score": round(one.score, 5),
+            "area": one.piece.area if one.has_mask else round(across * down, 2),
         }
-        if one.has_mask:
-            entry["segmentation"] = one.piece.rle(height, width)
-            entry["area"] = one.piece.area
-        else:
-            entry["area"] = round((x1 - x0) * (y1 - y0), 2)
-        return entry
 
     def _counts(self, content: dict, totals: dict[str, int]) -> dict[str, Any]:
         names = dict(zip(self._record.category_ids, self._record.classes, strict=True))

@@ -8,7 +8,7 @@ import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
-from normdet.predict.tiles import Detection
+from normdet.inference.tiles import Detection
 from normdet.report.figures import brightened
 
 # Okabe and Ito's colours that stand out from grey and from stains, by class.
@@ -64,7 +64,8 @@ def _outline(one: Detection) -> list[np.ndarray]:
     # A border of nothing around it closes the outline.
     mask = np.pad(one.piece.mask, 1).astype(np.float32)
     lines = contourpy.contour_generator(z=mask).lines(0.5)
-    return [line + (one.piece.x - 1, one.piece.y - 1) for line in lines]
+    corner = np.array([one.piece.x - 1, one.piece.y - 1])
+    return [line + corner for line in lines]
 
 
 def _write_score(

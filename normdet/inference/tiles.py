@@ -43,6 +43,12 @@ class Detection:
     piece: Piece
     has_mask: bool
 
+    def as_coco(self, height: int, width: int) -> dict:
+        """`bbox`, `score` and, if there is a mask, `segmentation` of COCO's result format."""
+        x0, y0, x1, y1 = self.box
+        entry = {"bbox": [x0, y0, x1 - x0, y1 - y0], "score": self.score}
+        return entry | ({"segmentation": self.piece.rle(height, width)} if self.has_mask else {})
+
 
 def check_tiling(size: int, overlap: int) -> None:
     """Refuse sizes that leave nothing to recognize objects by.

@@ -9,13 +9,12 @@ import torch
 from detectron2.config import CfgNode
 from detectron2.data import transforms as T
 from detectron2.structures import Instances
-from PIL import Image
-from torch import nn
 
+from normdet.data.channels import to_format
 from normdet.data.readers import Slice
 from normdet.data.rle import Piece
 from normdet.data.window import apply_window
-from normdet.predict.tiles import Box, Detection, merge, tile_boxes
+from normdet.inference.tiles import Box, Detection, merge, tile_boxes
 
 # detectron2's model interface: dicts with an image (C, H, W) in, dicts with "instances" out.
 Model = Callable[[list[dict]], list[dict]]
@@ -28,7 +27,7 @@ class Detector:
     """Finds objects in slices, as detectron2's `DefaultPredictor` does in images.
 
     Args:
-        model: built and loaded; called under `no_grad`.
+        model: built, loaded and in evaluation mode; called under `no_grad`.
         cfg: how its input looks (`INPUT.FORMAT`, `INPUT.MIN_SIZE_TEST`, ...).
         tile: pixels of a tile's side, 0 for whole images.
         overlap: pixels that neighbouring tiles have in common.
@@ -46,8 +45,6 @@ class Detector:
         batch: int = 1,
         threshold: float = 0.0,
     ):
-        if isinstance(model, nn.Module):
-            model.eval()
         self._model = model
         self._format = cfg.INPUT.FORMAT
         short, most = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
@@ -93,6 +90,8 @@ class Detector:
     def _input(self, work: "_Work", tile: Box) -> dict:
         x0, y0, x1, y1 = tile
         pixels = apply_window(work.slice.pixels[y0:y1, x0:x1], work.limits)
+        # Deep pixels that no window brought to 8 bits reach the model in float32, as in training.
+        pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
         image = to_format(pixels, self._format)
         image = self._resize.get_transform(image).apply_image(image)
         # Not every transform keeps the one channel of a grey image.
@@ -142,22 +141,3 @@ def detections_of(instances: Instances, tile: Box, threshold: float = 0.0) -> li
 def _filled(box: list[float], width: int, height: int, x: int, y: int) -> Piece:
     x0, y0, x1, y1 = np.round(box).astype(int).clip(0, (width, height) * 2).tolist()
     return Piece(x + x0, y + y0, np.ones((y1 - y0, x1 - x0), bool))
-
-
-def to_format(pixels: np.ndarray, image_format: str) -> np.ndarray:
-    """Grey `(H, W)` or RGB `(H, W, 3)` pixels as detectron2's `read_image` gives them.
-
-    Args:
-        pixels: uint8; of other types (no window) only a copy of the grey channel is made.
-        image_format: `INPUT.FORMAT`: `"BGR"`, `"RGB"` or `"L"`.
-
-    Returns:
-        `(H, W, C)`, with one channel for `"L"`.
-    """
-    if image_format == "L":
-        if pixels.ndim == 3:
-            pixels = np.asarray(Image.fromarray(pixels).convert("L"))
-        return pixels[..., None]
-    if pixels.ndim == 2:
-        return np.repeat(pixels[..., None], 3, axis=2)
-    return pixels[..., ::-1] if image_format == "BGR" else pixels

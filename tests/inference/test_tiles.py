@@ -1,12 +1,14 @@
 """Tiles and their merging, on objects whose every pixel is known."""
 
+import itertools
+
 import numpy as np
 import pycocotools.mask as mask_util
 import pytest
 
 from normdet.data.rle import Piece, runs
 from normdet.errors import NormdetError
-from normdet.predict.tiles import Detection, check_tiling, merge, tile_boxes
+from normdet.inference.tiles import Detection, check_tiling, merge, tile_boxes
 
 
 def found_in(labels: np.ndarray, tile, score=0.9, category=0) -> list[Detection]:
@@ -47,7 +49,7 @@ def test_tiles_cover_the_image_and_overlap(size, overlap):
         covered[y0:y1, x0:x1] += 1
     assert covered.min() >= 1
     lefts = sorted({box[0] for box in boxes})
-    assert all(b - a <= size - overlap for a, b in zip(lefts, lefts[1:], strict=False))
+    assert all(b - a <= size - overlap for a, b in itertools.pairwise(lefts))
 
 
 def test_objects_across_seams_come_back_whole_and_once():
