@@ -20,6 +20,7 @@ from normdet.errors import NormdetError
 
 from .checks import check_weights, describe
 from .files import TEMPORARY_SUFFIX, UnreadableFileError, atomic_file, load_file, save_file
+from .grey import sum_stem_channels
 from .importers import is_torchvision_resnet, rename_torchvision_resnet
 
 
@@ -237,6 +238,7 @@ class Checkpointer(DetectionCheckpointer):
         if self.cfg is not None:
             report.warnings = check_weights(self.cfg, checkpoint, report.source)
         state = self.model.state_dict()
+        report.warnings += sum_stem_channels(state, checkpoint["model"])
         if checkpoint.pop("matching_heuristics", False):
             author = checkpoint.get("__author__")
             checkpoint["model"] = _align(state, checkpoint["model"], author, report.source)
