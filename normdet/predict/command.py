@@ -224,7 +224,8 @@ def _file_name(source: Source) -> str:
 def _summary(images: _Images, totals: dict[str, int], skipped: int, out: Path) -> str:
     found = ", ".join(f"{count} {name}" for name, count in totals.items())
     before = f" ({images.before} of them before)" if images.before else ""
-    faults = f"; skipped over {skipped} fault{"s" * (skipped > 1)}, see above" if skipped else ""
+    plural = "s" if skipped > 1 else ""
+    faults = f"; skipped over {skipped} fault{plural}, see above" if skipped else ""
     return f"{len(images.names)} images{before}: {found}{faults}\nresults: {out}"
 
 
