@@ -4,7 +4,7 @@ MONAI's `ScaleIntensityRange(a_min, a_max, 0, 255, clip=True)` with the limits o
 (`CT:40,400` is -160 to 240), the file's own, or percentiles (0.5 and 99.5, nnU-Net's).
 """
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,8 @@ FORMS = "auto, percentile, percentile:LOW,HIGH, CT:CENTER,WIDTH, file or none"
 PERCENTILES = (0.5, 99.5)
 # Values kept of each slice for the percentiles of a stack.
 _SAMPLE = 65536
+# Values worked on at a time.
+_BLOCK = 1 << 22
 
 
 @dataclass(frozen=True)
@@ -117,9 +119,18 @@ def apply_window(pixels: np.ndarray, limits: tuple[float, float] | None) -> np.n
     if limits is None:
         return pixels
     low, high = limits
-    # Out of place once: a slice of 16 bits takes four bytes a pixel, not eight.
-    values = pixels.astype(np.float32)
-    values -= low
-    values *= 255 / max(high - low, 1e-6 * max(1.0, abs(low)))
-    np.nan_to_num(values, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
-    return np.clip(values, 0, 255, out=values).round(out=values).astype(np.uint8)
+    scale = 255 / max(high - low, 1e-6 * max(1.0, abs(low)))
+    result = np.empty(pixels.shape, np.uint8)
+    for rows in row_blocks(pixels):
+        values = (pixels[rows].astype(np.float32) - low) * scale
+        np.nan_to_num(values, copy=False, nan=0.0, posinf=255.0, neginf=0.0)
+        result[rows] = values.clip(0, 255).round()
+    return result
+
+
+def row_blocks(pixels: np.ndarray) -> Iterator[slice]:
+    """Rows of an image in blocks of a few megapixels: what is computed of them stays small."""
+    height, *rest = pixels.shape
+    step = max(1, _BLOCK // max(1, int(np.prod(rest))))
+    for top in range(0, height, step):
+        yield slice(top, top + step)

@@ -2,6 +2,7 @@
 
 import argparse
 import hashlib
+import json
 import os
 import shlex
 import shutil
@@ -130,9 +131,15 @@ def _collect(
     window = parse_window(args.window)
     digest = hashlib.sha256()
     queue = list(stacks(request, faults))
-    for stack in track(
-        queue, "preparing", console=console, transient=True, disable=not console.is_terminal
+    for number in track(
+        range(len(queue)),
+        "preparing",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
     ):
+        # Let go of when done: a stack may hold its labels.
+        stack, queue[number] = queue[number], None
         for path in sorted(stack.source.paths):
             digest.update(_sha256(path))
         try:
@@ -144,6 +151,7 @@ def _collect(
                     continue
                 if entry:
                     collected.written.append(entry)
+                    digest.update(json.dumps(entry.objects).encode())
         except NormdetError as error:
             faults(str(error))
     collected.digest = digest.hexdigest()

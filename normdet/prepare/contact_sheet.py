@@ -5,9 +5,9 @@ from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
-import tifffile
 from PIL import Image, ImageDraw, ImageFont
 
+from normdet.data.readers.image import read_pages
 from normdet.prepare.write import Written
 
 # Okabe and Ito's, bright ones first: they are told apart whatever colours one sees.
@@ -15,6 +15,8 @@ COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0
 _CELL, _COLUMNS, _MOST = 330, 5, 20
 _GAP, _CAPTION, _HEAD = 10, 22, 64
 _PAPER, _INK, _FAINT = "#FFFFFF", "#202020", "#707070"
+# Masks of larger images would take seconds each, and show as dots.
+_OUTLINED = 20_000_000
 # Of grey values: below it what is to be seen lies in black.
 _DARK = 40
 # Names for the legend's line; more are told by their number.
@@ -68,18 +70,17 @@ def _choose(parts: Mapping[str, Sequence[Written]]) -> list[tuple[str, Written]]
 
 def _cell(folder: Path, split: str, item: Written, colours: Mapping[str, str]) -> Image.Image:
     picture = _picture(folder / item.file_name)
-    # Small images are enlarged by whole numbers' worth of smoothness, large ones reduced.
     scale = min(_CELL / item.width, _CELL / item.height)
     size = max(1, round(item.width * scale)), max(1, round(item.height * scale))
     picture = picture.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BOX)
     pixels = np.array(picture)
     for index, entry in enumerate(item.objects):
-        if "segmentation" in entry:
+        if _is_outlined(entry, item):
             pixels[_outline(entry, item, size)] = _rgb(_colour(entry, index, colours))
     picture = Image.fromarray(pixels)
     lines = ImageDraw.Draw(picture)
     for index, entry in enumerate(item.objects):
-        if "segmentation" not in entry:
+        if not _is_outlined(entry, item):
             x, y, width, height = (value * scale for value in entry["bbox"])
             box = (x, y, max(x + width - 1, x), max(y + height - 1, y))
             lines.rectangle(box, outline=_colour(entry, index, colours), width=2)
@@ -98,11 +99,7 @@ def _cell(folder: Path, split: str, item: Written, colours: Mapping[str, str]) -
 
 def _picture(path: Path) -> Image.Image:
     """An image of any depth, in 8 bits for the eye: dark ones are brightened."""
-    if path.suffix == ".tif":
-        pixels = tifffile.imread(path)
-    else:
-        with Image.open(path) as image:
-            pixels = np.array(image)
+    pixels = read_pages(path, max_pixels=1 << 40)[0]
     if pixels.dtype != np.uint8:
         values = pixels.astype(np.float32)
         low, high = np.nanpercentile(values, (0.5, 99.5))
@@ -112,6 +109,11 @@ def _picture(path: Path) -> Image.Image:
         values = pixels / max(np.percentile(pixels, 99.8), 1)
         pixels = (values.clip(0, 1) ** 0.6 * 255).astype(np.uint8)
     return Image.fromarray(pixels).convert("RGB")
+
+
+def _is_outlined(entry: dict, item: Written) -> bool:
+    """Whether a mask is drawn: on very large images its box stands for it."""
+    return "segmentation" in entry and item.height * item.width <= _OUTLINED
 
 
 def _outline(entry: dict, item: Written, size: tuple[int, int]) -> np.ndarray:

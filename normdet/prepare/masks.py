@@ -110,7 +110,9 @@ def encode_labels(labels: np.ndarray) -> dict[int, dict]:
         value = int(values[runs[0]])
         if value:
             edges = np.stack([starts[runs], ends[runs]], axis=1).ravel()
-            counts = np.diff(edges, prepend=0, append=flat.size)
+            counts = np.diff(edges, prepend=0)
+            if edges[-1] < flat.size:
+                counts = np.append(counts, flat.size - edges[-1])
             rle = {"counts": counts.tolist(), "size": [height, width]}
             result[value] = mask_util.frPyObjects(rle, height, width)
     return result

@@ -5,7 +5,7 @@ from dataclasses import dataclass, field
 import numpy as np
 import pycocotools.mask as mask_util
 
-from normdet.data.window import sample
+from normdet.data.window import row_blocks, sample
 
 # Values kept of each image for the percentiles.
 _SAMPLE = 4096
@@ -48,10 +48,14 @@ def channel_sums(pixels: np.ndarray) -> np.ndarray:
 
     The channels are ordered as training reads them: BGR.
     """
-    if pixels.ndim == 2:
-        one = _sums(pixels)
-        return np.stack([one, one, one], axis=1)
-    return np.stack([_sums(pixels[..., channel]) for channel in (2, 1, 0)], axis=1)
+    total = np.zeros((3, 3))
+    for rows in row_blocks(pixels):
+        block = pixels[rows]
+        if pixels.ndim == 2:
+            total += _sums(block)[:, None]
+        else:
+            total += np.stack([_sums(block[..., channel]) for channel in (2, 1, 0)], axis=1)
+    return total
 
 
 def _sums(channel: np.ndarray) -> np.ndarray:

@@ -1,7 +1,7 @@
 """PNG, JPEG, BMP and TIFF, of 8 to 32 bits or float, also TIFF stacks."""
 
+import contextlib
 import logging
-import warnings
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -49,32 +49,26 @@ def read_pages(path: Path, *, max_pixels: int) -> list[np.ndarray]:
 
 
 def _read_pillow(path: Path, max_pixels: int) -> np.ndarray:
-    with warnings.catch_warnings():
-        # Our own limit is checked on the header; Pillow's warning comes at half of its error's.
-        warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-        with _bomb_limit(max_pixels), Image.open(path) as image:
-            check_size(path, image.height, image.width, max_pixels)
-            if image.mode == "RGB" and ";16" in str(image.tile):
-                logger.warning("%s has 16 bits a colour, of which 8 are read: save TIFF", path)
-            # As detectron2 reads it: the orientation that a camera notes is applied.
-            image = ImageOps.exif_transpose(image)
-            if image.mode not in _PLAIN_MODES:
-                image = image.convert(_CONVERTED.get(image.mode, "RGB"))
-            return native(np.array(image))
+    with _own_limit(), Image.open(path) as image:
+        check_size(path, image.height, image.width, max_pixels)
+        if image.mode == "RGB" and ";16" in str(image.tile):
+            logger.warning("%s has 16 bits a colour, of which 8 are read: save TIFF", path)
+        # As detectron2 reads it: the orientation that a camera notes is applied.
+        image = ImageOps.exif_transpose(image)
+        if image.mode not in _PLAIN_MODES:
+            image = image.convert(_CONVERTED.get(image.mode, "RGB"))
+        return native(np.array(image))
 
 
-class _bomb_limit:
-    """Pillow's limit raised to ours while a header is read, where ours is the higher."""
-
-    def __init__(self, max_pixels: int):
-        self._max_pixels = max_pixels
-
-    def __enter__(self) -> None:
-        self._before = Image.MAX_IMAGE_PIXELS
-        Image.MAX_IMAGE_PIXELS = max(self._max_pixels, self._before or 0)
-
-    def __exit__(self, *_) -> None:
-        Image.MAX_IMAGE_PIXELS = self._before
+@contextlib.contextmanager
+def _own_limit() -> Iterator[None]:
+    """Pillow's limit on the size of images lifted: ours is checked on the header."""
+    before = Image.MAX_IMAGE_PIXELS
+    Image.MAX_IMAGE_PIXELS = None
+    try:
+        yield
+    finally:
+        Image.MAX_IMAGE_PIXELS = before
 
 
 def _read_tiff(path: Path, max_pixels: int) -> list[np.ndarray]:

@@ -41,13 +41,14 @@ def load_volume(
         shape = shape[:3]
     if len(shape) != 3:
         raise NormdetError(f"{path} has {len(shape)} dimensions {shape}: one volume has three")
-    rest = [size for index, size in enumerate(shape) if index != AXES[axis]]
-    check_size(path, rest[0], rest[1], max_pixels, int(np.prod(shape)) // max(rest[0] * rest[1], 1))
+    to_ras = _to_ras(image.affine, path)
+    count, *rest = sorted(range(3), key=lambda stored: to_ras[stored, 0] != AXES[axis])
+    check_size(path, shape[rest[0]], shape[rest[1]], max_pixels, shape[count])
     try:
         array = _voxels(image, shape)
     except Exception as error:  # a damaged stream can raise nearly anything
         raise NormdetError(f"{path} is damaged or cut short: {type(error).__name__}") from error
-    return _turned(array, image.affine, AXES[axis])
+    return _turned(array, image.affine, to_ras, AXES[axis])
 
 
 def _open(path: Path) -> Any:
@@ -63,18 +64,27 @@ def _open(path: Path) -> Any:
 
 def _voxels(image: Any, shape: tuple[int, ...]) -> np.ndarray:
     scaled = image.dataobj.slope != 1 or image.dataobj.inter != 0
-    array = image.dataobj.get_scaled(np.float32) if scaled else image.dataobj.get_unscaled()
+    array = np.asarray(image.dataobj, np.float32) if scaled else image.dataobj.get_unscaled()
     if array.dtype.names or np.iscomplexobj(array):
         raise ValueError("colour or complex voxels")
     return native(np.asarray(array).reshape(shape))
 
 
+def _to_ras(affine: np.ndarray, path: Path) -> np.ndarray:
+    """Of each stored axis the anatomical one and its sign: `(3, 2)`."""
+    from nibabel import orientations
+
+    orientation = orientations.io_orientation(affine) if np.isfinite(affine).all() else affine
+    if not np.isfinite(orientation).all() or len(set(orientation[:3, 0])) != 3:
+        raise NormdetError(f"{path} does not say how its axes lie: its affine is degenerate")
+    return orientation
+
+
 def _turned(
-    array: np.ndarray, affine: np.ndarray, axis: int
+    array: np.ndarray, affine: np.ndarray, to_ras: np.ndarray, axis: int
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
     from nibabel import orientations
 
-    to_ras = orientations.io_orientation(affine)
     array = orientations.apply_orientation(array, to_ras)
     sizes = np.sqrt((affine[:3, :3] ** 2).sum(0))
     # Of stored axis i the anatomical one is to_ras[i, 0].
