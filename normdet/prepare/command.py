@@ -7,15 +7,16 @@ import os
 import shlex
 import shutil
 import tempfile
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from rich.console import Console
 from rich.progress import track
 
-from normdet.data.readers import MAX_PIXELS, Slice, nifti, read_slices
-from normdet.data.window import FORMS, Window, apply_window, parse_window, window_limits
+from normdet.data.readers import MAX_PIXELS, Slice, nifti
+from normdet.data.window import FORMS, apply_window, parse_window
+from normdet.data.windowed import read_windowed
 from normdet.errors import NormdetError
 from normdet.prepare import split as splitting
 from normdet.prepare.contact_sheet import draw
@@ -143,7 +144,14 @@ def _collect(
         for path in sorted(stack.source.paths):
             digest.update(_sha256(path))
         try:
-            for item, limits in _windowed(stack, window, request, args, faults):
+            for item, limits in read_windowed(
+                stack.source,
+                window,
+                axis=request.axis,
+                neighbours=args.neighbours,
+                max_pixels=request.max_pixels,
+                report=faults,
+            ):
                 try:
                     entry = _write_one(stack, item, limits, folder, collected, args)
                 except NormdetError as error:
@@ -156,30 +164,6 @@ def _collect(
             faults(str(error))
     collected.digest = digest.hexdigest()
     return collected
-
-
-def _windowed(
-    stack: Stack, window: Window, request: Request, args: argparse.Namespace, faults: Faults
-) -> Iterator[tuple[Slice, tuple[float, float] | None]]:
-    """The slices of a stack, with the limits that hold for all of them."""
-
-    def read(report, **options) -> Iterator[Slice]:
-        return read_slices(
-            stack.source,
-            axis=request.axis,
-            max_pixels=request.max_pixels,
-            report=report,
-            **options,
-        )
-
-    if stack.source.kind == "image":
-        # An image is held whole anyway; a volume is read again rather than held.
-        slices = list(read(faults, neighbours=args.neighbours))
-        limits = window_limits(window, slices) if slices else None
-        yield from ((item, limits) for item in slices)
-        return
-    limits = window_limits(window, read(lambda sentence: None))
-    yield from ((item, limits) for item in read(faults, neighbours=args.neighbours))
 
 
 def _write_one(

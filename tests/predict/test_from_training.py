@@ -1,4 +1,4 @@
-"""From a training run's folder alone: its config, classes and window are found beside the weights."""
+"""From a run's folder alone: config, classes and window are found beside the weights."""
 
 import json
 
