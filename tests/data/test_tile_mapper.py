@@ -16,11 +16,9 @@ VALUES = (40, 90, 140, 190)
 
 
 def config(*opts):
-    keys = {
-        "INPUT.TILE": 64, "INPUT.TILE_OVERLAP": 16, "INPUT.MIN_SIZE_TRAIN": (64,),
-        "INPUT.RANDOM_D4": False, "MODEL.DEVICE": "cpu",
-    }  # fmt: skip
-    return load_config("quickstart/gn.yaml", [*sum(map(list, keys.items()), []), *opts])
+    tiles = ["INPUT.TILE", 64, "INPUT.TILE_OVERLAP", 16, "INPUT.MIN_SIZE_TRAIN", (64,)]
+    plain = ["INPUT.RANDOM_D4", False, "MODEL.DEVICE", "cpu"]
+    return load_config("quickstart/gn.yaml", [*tiles, *plain, *opts])
 
 
 @pytest.fixture
