@@ -80,5 +80,5 @@ def test_values_that_are_no_numbers_are_refused(tmp_path):
     tifffile.imwrite(tmp_path / "a.tif", values)
     with pytest.raises(NormdetError, match="a.tif holds values that are not finite"):
         read_deep(str(tmp_path / "a.tif"), "BGR")
-    with pytest.raises(NormdetError, match="need BGR or RGB"):
-        read_deep(str(tmp_path / "a.tif"), "L")
+    with pytest.raises(NormdetError, match="need BGR, RGB or L"):
+        read_deep(str(tmp_path / "a.tif"), "YUV-BT.601")
