@@ -20,8 +20,8 @@ from normdet.data.window import FORMS, apply_window, parse_window, window_limits
 from normdet.data.windowed import read_windowed
 from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
-from normdet.inference.detector import Detector, Windowed
-from normdet.inference.tiles import check_tiling
+from normdet.inference.detector import Detector, Limits, Windowed
+from normdet.inference.tiles import Detection, check_tiling
 from normdet.predict.output import Output, forget, stamp_of
 from normdet.predict.overlay import LARGEST, draw
 from normdet.prepare.faults import Faults
@@ -69,25 +69,26 @@ def predict(args: argparse.Namespace, cfg: CfgNode, record: InputRecord, model: 
     )
     images = _Images(args, record, output, faults, _most_pixels(args, cfg))
     sources = find_sources(args.images, report=faults)
-    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-        stream = detector.stream(images.read(progress.track(sources, description="predicting")))
-        for slice_, limits, detections in stream:
-            shown = _shown(slice_, limits)
-            overlay = draw(shown, slice_.pixels.shape[:2], detections, record.classes, slice_.name)
-            source = images.sources[slice_.name]
-            output.write(slice_, stamp_of(source), _file_name(source), detections, overlay)
-            images.names.append(slice_.name)
+    try:
+        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+            tracked = progress.track(sources, description="predicting")
+            for item, limits, detections in detector.stream(images.read(tracked)):
+                images.keep(item, limits, detections)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(
+            f"stopped after {len(images.names)} images; the same command goes on with the others"
+        ) from None
     totals = output.gather(sorted(images.names))
     print(_summary(images, totals, faults.count, args.out))
     return 1 if faults.count else 0
 
 
 class _Images:
-    """The images still to be predicted, and the account of all.
+    """The images to predict, and the account of all.
 
     Attributes:
         names: of images whose results are in the output folder.
-        sources: where each image of a name comes from.
+        sources: where each image of a name comes from, and the stamp of its files.
         before: how many were there when the run began.
     """
 
@@ -102,20 +103,28 @@ class _Images:
         self._args, self._record, self._output, self._faults = args, record, output, faults
         self._max_pixels = max_pixels
         self.names: list[str] = []
-        self.sources: dict[str, Source] = {}
+        self.sources: dict[str, tuple[Source, str]] = {}
         self.before = 0
 
     def read(self, sources: Sequence[Source]) -> Iterator[Windowed]:
         """The slices that have no results yet, with their limits."""
         for source in sources:
-            stamp = stamp_of(source)
-            # A file of one image is not even opened.
-            if source.kind == "image" and self._done(source.name, stamp):
-                continue
             try:
+                stamp = stamp_of(source)
+                # A file of one image is not even opened.
+                if source.kind == "image" and self._done(source.name, stamp):
+                    continue
                 yield from self._new_slices(source, stamp)
             except NormdetError as error:
                 self._faults(str(error))
+
+    def keep(self, item: Slice, limits: Limits, detections: Sequence[Detection]) -> None:
+        """Write one image's results."""
+        classes, size = self._record.classes, item.pixels.shape[:2]
+        overlay = draw(_shown(item, limits), size, detections, classes, item.name)
+        source, stamp = self.sources[item.name]
+        self._output.write(item, stamp, _file_name(source), detections, overlay)
+        self.names.append(item.name)
 
     def _new_slices(self, source: Source, stamp: str) -> Iterator[Windowed]:
         slices = read_windowed(
@@ -130,7 +139,7 @@ class _Images:
             if item.name in self.sources:
                 self._faults(f"{item.source}: another image has the name {item.name} already")
                 continue
-            self.sources[item.name] = source
+            self.sources[item.name] = source, stamp
             if not self._done(item.name, stamp):
                 yield item, limits
 
@@ -207,7 +216,7 @@ def _most_pixels(args: argparse.Namespace, cfg: CfgNode) -> int:
     return min(args.max_pixels, MAX_WHOLE) if whole else args.max_pixels
 
 
-def _shown(item: Slice, limits: tuple[float, float] | None) -> np.ndarray:
+def _shown(item: Slice, limits: Limits) -> np.ndarray:
     """uint8 pixels to draw on: every n-th of an image far larger than its overlay will be."""
     step = max(1, max(item.pixels.shape[:2]) // (2 * LARGEST))
     small = dataclasses.replace(item, pixels=item.pixels[::step, ::step])

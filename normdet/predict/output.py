@@ -228,10 +228,17 @@ class _Table:
 
 
 def stamp_of(source: Source) -> str:
-    """Changes with the source's files and their places, and tells nothing of either."""
+    """Changes with the source's files and their places, and tells nothing of either.
+
+    Raises:
+        NormdetError: a file that is gone.
+    """
     parts = []
     for path in sorted(source.paths):
-        status = path.stat()
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise NormdetError(f"{path} cannot be read: {error.strerror}") from error
         parts.append(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}")
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 

@@ -123,6 +123,29 @@ def test_a_killed_run_leaves_whole_files_and_the_same_command_goes_on(
     assert code == 0 and not model.seen
 
 
+def test_an_interrupted_run_says_that_it_can_go_on(images, tmp_path, monkeypatch, capsys):
+    class Stopped(Seer):
+        def __call__(self, inputs):
+            if self.seen:
+                raise KeyboardInterrupt
+            return super().__call__(inputs)
+
+    out = tmp_path / "out"
+    monkeypatch.setattr("normdet.predict.main", lambda argv: run(images, out, model=Stopped()))
+    assert cli.main(["predict"]) == 130
+    assert "stopped after 1 images; the same command goes on" in capsys.readouterr().err
+
+
+def test_a_file_that_vanishes_is_a_fault(images, tmp_path, monkeypatch, capsys):
+    class Remover(Seer):
+        def __call__(self, inputs):
+            (images / "empty.png").unlink(missing_ok=True)
+            return super().__call__(inputs)
+
+    code, _ = run(images, tmp_path / "out", model=Remover())
+    assert code == 1 and "empty.png cannot be read: No such file" in capsys.readouterr().err
+
+
 def test_an_image_that_changed_is_predicted_again(images, tmp_path):
     run(images, tmp_path / "out")
     Image.fromarray(scene(60, 80, (40,))).save(images / "b.png")
