@@ -75,6 +75,7 @@ class Collected:
     written: list[Written]
     intensities: Intensities
     digest: str
+    declared: list[str]
     empty: int = 0
 
 
@@ -94,13 +95,13 @@ def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path
     written = collected.written
     if not written:
         raise NormdetError(
-            f"{request.root} gave no image ({faults.count} faults): see what was skipped above"
+            f"{request.root} gave no image ({faults.count} faults): see above"
         )
     groups = [item.group for item in written]
     given = [item.split for item in written]
     splits = splitting.assign(groups, given, args.val, args.test, args.seed)
     warnings = _warnings(written, splits, args)
-    categories = _categories(written, request.rule)
+    categories = _categories(collected)
     patients = {group: number for number, group in enumerate(dict.fromkeys(groups), start=1)}
     parts = {}
     for name in splitting.SPLITS:
@@ -115,7 +116,7 @@ def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path
         "axis": request.axis if request.kind == "nifti" else None,
         "neighbours": args.neighbours,
         "seed": args.seed,
-        "skipped": faults.count,
+        "faults": faults.count,
         "source_sha256": collected.digest,
     }
     write_json(folder / "fingerprint.json", fingerprint, indent=1)
@@ -127,10 +128,11 @@ def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path
 def _collect(
     request: Request, args: argparse.Namespace, folder: Path, faults: Faults, console: Console
 ) -> Collected:
-    collected = Collected([], Intensities(), "")
     window = parse_window(args.window)
     digest = hashlib.sha256()
     queue = list(stacks(request, faults))
+    declared = list(dict.fromkeys(name for stack in queue for name in stack.classes))
+    collected = Collected([], Intensities(), "", declared or list(request.rule.classes))
     for number in track(
         range(len(queue)),
         "preparing",
@@ -216,13 +218,12 @@ def _sha256(path: Path) -> bytes:
     return digest.digest()
 
 
-def _categories(written: Sequence[Written], rule: Labels) -> list[str]:
-    """The named classes in their order, then those met, sorted."""
-    met = {entry["category"] for item in written for entry in item.objects}
+def _categories(collected: Collected) -> list[str]:
+    """The declared classes in their order, then those met, sorted."""
+    met = {entry["category"] for item in collected.written for entry in item.objects}
     if not met:
         raise NormdetError("no image has a single object: are the labels the right ones?")
-    named = [name for name in rule.classes if name in met or len(rule.classes) > 1]
-    return [*named, *sorted(met - set(named))]
+    return [*collected.declared, *sorted(met - set(collected.declared))]
 
 
 def _warnings(
@@ -259,7 +260,7 @@ def _summary(
     if collected.empty:
         lines.append(f"empty    {collected.empty} images hold no object")
     lines += [f"note     {warning}" for warning in warnings]
-    lines.append(f"skipped  {faults.count}")
+    lines.append(f"faults   {faults.count}")
     return "\n".join(lines)
 
 

@@ -61,7 +61,7 @@ def test_a_mask_for_each_instance(nuclei, tmp_path, capsys):
     write_bowl(tmp_path / "in", nuclei)
     assert main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
     expect(tmp_path / "out", nuclei)
-    assert "skipped  0" in capsys.readouterr().out
+    assert "faults   0" in capsys.readouterr().out
 
 
 def test_connected_pieces_of_a_binary_mask(tmp_path):
@@ -168,7 +168,21 @@ def test_blood_cells(real_data, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["prepare", str(real_data / "bccd"), "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    assert "skipped  2" in printed.out and printed.err.count("(no area)") == 2
+    assert "faults   2" in printed.out and printed.err.count("(no area)") == 2
     fingerprint = json.loads((out / "fingerprint.json").read_text())
     assert sum(fingerprint["objects"].values()) == 4886
     assert fingerprint["images"] == {"train": 205, "val": 87, "test": 72}
+
+
+@pytest.mark.slow
+def test_photographs_in_cocos_own_layout(real_data, tmp_path):
+    out = tmp_path / "out"
+    assert main(["prepare", str(real_data / "coco"), "--out", str(out)]) == 0
+    fingerprint = json.loads((out / "fingerprint.json").read_text())
+    assert fingerprint["images"] == {"train": 100, "val": 100}
+    assert fingerprint["objects"] == {"train": 746, "val": 712}
+    assert len(fingerprint["classes"]) == 80 and not fingerprint["rle"]
+    annotations = json.loads((out / "val.json").read_text())["annotations"]
+    given = json.loads((real_data / "coco/annotations/instances_val2017.json").read_text())
+    expected = sorted(a["segmentation"] for a in given["annotations"])
+    assert sorted(a["segmentation"] for a in annotations) == expected
