@@ -39,6 +39,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out.absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not args.overwrite:
         raise NormdetError(f"{out} exists: name another folder, or replace it with --overwrite")
+    source = Path(os.path.realpath(args.source))
+    if source in (home := Path(os.path.realpath(out)), *home.parents):
+        raise NormdetError(f"{out} lies in the source {args.source}: name a place outside of it")
     request = Request(
         args.source,
         args.kind or detect(args.source),

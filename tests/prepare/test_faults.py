@@ -268,6 +268,11 @@ def test_options_that_make_no_sense(folder, tmp_path, option, capsys):
     assert "error" in capsys.readouterr().err
 
 
+def test_the_result_does_not_go_into_its_source(folder, capsys):
+    assert main(["prepare", str(folder), "--out", str(folder / "out")]) == 2
+    assert "lies in the source" in capsys.readouterr().err
+
+
 def test_a_source_that_is_nothing(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/notes.txt").write_text("nothing")
