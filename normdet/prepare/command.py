@@ -21,7 +21,7 @@ from normdet.prepare import split as splitting
 from normdet.prepare.contact_sheet import draw
 from normdet.prepare.faults import Faults
 from normdet.prepare.fingerprint import fingerprint_of
-from normdet.prepare.fragment import write_configs
+from normdet.prepare.fragment import scale_of, write_configs
 from normdet.prepare.kinds import KINDS, Request, detect, stacks
 from normdet.prepare.masks import Labels
 from normdet.prepare.stack import Stack
@@ -97,9 +97,7 @@ def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path
     collected = _collect(request, args, folder, faults, console)
     written = collected.written
     if not written:
-        raise NormdetError(
-            f"{request.root} gave no image ({faults.count} faults): see above"
-        )
+        raise NormdetError(f"{request.root} gave no image ({faults.count} faults): see above")
     groups = [item.group for item in written]
     given = [item.split for item in written]
     splits = splitting.assign(groups, given, args.val, args.test, args.seed)
@@ -122,6 +120,11 @@ def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path
         "faults": faults.count,
         "source_sha256": collected.digest,
     }
+    if (scale := scale_of(fingerprint)) < 1:
+        warnings.append(
+            f"images are so large that the detector sees them at {scale:.2g} of their size: cut "
+            "them into tiles first if objects are small"
+        )
     write_json(folder / "fingerprint.json", fingerprint, indent=1)
     write_configs(folder, home, fingerprint)
     draw(parts, folder / IMAGES, categories, folder / "contact_sheet.png")
