@@ -1,4 +1,4 @@
-"""The command: read, window, write, split, describe."""
+"""Make a data set that trains: COCO JSON, images, their statistics, a config and a picture."""
 
 import argparse
 import hashlib
@@ -321,5 +321,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if min(args.val, args.test) < 0 or args.val + args.test >= 1:
         raise NormdetError(f"--val {args.val} --test {args.test}: shares that leave some to train")
+    if args.neighbours < 0 or args.max_pixels < 1:
+        raise NormdetError("--neighbours and --max-pixels are counts: 0 or 1 at the least")
     parse_window(args.window)
     return args
