@@ -20,6 +20,7 @@ from PIL import Image
 from normdet.data import load_coco, quickstart
 from normdet.errors import NormdetError
 from normdet.report import figures, page
+from normdet.report.history import read_history
 
 # The norms that are compared: name in the report -> config.
 RUNS = {"GN": "quickstart/gn.yaml", "FRN+TLU": "quickstart/frn_tlu.yaml"}
@@ -108,25 +109,13 @@ def _report(output: Path, runs: Sequence[Run], results: Mapping[str, dict], data
         for name, tasks in results.items()
     }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    histories = {run.name: _history(run.folder / "metrics.json") for run in runs}
+    histories = {run.name: read_history(run.folder / "metrics.json") for run in runs}
     figures.draw_curves(histories, output / "curves.png")
     titles = {name: f"{name}: mask AP {_ap(m['segm']['AP'])}" for name, m in metrics.items()}
     figures.draw_scenes(_scenes(runs, data), titles, output / "predictions.png")
     report = _page(output, runs, metrics, histories)
     (output / "report.html").write_text(report, encoding="utf-8")
     return metrics
-
-
-def _history(file: Path) -> list[dict]:
-    """The lines of a run's metrics file; where a resumed run went over a step again, the last."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    # detectron2 counts the evaluation after the last step as one step later.
-    last = max((line["iteration"] for line in lines if "total_loss" in line), default=0)
-    entries: dict[int, dict] = {}
-    for line in lines:
-        iteration = min(line["iteration"], last)
-        entries.setdefault(iteration, {}).update(line, iteration=iteration)
-    return [entries[iteration] for iteration in sorted(entries)]
 
 
 def _scenes(runs: Sequence[Run], data: Path) -> list[figures.Scene]:

@@ -60,7 +60,8 @@ def _stacks(
         key = patient_of(path.relative_to(folder), patient)
         source = Source("image", (path,), f"{split}_{name}" if split else name)
         objects = partial(_objects, record, dataset.classes)
-        yield Stack(source, objects, key or str(path), split, key is not None)
+        classes = tuple(dataset.classes)
+        yield Stack(source, objects, key or str(path), split, key is not None, classes)
 
 
 def _objects(record: dict, classes: list[str], item: Slice) -> list[dict]:

@@ -1,4 +1,4 @@
-"""The command: read, window, write, split, describe."""
+"""Make a data set that trains: COCO JSON, images, their statistics, a config and a picture."""
 
 import argparse
 import hashlib
@@ -22,7 +22,7 @@ from normdet.prepare import split as splitting
 from normdet.prepare.contact_sheet import draw
 from normdet.prepare.faults import Faults
 from normdet.prepare.fingerprint import fingerprint_of
-from normdet.prepare.fragment import write_configs
+from normdet.prepare.fragment import scale_of, write_configs
 from normdet.prepare.kinds import KINDS, Request, detect, stacks
 from normdet.prepare.masks import Labels
 from normdet.prepare.stack import Stack
@@ -40,6 +40,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     out = args.out.absolute()
     if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not args.overwrite:
         raise NormdetError(f"{out} exists: name another folder, or replace it with --overwrite")
+    source = Path(os.path.realpath(args.source))
+    if source in (home := Path(os.path.realpath(out)), *home.parents):
+        raise NormdetError(f"{out} lies in the source {args.source}: name a place outside of it")
     request = Request(
         args.source,
         args.kind or detect(args.source),
@@ -76,6 +79,7 @@ class Collected:
     written: list[Written]
     intensities: Intensities
     digest: str
+    declared: list[str]
     empty: int = 0
 
 
@@ -94,14 +98,12 @@ def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path
     collected = _collect(request, args, folder, faults, console)
     written = collected.written
     if not written:
-        raise NormdetError(
-            f"{request.root} gave no image ({faults.count} faults): see what was skipped above"
-        )
+        raise NormdetError(f"{request.root} gave no image ({faults.count} faults): see above")
     groups = [item.group for item in written]
     given = [item.split for item in written]
     splits = splitting.assign(groups, given, args.val, args.test, args.seed)
     warnings = _warnings(written, splits, args)
-    categories = _categories(written, request.rule)
+    categories = _categories(collected)
     patients = {group: number for number, group in enumerate(dict.fromkeys(groups), start=1)}
     parts = {}
     for name in splitting.SPLITS:
@@ -116,9 +118,14 @@ def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path
         "axis": request.axis if request.kind == "nifti" else None,
         "neighbours": args.neighbours,
         "seed": args.seed,
-        "skipped": faults.count,
+        "faults": faults.count,
         "source_sha256": collected.digest,
     }
+    if (scale := scale_of(fingerprint)) < 1:
+        warnings.append(
+            f"images are so large that the detector sees them at {scale:.2g} of their size: cut "
+            "them into tiles first if objects are small"
+        )
     write_json(folder / "fingerprint.json", fingerprint, indent=1)
     write_configs(folder, home, fingerprint)
     draw(parts, folder / IMAGES, categories, folder / "contact_sheet.png")
@@ -128,10 +135,11 @@ def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path
 def _collect(
     request: Request, args: argparse.Namespace, folder: Path, faults: Faults, console: Console
 ) -> Collected:
-    collected = Collected([], Intensities(), "")
     window = parse_window(args.window)
     digest = hashlib.sha256()
     queue = list(stacks(request, faults))
+    declared = list(dict.fromkeys(name for stack in queue for name in stack.classes))
+    collected = Collected([], Intensities(), "", declared or list(request.rule.classes))
     for number in track(
         range(len(queue)),
         "preparing",
@@ -200,13 +208,12 @@ def _sha256(path: Path) -> bytes:
     return digest.digest()
 
 
-def _categories(written: Sequence[Written], rule: Labels) -> list[str]:
-    """The named classes in their order, then those met, sorted."""
-    met = {entry["category"] for item in written for entry in item.objects}
+def _categories(collected: Collected) -> list[str]:
+    """The declared classes in their order, then those met, sorted."""
+    met = {entry["category"] for item in collected.written for entry in item.objects}
     if not met:
         raise NormdetError("no image has a single object: are the labels the right ones?")
-    named = [name for name in rule.classes if name in met or len(rule.classes) > 1]
-    return [*named, *sorted(met - set(named))]
+    return [*collected.declared, *sorted(met - set(collected.declared))]
 
 
 def _warnings(
@@ -243,7 +250,7 @@ def _summary(
     if collected.empty:
         lines.append(f"empty    {collected.empty} images hold no object")
     lines += [f"note     {warning}" for warning in warnings]
-    lines.append(f"skipped  {faults.count}")
+    lines.append(f"faults   {faults.count}")
     return "\n".join(lines)
 
 
@@ -298,5 +305,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args = parser.parse_args(argv)
     if min(args.val, args.test) < 0 or args.val + args.test >= 1:
         raise NormdetError(f"--val {args.val} --test {args.test}: shares that leave some to train")
+    if args.neighbours < 0 or args.max_pixels < 1:
+        raise NormdetError("--neighbours and --max-pixels are counts: 0 or 1 at the least")
     parse_window(args.window)
     return args

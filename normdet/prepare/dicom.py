@@ -133,6 +133,8 @@ class _Segmented:
                 mask = masks[..., index]
                 if not mask.any():
                     continue
+                if len(self._rule.classes) == 1:
+                    category = self._rule.classes[0]
                 if self._rule.are_components(single):
                     rles = list(encode_labels(components(mask)).values())
                 else:

@@ -27,4 +27,4 @@ class Faults:
         if self._stop:
             raise NormdetError(f"{sentence} (--on-error skip goes on without it)")
         self.count += 1
-        self._show(f"skipped: {sentence}")
+        self._show(f"fault: {sentence}")

@@ -42,9 +42,8 @@ def anchor_sizes(sizes: Mapping[str, float], scale: float) -> list[int]:
 def scale_of(fingerprint: Mapping) -> float:
     """How much larger the detector should see the images: small objects up to four times."""
     median = fingerprint["object_size"].get("median", _OBJECT)
-    longest = max(
-        fingerprint["image_size"]["width"]["max"], fingerprint["image_size"]["height"]["max"]
-    )
+    sizes = fingerprint["image_size"]
+    longest = max(sizes["width"]["median"], sizes["height"]["median"])
     wanted = float(np.clip(_OBJECT / max(median, 1), 1, 4))
     return min(round(wanted * 2) / 2, _LONGEST / longest)
 

@@ -110,7 +110,7 @@ class label_reader:
                 volume.shape
             )
         else:
-            pages = image_reader.read_pages(self._path, max_pixels=self._max)
+            pages = image_reader.read_pages(self._path, max_pixels=self._max, indices=True)
             self._pages = [as_labels(page, str(self._path)) for page in pages]
         found = [label_values(page) for page in self._pages]
         self._values = np.unique(np.concatenate(found)) if found else np.zeros(0, int)

@@ -17,6 +17,7 @@ class Stack:
         group: what is never divided between splits, unless its slices know their patient.
         split: the part the source puts it in, or None.
         patient: whether `group` is a patient.
+        classes: those that the source declares, whether or not they occur; empty if it does not.
     """
 
     source: Source
@@ -24,3 +25,4 @@ class Stack:
     group: str
     split: str | None = None
     patient: bool = False
+    classes: tuple[str, ...] = ()

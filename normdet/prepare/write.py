@@ -1,6 +1,7 @@
 """The folder that comes out: images as they are met, annotation files at the end."""
 
 import json
+import zlib
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -39,7 +40,8 @@ def write_image(folder: Path, name: str, pixels: np.ndarray) -> tuple[str, np.nd
     file_name = f"{name}.{'png' if png else 'tif'}"
     path = folder / IMAGES / file_name
     if png:
-        Image.fromarray(pixels).save(path, compress_level=4)
+        # PNG's filters and runs alone: twice as fast as with matches, and smaller.
+        Image.fromarray(pixels).save(path, compress_level=1, compress_type=zlib.Z_RLE)
     else:
         photometric = "rgb" if pixels.ndim == 3 else "minisblack"
         # No metadata: not even the time.

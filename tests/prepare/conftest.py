@@ -1,7 +1,6 @@
 """Real nuclei with known instances, and the same as the formats of hospitals."""
 
 import json
-from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -12,13 +11,11 @@ from tests.prepare.make import Case, blobs
 
 
 @pytest.fixture(scope="session")
-def nuclei() -> list[Case]:
+def nuclei(request) -> list[Case]:
     """Four images `(H, W)` uint16 with labels that do not overlap; synthetic where data lack."""
-    import os
-
-    repo = Path(__file__).resolve().parents[2]
-    folder = Path(os.environ.get("NORMDET_TEST_DATA", repo.parent / "shared" / "data")) / "nuclei"
-    if not (folder / "val.json").is_file():
+    try:
+        folder = request.getfixturevalue("real_data") / "nuclei"
+    except pytest.skip.Exception:
         return [blobs(seed) for seed in range(4)]
     content = json.loads((folder / "val.json").read_text())
     cases = []

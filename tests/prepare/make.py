@@ -135,10 +135,7 @@ def write_segmentation(path: Path, slices: list, cases: list[Case]) -> None:
     from pydicom.sr.codedict import codes
 
     parts = [
-        case.labels[None] == value
-        for case in cases
-        for value in np.unique(case.labels)
-        if value
+        case.labels[None] == value for case in cases for value in np.unique(case.labels) if value
     ]
     owners = [i for i, case in enumerate(cases) for v in np.unique(case.labels) if v]
     array = np.zeros((len(slices), *cases[0].labels.shape, len(parts)), np.uint8)

@@ -112,11 +112,11 @@ def test_a_fault_is_skipped_and_counted_or_refused(folder, tmp_path, capsys, har
     assert main(command) == 0
     printed = capsys.readouterr()
     assert len(masks_of(tmp_path / "out")) == 3
-    assert re.search(f"skipped: .*{FAULTS[harm]}", printed.err)
-    count = int(re.search(r"skipped  (\d+)", printed.out)[1])
+    assert re.search(f"fault: .*{FAULTS[harm]}", printed.err)
+    count = int(re.search(r"faults   (\d+)", printed.out)[1])
     # A link is met both among images and among labels.
     assert 1 <= count <= 2
-    assert json.loads((tmp_path / "out/fingerprint.json").read_text())["skipped"] == count
+    assert json.loads((tmp_path / "out/fingerprint.json").read_text())["faults"] == count
     command = ["prepare", str(folder), "--out", str(tmp_path / "none"), "--on-error", "stop"]
     assert main(command) == 2
     assert re.search(FAULTS[harm], capsys.readouterr().err)
@@ -185,7 +185,7 @@ def test_a_series_with_a_gap_and_a_broken_slice(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "no slice at 7.5 mm along its normal" in printed.err
     assert f"{broken.name} has pixels that cannot be read" in printed.err
-    assert "skipped  2" in printed.out
+    assert "faults   2" in printed.out
     found = masks_of(tmp_path / "out")
     kept = [cases[index].masks for index in (0, 1, 2, 4, 6)]
     assert [found[name] for name in sorted(found)] == kept
@@ -224,7 +224,7 @@ def test_a_coco_file_that_names_what_is_not_its_own(coco, tmp_path, capsys, name
     (coco / "train.json").write_text(json.dumps(content))
     assert main(["prepare", str(coco), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
-    assert sentence in printed.err and "skipped  1" in printed.out
+    assert sentence in printed.err and "faults   1" in printed.out
     assert len(list((tmp_path / "out/images").iterdir())) == 1
     command = ["prepare", str(coco), "--out", str(tmp_path / "none"), "--on-error", "stop"]
     assert main(command) == 2
@@ -268,6 +268,11 @@ def test_options_that_make_no_sense(folder, tmp_path, option, capsys):
     assert "error" in capsys.readouterr().err
 
 
+def test_the_result_does_not_go_into_its_source(folder, capsys):
+    assert main(["prepare", str(folder), "--out", str(folder / "out")]) == 2
+    assert "lies in the source" in capsys.readouterr().err
+
+
 def test_a_source_that_is_nothing(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/notes.txt").write_text("nothing")
@@ -275,3 +280,20 @@ def test_a_source_that_is_nothing(tmp_path, capsys):
     assert "is no source that is recognized" in capsys.readouterr().err
     assert main(["prepare", str(tmp_path / "gone"), "--out", str(tmp_path / "out")]) == 2
     assert "does not exist" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("package, kind", [("pydicom", "dicom"), ("nibabel", "nifti")])
+def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch, capsys, package, kind):
+    source = tmp_path / "in"
+    write_series(source, [blobs(0)])
+    if kind == "nifti":
+        nibabel = pytest.importorskip("nibabel")
+        for path in source.iterdir():
+            path.unlink()
+        volume = nibabel.Nifti1Image(np.zeros((4, 4, 4), np.uint8), np.eye(4))
+        for name in ("a.nii", "a_seg.nii"):
+            volume.to_filename(source / name)
+    monkeypatch.setitem(sys.modules, package, None)
+    assert main(["prepare", str(source), "--out", str(tmp_path / "out")]) == 2
+    assert f"{package} is needed" in (error := capsys.readouterr().err)
+    assert "pip install normdet[medical]" in error

@@ -9,7 +9,7 @@ import tifffile
 from PIL import Image
 
 from normdet.cli import main
-from tests.prepare.make import masks_of, write_bowl, write_segmentation, write_series
+from tests.prepare.make import blobs, masks_of, write_bowl, write_segmentation, write_series
 
 nibabel = pytest.importorskip("nibabel")
 
@@ -57,16 +57,30 @@ def test_labels_beside_their_images_or_in_a_folder_of_their_own(nuclei, tmp_path
     expect(tmp_path / "b", nuclei)
 
 
+def test_labels_with_a_palette_are_read_by_number(tmp_path):
+    case = blobs(0, count=4)
+    classes = np.where(case.labels % 2, 1, 2 * (case.labels > 0)).astype(np.uint8)
+    picture = Image.fromarray(classes).convert("P")
+    picture.putpalette([0, 0, 0, 9, 9, 9, 255, 0, 0])
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    picture.save(source / "a_mask.png")
+    Image.fromarray(case.pixels).save(source / "a.png")
+    command = ["prepare", str(source), "--out", str(out), "--instances", "components"]
+    assert main([*command, "--classes", "round,flat"]) == 0
+    expect(out, [case])
+    fingerprint = json.loads((out / "fingerprint.json").read_text())
+    assert fingerprint["classes"] == {"round": 2, "flat": 2}
+
+
 def test_a_mask_for_each_instance(nuclei, tmp_path, capsys):
     write_bowl(tmp_path / "in", nuclei)
     assert main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
     expect(tmp_path / "out", nuclei)
-    assert "skipped  0" in capsys.readouterr().out
+    assert "faults   0" in capsys.readouterr().out
 
 
 def test_connected_pieces_of_a_binary_mask(tmp_path):
-    from tests.prepare.make import blobs
-
     cases = [blobs(seed) for seed in range(3)]
     source = tmp_path / "in"
     source.mkdir()
@@ -168,7 +182,21 @@ def test_blood_cells(real_data, tmp_path, capsys):
     out = tmp_path / "out"
     assert main(["prepare", str(real_data / "bccd"), "--out", str(out)]) == 0
     printed = capsys.readouterr()
-    assert "skipped  2" in printed.out and printed.err.count("(no area)") == 2
+    assert "faults   2" in printed.out and printed.err.count("(no area)") == 2
     fingerprint = json.loads((out / "fingerprint.json").read_text())
     assert sum(fingerprint["objects"].values()) == 4886
     assert fingerprint["images"] == {"train": 205, "val": 87, "test": 72}
+
+
+@pytest.mark.slow
+def test_photographs_in_cocos_own_layout(real_data, tmp_path):
+    out = tmp_path / "out"
+    assert main(["prepare", str(real_data / "coco"), "--out", str(out)]) == 0
+    fingerprint = json.loads((out / "fingerprint.json").read_text())
+    assert fingerprint["images"] == {"train": 100, "val": 100}
+    assert fingerprint["objects"] == {"train": 746, "val": 712}
+    assert len(fingerprint["classes"]) == 80 and not fingerprint["rle"]
+    annotations = json.loads((out / "val.json").read_text())["annotations"]
+    given = json.loads((real_data / "coco/annotations/instances_val2017.json").read_text())
+    expected = sorted(a["segmentation"] for a in given["annotations"])
+    assert sorted(a["segmentation"] for a in annotations) == expected

@@ -31,8 +31,13 @@ def read(source: Source, *, max_pixels: int, report: Report) -> Iterator[Slice]:
         yield Slice(pixels, name, None, None, None, path, index)
 
 
-def read_pages(path: Path, *, max_pixels: int) -> list[np.ndarray]:
+def read_pages(path: Path, *, max_pixels: int, indices: bool = False) -> list[np.ndarray]:
     """Each page `(H, W)` or `(H, W, 3)`; one but for TIFF stacks.
+
+    Args:
+        path: the file.
+        max_pixels: the largest page that is read.
+        indices: read a file with a palette as places in it, which are labels, not as colours.
 
     Raises:
         NormdetError: a file that is damaged, too large, or has neither 1, 3 nor 4 channels.
@@ -40,7 +45,7 @@ def read_pages(path: Path, *, max_pixels: int) -> list[np.ndarray]:
     try:
         if path.suffix.lower() in TIFF_SUFFIXES:
             return _read_tiff(path, max_pixels)
-        return [_read_pillow(path, max_pixels)]
+        return [_read_pillow(path, max_pixels, indices)]
     except NormdetError:
         raise
     except Exception as error:  # damaged files raise nearly anything
@@ -48,14 +53,14 @@ def read_pages(path: Path, *, max_pixels: int) -> list[np.ndarray]:
         raise NormdetError(f"{path} cannot be read as an image: {lines[0]}") from error
 
 
-def _read_pillow(path: Path, max_pixels: int) -> np.ndarray:
+def _read_pillow(path: Path, max_pixels: int, indices: bool) -> np.ndarray:
     with _own_limit(), Image.open(path) as image:
         check_size(path, image.height, image.width, max_pixels)
         if image.mode == "RGB" and ";16" in str(image.tile):
             logger.warning("%s has 16 bits a colour, of which 8 are read: save TIFF", path)
         # As detectron2 reads it: the orientation that a camera notes is applied.
         image = ImageOps.exif_transpose(image)
-        if image.mode not in _PLAIN_MODES:
+        if image.mode not in _PLAIN_MODES and not (indices and image.mode == "P"):
             image = image.convert(_CONVERTED.get(image.mode, "RGB"))
         return native(np.array(image))
 
