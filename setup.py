@@ -39,6 +39,13 @@ setup(
     extras_require={
         "dev": ["pytest", "pytest-timeout", "ruff"],
         "bench": ["timm>=0.9"],
+        "medical": [
+            "highdicom>=0.23",
+            "nibabel>=4",
+            "pydicom>=3",
+            "pylibjpeg[libjpeg,openjpeg]",
+            "scikit-image>=0.20",
+        ],
     },
     entry_points={"console_scripts": ["normdet = normdet.cli:main"]},
     classifiers=[

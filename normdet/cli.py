@@ -145,6 +145,8 @@ _DELEGATED = {
     "demo": "train FRN+TLU and GN on real microscopy, and report",
     "bench": "measure the layers and their fast forms",
     "convert": "give a trained model another norm",
+    "predict": "find objects in images: COCO JSON, overlays, label images, counts",
+    "prepare": "make images of labs and hospitals ready to train on",
     "inspect": "say what a weights file is, and which config keys it needs",
     "doctor": "say whether stored batch statistics fit your images",
 }

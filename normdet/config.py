@@ -106,6 +106,11 @@ def add_normdet_config(cfg: CfgNode) -> None:
     cfg.DATASETS.ROOT = ""
     # Train on a random one of the 8 flips and right-angle turns: for images without an up.
     cfg.INPUT.RANDOM_D4 = False
+    # Large images: train on random squares of this many pixels of them, evaluate and predict in
+    # tiles of this size whose objects are merged across seams. 0 takes images whole.
+    cfg.INPUT.TILE = 0
+    # Pixels that neighbouring tiles have in common: more than most objects measure.
+    cfg.INPUT.TILE_OVERLAP = 64
 
 
 def get(cfg: CfgNode, key: str):

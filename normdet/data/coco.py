@@ -2,21 +2,26 @@
 
 import json
 from collections import Counter
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from normdet.data.records import Dataset, box_fault, confined, first_of, warn_dropped
+from normdet.data.records import Dataset, box_fault, confined, fault, first_of, warn_dropped
+from normdet.data.rle import runs
 from normdet.errors import NormdetError
 
 # The largest file of COCO itself is 0.5 GB; json needs about ten times a file's size in memory.
 MAX_BYTES = 2 << 30
 
 
-def load_coco(json_file: str | Path, image_root: str | Path) -> Dataset:
+def load_coco(
+    json_file: str | Path,
+    image_root: str | Path,
+    report: Callable[[str], None] | None = None,
+) -> Dataset:
     """Read a COCO instances (or keypoints) file.
 
     The records are those of detectron2's `load_coco_json`. Boxes without area or outside their
@@ -25,6 +30,8 @@ def load_coco(json_file: str | Path, image_root: str | Path) -> Dataset:
     Args:
         json_file: annotations; polygons, compressed and uncompressed RLE are read.
         image_root: folder that holds every image the file names.
+        report: called with a sentence on each image and each annotation that cannot be used, which
+            is then left out; by default the first of them raises and boxes left out are counted.
 
     Raises:
         NormdetError: where the file is missing, not COCO, names images that are not there or lie
@@ -39,7 +46,7 @@ def load_coco(json_file: str | Path, image_root: str | Path) -> Dataset:
         raise NormdetError(f"{json_file} has no categories")
     _check_names(images.values(), ("file_name", "height", "width"), "image", json_file)
     _check_names(categories.values(), ("name",), "category", json_file)
-    paths = _image_paths(images, image_root, json_file)
+    paths = _image_paths(images, image_root, json_file, report)
 
     category_ids = sorted(categories)
     contiguous = {category: index for index, category in enumerate(category_ids)}
@@ -52,16 +59,23 @@ def load_coco(json_file: str | Path, image_root: str | Path) -> Dataset:
             "annotations": [],
         }
         for key, image in sorted(images.items())
+        if key in paths
     }
     dropped = []
     for key, annotation in annotations.items():
-        record = _owner(annotation, key, records, contiguous, json_file)
-        fault = _fault(annotation, key, record, json_file)
-        if fault:
-            dropped.append(f"annotation {key} of image {record['image_id']} ({fault})")
+        if annotation.get("image_id") in images.keys() - paths.keys():
+            continue
+        try:
+            record = _owner(annotation, key, records, contiguous, json_file)
+            reason = _fault(annotation, key, record, json_file)
+        except NormdetError as error:
+            fault(str(error), report)
+            continue
+        if reason:
+            dropped.append(f"annotation {key} of image {record['image_id']} ({reason})")
         else:
             record["annotations"].append(_object(annotation, contiguous))
-    warn_dropped(dropped, len(annotations), json_file)
+    warn_dropped(dropped, len(annotations), json_file, report)
     # What pycocotools reads of the truth beyond what the format demands for training.
     complete = all("area" in entry and "iscrowd" in entry for entry in annotations.values())
     return Dataset(
@@ -117,19 +131,28 @@ def _check_names(entries: Iterable[dict], keys: tuple[str, ...], kind: str, sour
                 raise NormdetError(f"{source} is not COCO: {kind} {entry['id']} has no {key}")
 
 
-def _image_paths(images: dict[int, dict], image_root: Path, json_file: Path) -> dict[int, Path]:
+def _image_paths(
+    images: dict[int, dict],
+    image_root: Path,
+    json_file: Path,
+    report: Callable[[str], None] | None,
+) -> dict[int, Path]:
     if not image_root.is_dir():
         raise NormdetError(f"image folder {image_root} does not exist")
-    paths = {
-        key: confined(image_root, image["file_name"], json_file) for key, image in images.items()
-    }
-    missing = [str(path) for path in paths.values() if not path.is_file()]
+    paths = {}
+    for key, image in images.items():
+        try:
+            paths[key] = confined(image_root, image["file_name"], json_file)
+        except NormdetError as error:
+            fault(str(error), report)
+    missing = {key: str(path) for key, path in paths.items() if not path.is_file()}
     if missing:
-        raise NormdetError(
+        fault(
             f"{json_file} names {len(missing)} images (of {len(paths)}) that do not exist: "
-            f"{first_of(missing)}"
+            f"{first_of(missing.values())}",
+            report,
         )
-    return paths
+    return {key: path for key, path in paths.items() if key not in missing}
 
 
 def _owner(
@@ -164,29 +187,14 @@ def _fault(annotation: dict, key: int, record: dict, json_file: Path) -> str | N
 
 
 def _covers(counts: Any, height: int, width: int) -> bool:
-    """Whether the runs of an RLE fill the image: pycocotools leaves what they lack to chance.
-
-    The compressed form is COCO's: five bits a character, low ones first, the sixth says that the
-    number goes on; from the fourth run on each is the difference to the run before the last.
-    """
+    """Whether the runs of an RLE fill the image: pycocotools leaves what they lack to chance."""
     if isinstance(counts, str):
-        runs: list[int] = []
-        value = shift = 0
-        for character in counts:
-            bits = ord(character) - 48
-            if not 0 <= bits < 64:
-                return False
-            value |= (bits & 31) << shift
-            shift += 5
-            if not bits & 32:
-                value -= (bits >> 4 & 1) << shift
-                runs.append(value + (runs[-2] if len(runs) > 2 else 0))
-                value = shift = 0
+        lengths = runs(counts)
     elif isinstance(counts, list) and all(isinstance(run, int) for run in counts):
-        runs = counts
+        lengths = counts
     else:
         return False
-    return min(runs, default=-1) >= 0 and sum(runs) == height * width
+    return bool(lengths) and min(lengths) >= 0 and sum(lengths) == height * width
 
 
 def _polygons(segmentation: list) -> list[list[float]]:

@@ -3,7 +3,7 @@
 import logging
 import math
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -46,12 +46,31 @@ def box_fault(x0: float, y0: float, x1: float, y1: float, width: int, height: in
     return None
 
 
-def warn_dropped(dropped: Sequence[str], total: int, source: Path) -> None:
-    """One line saying how many of `total` boxes were left out of `source`, naming the first."""
-    if dropped:
+def warn_dropped(
+    dropped: Sequence[str], total: int, source: Path, report: Callable[[str], None] | None = None
+) -> None:
+    """One line saying how many of `total` boxes were left out of `source`, naming the first.
+
+    Where there is a `report`, it is called with a sentence on each instead.
+    """
+    if report:
+        for phrase in dropped:
+            report(f"{source}: left out {phrase}")
+    elif dropped:
         logger.warning(
             "%s: left out %d of %d boxes: %s", source, len(dropped), total, first_of(dropped)
         )
+
+
+def fault(sentence: str, report: Callable[[str], None] | None) -> None:
+    """Call `report`, or raise where there is none.
+
+    Raises:
+        NormdetError: `sentence`.
+    """
+    if report is None:
+        raise NormdetError(sentence)
+    report(sentence)
 
 
 def first_of(items: Iterable[str]) -> str:

@@ -1,24 +1,31 @@
 """Pascal VOC folders with any class names."""
 
 import xml.etree.ElementTree as ET
+from collections.abc import Callable
 from pathlib import Path
 
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from normdet.data.records import Dataset, box_fault, confined, first_of, warn_dropped
+from normdet.data.records import Dataset, box_fault, confined, fault, first_of, warn_dropped
 from normdet.errors import NormdetError
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
-def load_voc(folder: str | Path, image_set: str) -> Dataset:
+def load_voc(
+    folder: str | Path, image_set: str, report: Callable[[str], None] | None = None
+) -> Dataset:
     """Read `folder/ImageSets/Main/<image_set>.txt` and what it names.
 
     The records are those of detectron2's `load_voc_instances` (1-based corners, `difficult`
     objects included). The classes are all names that occur in `folder/Annotations`, sorted, so
     every image set of a folder has the same ones. Boxes without area or outside their image are
     left out with one warning that counts them.
+
+    Args:
+        report: called with a sentence on each image and each box that cannot be used, which is then
+            left out; by default the first broken image raises and boxes left out are counted.
 
     Raises:
         NormdetError: where a file is missing, is not VOC, or lies outside `folder`.
@@ -29,47 +36,62 @@ def load_voc(folder: str | Path, image_set: str) -> Dataset:
         raise NormdetError(
             f"{folder} is not a Pascal VOC folder with a set {image_set!r}: no {listing}"
         )
-    classes = _classes(folder / "Annotations")
+    classes = _classes(folder / "Annotations", report)
     # A line may carry a second column: VOC's per-class sets do.
     stems = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
-    records, dropped, total = [], [], 0
+    records: list[dict] = []
+    dropped: list[str] = []
+    total = 0
     for number, stem in enumerate(stems, start=1):
-        tree = _parse(confined(folder / "Annotations", f"{stem}.xml", listing))
-        image = _image(folder / "JPEGImages", stem, listing)
-        with Image.open(image) as header:
-            width, height = header.size
-        objects = []
-        for item in tree.iter("object"):
-            total += 1
-            x0, y0, x1, y1 = _corners(item, stem)
-            # Read as VOC means them, equal corners are one pixel; in practice they are a slip.
-            if fault := box_fault(x0, y0, x1, y1, width, height):
-                dropped.append(f"{item.findtext('name')} in {stem}.xml ({fault})")
-                continue
-            objects.append(
-                {
-                    "bbox": [x0 - 1, y0 - 1, x1, y1],
-                    "bbox_mode": BoxMode.XYXY_ABS,
-                    "category_id": classes.index(item.findtext("name")),
-                }
-            )
-        records.append(
-            {
-                "file_name": str(image),
-                "image_id": number,
-                "height": height,
-                "width": width,
-                "annotations": objects,
-            }
-        )
-    warn_dropped(dropped, total, listing)
+        try:
+            record, faulty = _record(folder, stem, classes, listing)
+        except NormdetError as error:
+            fault(str(error), report)
+            continue
+        records.append({**record, "image_id": number})
+        dropped += faulty
+        total += len(record["annotations"]) + len(faulty)
+    warn_dropped(dropped, total, listing, report)
     ids = list(range(len(classes)))
     return Dataset(records, classes, ids, None, folder / "JPEGImages", dropped)
 
 
-def _classes(annotations: Path) -> list[str]:
-    files = sorted(annotations.glob("*.xml"))
-    names = {item.findtext("name") for path in files for item in _parse(path).iter("object")}
+def _record(folder: Path, stem: str, classes: list[str], listing: Path) -> tuple[dict, list[str]]:
+    """An image's record, and a phrase on each of its boxes that is left out."""
+    tree = _parse(confined(folder / "Annotations", f"{stem}.xml", listing))
+    image = _image(folder / "JPEGImages", stem, listing)
+    try:
+        with Image.open(image) as header:
+            width, height = header.size
+    except Exception as error:  # a damaged file raises nearly anything
+        raise NormdetError(f"{image} is not an image that can be read") from error
+    objects, dropped = [], []
+    for item in tree.iter("object"):
+        x0, y0, x1, y1 = _corners(item, stem)
+        # Read as VOC means them, equal corners are one pixel; in practice they are a slip.
+        if reason := box_fault(x0, y0, x1, y1, width, height):
+            dropped.append(f"{item.findtext('name')} in {stem}.xml ({reason})")
+            continue
+        objects.append(
+            {
+                "bbox": [x0 - 1, y0 - 1, x1, y1],
+                "bbox_mode": BoxMode.XYXY_ABS,
+                "category_id": classes.index(item.findtext("name")),
+            }
+        )
+    record = {"file_name": str(image), "height": height, "width": width, "annotations": objects}
+    return record, dropped
+
+
+def _classes(annotations: Path, report: Callable[[str], None] | None) -> list[str]:
+    names = set()
+    for path in sorted(annotations.glob("*.xml")):
+        try:
+            names |= {item.findtext("name") for item in _parse(path).iter("object")}
+        except NormdetError:
+            # Named again when its own turn comes.
+            if report is None:
+                raise
     if not names or None in names:
         raise NormdetError(f"{annotations} holds no Pascal VOC objects with names")
     return sorted(names)

@@ -19,6 +19,7 @@ from torch import nn
 
 from normdet.config import load_config
 from normdet.data import register_datasets
+from normdet.data.input_record import write_record
 from normdet.engine.launch import launch
 from normdet.engine.log import setup_logging
 from normdet.engine.summary import (
@@ -191,6 +192,7 @@ def _show_start(cfg: CfgNode, model: nn.Module, report: LoadReport, folder: Path
     logger.info("parts of the model:\n%s", text)
     if warning := batch_of_one(cfg, model, comm.get_world_size()):
         logger.warning("%s", warning)
+    write_record(cfg, folder)
     (folder / "norms.txt").write_text(text + "\n")
     (folder / "norms.json").write_text(json.dumps(rows, indent=1) + "\n")
     if report.source:

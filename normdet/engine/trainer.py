@@ -8,6 +8,7 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
+from detectron2.data import build_detection_test_loader
 from detectron2.engine import DefaultTrainer, HookBase, TrainerBase, create_ddp_model, hooks
 from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
@@ -18,7 +19,7 @@ from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
 
-from normdet.data import register_datasets
+from normdet.data import build_mapper, register_datasets
 from normdet.engine.hooks import NormPage, NormScalars, ProgressBar
 from normdet.engine.launch import Interrupted
 from normdet.engine.loader import build_train_loader, derived_seed
@@ -27,6 +28,7 @@ from normdet.engine.signals import StopRequest
 from normdet.engine.step import AMP_DTYPES, NonFiniteLoss, TrainStep
 from normdet.errors import NormdetError
 from normdet.evaluation import build_evaluator
+from normdet.inference.tiled_model import TiledModel
 from normdet.solver import build_optimizer
 from normdet.weights.checkpointer import Checkpointer
 
@@ -203,16 +205,25 @@ class Trainer(DefaultTrainer):
     def test(
         cls, cfg: CfgNode, model: nn.Module, evaluators: list[DatasetEvaluator] | None = None
     ) -> dict:
-        """Evaluate `model` on `DATASETS.TEST`, with test-time augmentation if `TEST.AUG` asks.
+        """Evaluate `model` on `DATASETS.TEST`, in tiles or with augmentation if `cfg` asks.
 
         Returns:
             On rank 0 `{task: {metric: value}}`, by dataset if there are several; {} elsewhere.
         """
-        if cfg.TEST.AUG.ENABLED:
+        if cfg.INPUT.TILE:
+            if cfg.TEST.AUG.ENABLED:
+                raise NormdetError("TEST.AUG.ENABLED takes whole images: set INPUT.TILE 0")
+            model = TiledModel(model, cfg)
+        elif cfg.TEST.AUG.ENABLED:
             model = GeneralizedRCNNWithTTA(cfg, model)
         # pycocotools prints; its lines belong into the log.
         with contextlib.redirect_stdout(LoggedOutput(logging.getLogger("detectron2.pycocotools"))):
             return super().test(cfg, model, evaluators)
+
+    @classmethod
+    def build_test_loader(cls, cfg: CfgNode, dataset_name: str) -> DataLoader:
+        """detectron2's, through our mapper."""
+        return build_detection_test_loader(cfg, dataset_name, mapper=build_mapper(cfg, False))
 
     @classmethod
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:

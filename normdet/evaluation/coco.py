@@ -10,6 +10,26 @@ from detectron2.evaluation import COCOEvaluator
 
 from normdet.errors import NormdetError
 
+# Detections of an image of tiles that count.
+MOST_IN_TILES = 100_000
+
+
+class TilesEvaluator(COCOEvaluator):
+    """detectron2's, which also takes the detections of a :class:`TiledModel` in their RLE."""
+
+    def process(self, inputs: list[dict], outputs: list[dict]) -> None:
+        """Take in what a model found in some images."""
+        for example, output in zip(inputs, outputs, strict=True):
+            if "detections" not in output:
+                super().process([example], [output])
+                continue
+            key, size = example["image_id"], (example["height"], example["width"])
+            results = [
+                {"image_id": key, "category_id": one.category, **one.as_coco(*size)}
+                for one in output["detections"]
+            ]
+            self._predictions.append({"image_id": key, "instances": results})
+
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
@@ -45,11 +65,13 @@ def build_evaluator(
     tasks = ["bbox"]
     tasks += ["segm"] if cfg.MODEL.MASK_ON else []
     tasks += ["keypoints"] if cfg.MODEL.KEYPOINT_ON else []
-    return COCOEvaluator(
+    # COCO counts 100 detections an image; where a model is asked for more, all of them count.
+    most = max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
+    return TilesEvaluator(
         dataset_name,
         tasks=tuple(tasks),
         output_dir=str(output_dir),
-        # COCO counts 100 detections an image; where a model is asked for more, all of them count.
-        max_dets_per_image=max(100, cfg.TEST.DETECTIONS_PER_IMAGE),
+        # The model's number is one tile's: a large image has any number of them.
+        max_dets_per_image=MOST_IN_TILES if cfg.INPUT.TILE else most,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
     )

@@ -83,7 +83,7 @@ def draw_scenes(scenes: Sequence[Scene], titles: Mapping[str, str], path: Path) 
     grid = figure.subplots(len(scenes), columns, squeeze=False)
     for row, scene in zip(grid, scenes, strict=True):
         for axes in row:
-            axes.imshow(_brightened(scene.image), cmap="gray", vmin=0, vmax=1)
+            axes.imshow(brightened(scene.image), cmap="gray", vmin=0, vmax=1)
             axes.set_axis_off()
         _outline(row[1], scene.truth, TRUTH)
         for axes, name in zip(row[2:], titles, strict=True):
@@ -151,7 +151,7 @@ def _outline(axes: Axes, masks: np.ndarray, colour: str, **style) -> None:
         axes.set(xlim=(-0.5, width - 0.5), ylim=(height - 0.5, -0.5))
 
 
-def _brightened(image: np.ndarray) -> np.ndarray:
+def brightened(image: np.ndarray) -> np.ndarray:
     """Grey values for the eye, in [0, 1]: a few very bright spots would leave the rest black."""
     low, high = np.percentile(image, (1, 99.5))
     return np.clip((image - low) / max(high - low, 1), 0, 1) ** 0.7

@@ -19,6 +19,7 @@ from normdet.errors import NormdetError
 from .checks import check_weights
 from .facts import describe
 from .files import TEMPORARY_SUFFIX, UnreadableFileError, atomic_file, load_file, save_file
+from .grey import sum_stem_channels
 from .importers import Imported, import_weights, not_finite, unwrap
 
 
@@ -236,6 +237,7 @@ class Checkpointer(DetectionCheckpointer):
         if self.cfg is not None:
             report.warnings = check_weights(self.cfg, imported, report.source)
         state = self.model.state_dict()
+        report.warnings += sum_stem_channels(state, imported.model)
         checkpoint.pop("matching_heuristics", None)
         if imported.partial:
             checkpoint["model"] = _align(state, imported.model, report.source)

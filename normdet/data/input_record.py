@@ -1,0 +1,79 @@
+"""What a model was trained to see and name, kept beside its checkpoints for `normdet predict`."""
+
+import json
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from detectron2.config import CfgNode
+from detectron2.data import MetadataCatalog
+
+from normdet.errors import NormdetError
+
+FILE = "input.json"
+
+
+@dataclass(frozen=True)
+class InputRecord:
+    """How images became the model's input, and what its classes are.
+
+    Attributes:
+        classes: names, in the order of the model's classes.
+        category_ids: the annotation file's id of each.
+        window: as :func:`normdet.data.window.parse_window` reads it.
+        axis: along which volumes are cut.
+        neighbours: see :func:`normdet.data.readers.read_slices`.
+    """
+
+    classes: list[str]
+    category_ids: list[int]
+    window: str = "auto"
+    axis: str = "axial"
+    neighbours: int = 0
+
+
+def write_record(cfg: CfgNode, folder: Path) -> None:
+    """Write the record of the registered datasets of `cfg` into `folder`.
+
+    The window is that of the `fingerprint.json` that `normdet prepare` left in `DATASETS.ROOT`.
+    """
+    metadata = MetadataCatalog.get(cfg.DATASETS.TRAIN[0])
+    classes = list(metadata.get("thing_classes", []))
+    ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
+    ids = sorted(ids, key=ids.get) or list(range(1, len(classes) + 1))
+    record = InputRecord(classes, ids, **_prepared(Path(cfg.DATASETS.ROOT or ".")))
+    (folder / FILE).write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n")
+
+
+def read_record(cfg: CfgNode, folder: Path) -> InputRecord:
+    """The record in `folder`; without one numbered classes, and the window of `DATASETS.ROOT`.
+
+    Raises:
+        NormdetError: a record that cannot be read, or of another number of classes.
+    """
+    part = "RETINANET" if cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet") else "ROI_HEADS"
+    count = cfg.MODEL[part].NUM_CLASSES
+    file = folder / FILE
+    if not file.is_file():
+        names = [f"class {number}" for number in range(1, count + 1)]
+        prepared = _prepared(Path(cfg.DATASETS.ROOT or "."))
+        return InputRecord(names, list(range(1, count + 1)), **prepared)
+    try:
+        record = InputRecord(**json.loads(file.read_text()))
+    except (OSError, ValueError, TypeError) as error:
+        raise NormdetError(f"{file} cannot be read: {error}") from error
+    if len(record.classes) != count or len(record.category_ids) != count:
+        raise NormdetError(
+            f"{file} names {len(record.classes)} classes, MODEL.{part}.NUM_CLASSES is {count}"
+        )
+    return record
+
+
+def _prepared(root: Path) -> dict:
+    """What `normdet prepare` did to the images of a data set; {} if it did not make it."""
+    try:
+        content = json.loads((root / "fingerprint.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    kinds = {"window": str, "axis": str, "neighbours": int}
+    known = content if isinstance(content, dict) else {}
+    return {key: known[key] for key, kind in kinds.items() if isinstance(known.get(key), kind)}

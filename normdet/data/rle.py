@@ -1,0 +1,120 @@
+"""COCO's run lengths, and masks kept as the piece that holds them: cheap in images of any size."""
+
+from dataclasses import dataclass
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+
+def runs(counts: str | bytes) -> list[int] | None:
+    """The run lengths of a compressed RLE, or None where it is none.
+
+    COCO's form: five bits a character, low ones first, the sixth says that the number goes on;
+    from the fourth run on each is the difference to the run before the last.
+    """
+    counts = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
+    lengths: list[int] = []
+    value = shift = 0
+    for byte in counts:
+        bits = byte - 48
+        if not 0 <= bits < 64:
+            return None
+        value |= (bits & 31) << shift
+        shift += 5
+        if not bits & 32:
+            value -= (bits >> 4 & 1) << shift
+            lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
+            value = shift = 0
+    return lengths
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A mask as its tight rectangle in an image.
+
+    Attributes:
+        x: column of the rectangle's left edge.
+        y: row of its upper edge.
+        mask: `(h, w)` bool.
+    """
+
+    x: int
+    y: int
+    mask: np.ndarray
+
+    @classmethod
+    def of(cls, mask: np.ndarray, x: int = 0, y: int = 0) -> "Piece":
+        """The piece of a mask `(H, W)` whose upper left pixel is `(x, y)`; empty if it is."""
+        rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
+        if not len(rows):
+            return cls(x, y, np.zeros((0, 0), bool))
+        top, left = int(rows[0]), int(columns[0])
+        tight = mask[top : rows[-1] + 1, left : columns[-1] + 1]
+        return cls(x + left, y + top, tight.astype(bool))
+
+    @classmethod
+    def from_rle(cls, rle: dict) -> "Piece":
+        """The piece of a compressed RLE, in time and memory of the object, not of the image."""
+        height = rle["size"][0]
+        ends = np.cumsum(runs(rle["counts"]) or [0])
+        starts, ends = ends[:-1:2], ends[1::2]
+        flat = np.concatenate(
+            [np.arange(a, b) for a, b in zip(starts, ends, strict=True)] or [np.zeros(0, int)]
+        )
+        if not len(flat):
+            return cls(0, 0, np.zeros((0, 0), bool))
+        columns, rows = np.divmod(flat, height)
+        x, y = int(columns.min()), int(rows.min())
+        mask = np.zeros((rows.max() - y + 1, columns.max() - x + 1), bool)
+        mask[rows - y, columns - x] = True
+        return cls(x, y, mask)
+
+    @property
+    def box(self) -> tuple[int, int, int, int]:
+        """Left, top, right, bottom; the last two are the first column and row outside."""
+        height, width = self.mask.shape
+        return self.x, self.y, self.x + width, self.y + height
+
+    @property
+    def area(self) -> int:
+        """How many pixels it has."""
+        return int(np.count_nonzero(self.mask))
+
+    def within(self, box: tuple[int, int, int, int]) -> np.ndarray:
+        """The mask inside `box`: the pixels of the piece's and the box's common rectangle."""
+        x0, y0, x1, y1 = box
+        left, top = max(x0 - self.x, 0), max(y0 - self.y, 0)
+        return self.mask[top : max(y1 - self.y, top), left : max(x1 - self.x, left)]
+
+    def filled(self, box: tuple[int, int, int, int]) -> np.ndarray:
+        """`(H, W)` bool of all that `box` holds."""
+        x0, y0, x1, y1 = box
+        out = np.zeros((y1 - y0, x1 - x0), bool)
+        part = self.within(box)
+        top, left = max(self.y - y0, 0), max(self.x - x0, 0)
+        out[top : top + part.shape[0], left : left + part.shape[1]] = part
+        return out
+
+    def shared(self, other: "Piece") -> int:
+        """How many pixels both have."""
+        mine, others = self.within(other.box), other.within(self.box)
+        return int(np.count_nonzero(mine & others)) if mine.size and others.size else 0
+
+    def joined(self, other: "Piece") -> "Piece":
+        """All pixels of both."""
+        corners = np.array([self.box, other.box])
+        box = (*corners[:, :2].min(0).tolist(), *corners[:, 2:].max(0).tolist())
+        return Piece(box[0], box[1], self.filled(box) | other.filled(box))
+
+    def rle(self, height: int, width: int) -> dict:
+        """The compressed RLE in an image `(height, width)`, its counts as text."""
+        columns, rows = np.nonzero(self.mask.T)
+        flat = (columns + self.x) * height + rows + self.y
+        firsts = np.flatnonzero(np.diff(flat, prepend=-2) != 1)
+        starts = flat[firsts]
+        ends = flat[np.append(firsts[1:], len(flat)) - 1] + 1 if len(flat) else starts
+        edges = np.stack([starts, ends], 1).reshape(-1)
+        counts = np.diff(edges, prepend=0, append=height * width).tolist()
+        counts = counts[:-1] if counts[-1] == 0 and len(counts) > 1 else counts
+        rle = mask_util.frPyObjects({"counts": counts, "size": [height, width]}, height, width)
+        return {"size": [height, width], "counts": rle["counts"].decode()}

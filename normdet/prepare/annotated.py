@@ -1,0 +1,96 @@
+"""COCO files and Pascal VOC folders, through the readers that training uses."""
+
+from collections.abc import Iterator
+from functools import partial
+from pathlib import Path
+
+import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode
+
+from normdet.data.coco import load_coco
+from normdet.data.readers import Report, Slice, Source
+from normdet.data.readers.find import unique_name
+from normdet.data.records import Dataset
+from normdet.data.voc import load_voc
+from normdet.errors import NormdetError
+from normdet.prepare.layout import patient_of, split_of
+from normdet.prepare.stack import Stack
+
+
+def coco_stacks(
+    files: list[Path], images: Path | None, root: Path, patient: str | None, report: Report
+) -> Iterator[Stack]:
+    """The images of COCO files; a file named train, val or test is that split."""
+    for file in files:
+        folder = images or _image_folder(file, root)
+        dataset = load_coco(file, folder, report)
+        yield from _stacks(dataset, folder, split_of(file.stem), patient)
+
+
+def voc_stacks(root: Path, patient: str | None, report: Report) -> Iterator[Stack]:
+    """The images of every set among train, val and test."""
+    sets = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
+    chosen = [name for name in sets if name in ("train", "val", "test")] or sets
+    if "trainval" in chosen and len(chosen) > 1:
+        chosen.remove("trainval")
+    if not chosen:
+        raise NormdetError(f"{root} has no image set in ImageSets/Main")
+    for name in chosen:
+        dataset = load_voc(root, name, report)
+        yield from _stacks(dataset, root / "JPEGImages", split_of(name), patient)
+
+
+def _image_folder(file: Path, root: Path) -> Path:
+    """Where a COCO file's images are likely to be: a folder named after it, or `images`."""
+    split = file.stem.removeprefix("instances_")
+    for place in (file.parent, root):
+        for name in (split, f"images/{split}", "images"):
+            if (place / name).is_dir():
+                return place / name
+    return file.parent
+
+
+def _stacks(
+    dataset: Dataset, folder: Path, split: str | None, patient: str | None
+) -> Iterator[Stack]:
+    taken: dict[str, int] = {}
+    for record in dataset.records:
+        path = Path(record["file_name"])
+        name = unique_name(path, folder, taken)
+        key = patient_of(path.relative_to(folder), patient)
+        source = Source("image", (path,), f"{split}_{name}" if split else name)
+        objects = partial(_objects, record, dataset.classes)
+        classes = tuple(dataset.classes)
+        yield Stack(source, objects, key or str(path), split, key is not None, classes)
+
+
+def _objects(record: dict, classes: list[str], item: Slice) -> list[dict]:
+    height, width = item.pixels.shape[:2]
+    if (height, width) != (record["height"], record["width"]):
+        raise NormdetError(
+            f"{item.source} has {width}x{height} pixels, its annotations are for "
+            f"{record['width']}x{record['height']}"
+        )
+    return [_object(entry, classes, height, width) for entry in record["annotations"]]
+
+
+def _object(entry: dict, classes: list[str], height: int, width: int) -> dict:
+    x0, y0, x1, y1 = BoxMode.convert(entry["bbox"], entry["bbox_mode"], BoxMode.XYXY_ABS)
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    result = {
+        "category": classes[entry["category_id"]],
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": (x1 - x0) * (y1 - y0),
+        "iscrowd": entry.get("iscrowd", 0),
+    }
+    if mask := entry.get("segmentation"):
+        if isinstance(mask, dict):
+            counts = mask["counts"]
+            rle = mask
+            text = counts.decode() if isinstance(counts, bytes) else counts
+            result["segmentation"] = {"size": mask["size"], "counts": text}
+        else:
+            rle = mask_util.merge(mask_util.frPyObjects(mask, height, width))
+            result["segmentation"] = mask
+        result["area"] = int(mask_util.area(rle))
+    return result

@@ -1,0 +1,311 @@
+"""Make a data set that trains: COCO JSON, images, their statistics, a config and a picture."""
+
+import argparse
+import hashlib
+import json
+import os
+import shlex
+import shutil
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from rich.console import Console
+from rich.progress import track
+
+from normdet.data.readers import MAX_PIXELS, Slice, nifti
+from normdet.data.window import FORMS, apply_window, parse_window
+from normdet.data.windowed import read_windowed
+from normdet.errors import NormdetError
+from normdet.prepare import split as splitting
+from normdet.prepare.contact_sheet import draw
+from normdet.prepare.faults import Faults
+from normdet.prepare.fingerprint import fingerprint_of
+from normdet.prepare.fragment import scale_of, write_configs
+from normdet.prepare.kinds import KINDS, Request, detect, stacks
+from normdet.prepare.masks import Labels
+from normdet.prepare.stack import Stack
+from normdet.prepare.statistics import Intensities
+from normdet.prepare.write import IMAGES, Written, coco_content, write_image, write_json
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare what the arguments name.
+
+    Raises:
+        NormdetError: a source that cannot be read, or an output folder that cannot be written.
+    """
+    args = _parse(argv)
+    out = args.out.absolute()
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not args.overwrite:
+        raise NormdetError(f"{out} exists: name another folder, or replace it with --overwrite")
+    source = Path(os.path.realpath(args.source))
+    if source in (home := Path(os.path.realpath(out)), *home.parents):
+        raise NormdetError(f"{out} lies in the source {args.source}: name a place outside of it")
+    request = Request(
+        args.source,
+        args.kind or detect(args.source),
+        args.images,
+        args.labels,
+        Labels(args.instances, tuple(filter(None, (args.classes or "").split(",")))),
+        args.patient,
+        args.axis,
+        args.max_pixels,
+    )
+    try:
+        out.parent.mkdir(parents=True, exist_ok=True)
+        workshop = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise NormdetError(f"{out.parent} cannot be written: {error.strerror}") from error
+    try:
+        folder = workshop / "data"
+        summary = prepare(request, args, folder, out)
+        _replace(folder, out, workshop / "old")
+    except OSError as error:
+        raise NormdetError(f"{out} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
+    print(summary)
+    print(f"look at  {out / 'contact_sheet.png'}")
+    print(f"then     {shlex.join(['normdet', 'train', '--config-file', str(out / 'train.yaml')])}")
+    return 0
+
+
+@dataclass
+class Collected:
+    """What was read: images written, and what is told of them."""
+
+    written: list[Written]
+    intensities: Intensities
+    digest: str
+    declared: list[str]
+    empty: int = 0
+
+
+def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path) -> str:
+    """Write a whole data set into `folder`, which will be moved to `home`.
+
+    Returns:
+        A few lines on what it holds.
+    """
+    console = Console(stderr=True)
+    faults = Faults(
+        args.on_error,
+        lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    (folder / IMAGES).mkdir(parents=True)
+    collected = _collect(request, args, folder, faults, console)
+    written = collected.written
+    if not written:
+        raise NormdetError(f"{request.root} gave no image ({faults.count} faults): see above")
+    groups = [item.group for item in written]
+    given = [item.split for item in written]
+    splits = splitting.assign(groups, given, args.val, args.test, args.seed)
+    warnings = _warnings(written, splits, args)
+    categories = _categories(collected)
+    patients = {group: number for number, group in enumerate(dict.fromkeys(groups), start=1)}
+    parts = {}
+    for name in splitting.SPLITS:
+        members = [item for item, where in zip(written, splits, strict=True) if where == name]
+        if members:
+            parts[name] = members
+            write_json(folder / f"{name}.json", coco_content(members, categories, patients))
+    fingerprint = fingerprint_of(parts, categories, collected.intensities.summary())
+    fingerprint |= {
+        "kind": request.kind,
+        "window": args.window,
+        "axis": request.axis if request.kind == "nifti" else None,
+        "neighbours": args.neighbours,
+        "seed": args.seed,
+        "faults": faults.count,
+        "source_sha256": collected.digest,
+    }
+    if (scale := scale_of(fingerprint)) < 1:
+        warnings.append(
+            f"images are so large that the detector sees them at {scale:.2g} of their size: cut "
+            "them into tiles first if objects are small"
+        )
+    write_json(folder / "fingerprint.json", fingerprint, indent=1)
+    write_configs(folder, home, fingerprint)
+    draw(parts, folder / IMAGES, categories, folder / "contact_sheet.png")
+    return _summary(parts, categories, faults, warnings, collected)
+
+
+def _collect(
+    request: Request, args: argparse.Namespace, folder: Path, faults: Faults, console: Console
+) -> Collected:
+    window = parse_window(args.window)
+    digest = hashlib.sha256()
+    queue = list(stacks(request, faults))
+    declared = list(dict.fromkeys(name for stack in queue for name in stack.classes))
+    collected = Collected([], Intensities(), "", declared or list(request.rule.classes))
+    for number in track(
+        range(len(queue)),
+        "preparing",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ):
+        # Let go of when done: a stack may hold its labels.
+        stack, queue[number] = queue[number], None
+        for path in sorted(stack.source.paths):
+            digest.update(_sha256(path))
+        try:
+            for item, limits in read_windowed(
+                stack.source,
+                window,
+                axis=request.axis,
+                neighbours=args.neighbours,
+                max_pixels=request.max_pixels,
+                report=faults,
+            ):
+                try:
+                    entry = _write_one(stack, item, limits, folder, collected, args)
+                except NormdetError as error:
+                    faults(str(error))
+                    continue
+                if entry:
+                    collected.written.append(entry)
+                    digest.update(json.dumps(entry.objects).encode())
+        except NormdetError as error:
+            faults(str(error))
+    collected.digest = digest.hexdigest()
+    return collected
+
+
+def _write_one(
+    stack: Stack,
+    item: Slice,
+    limits: tuple[float, float] | None,
+    folder: Path,
+    collected: Collected,
+    args: argparse.Namespace,
+) -> Written | None:
+    objects = stack.objects(item)
+    collected.empty += not objects
+    if not objects and args.skip_empty:
+        return None
+    collected.intensities.add(item.pixels, objects)
+    file_name, sums = write_image(folder, item.name, apply_window(item.pixels, limits))
+    return Written(
+        file_name,
+        *item.pixels.shape[:2],
+        objects,
+        item.patient or stack.group,
+        stack.split,
+        item.patient is not None or stack.patient,
+        item.spacing,
+        sums,
+    )
+
+
+def _sha256(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    with open(path, "rb") as file:
+        while block := file.read(1 << 20):
+            digest.update(block)
+    return digest.digest()
+
+
+def _categories(collected: Collected) -> list[str]:
+    """The declared classes in their order, then those met, sorted."""
+    met = {entry["category"] for item in collected.written for entry in item.objects}
+    if not met:
+        raise NormdetError("no image has a single object: are the labels the right ones?")
+    return [*collected.declared, *sorted(met - set(collected.declared))]
+
+
+def _warnings(
+    written: Sequence[Written], splits: Sequence[str], args: argparse.Namespace
+) -> list[str]:
+    found = []
+    both = splitting.divided([item.group for item in written], splits)
+    if both:
+        found.append(f"{len(both)} patients have images in several splits of the source itself")
+    if args.val > 0 and "val" not in splits and "test" not in splits:
+        found.append("all images are of one patient or volume: there is nothing to validate on")
+    kept = list(splits) == [item.split for item in written]
+    if not kept and not any(item.patient for item in written):
+        found.append(
+            "no patient is known: split by image or volume (--patient finds them in file names)"
+        )
+    return found
+
+
+def _summary(
+    parts: dict[str, list[Written]],
+    categories: Sequence[str],
+    faults: Faults,
+    warnings: Sequence[str],
+    collected: Collected,
+) -> str:
+    lines = []
+    for name, members in parts.items():
+        objects = sum(len(item.objects) for item in members)
+        groups = len({item.group for item in members if item.patient})
+        of = f" of {groups} patients" if groups else ""
+        lines.append(f"{name:<8} {len(members)} images{of}, {objects} objects")
+    lines.append(f"classes  {', '.join(categories)}")
+    if collected.empty:
+        lines.append(f"empty    {collected.empty} images hold no object")
+    lines += [f"note     {warning}" for warning in warnings]
+    lines.append(f"faults   {faults.count}")
+    return "\n".join(lines)
+
+
+def _replace(folder: Path, out: Path, old: Path) -> None:
+    """Move the finished folder to its place; what was there goes only then."""
+    if out.exists():
+        os.rename(out, old)
+    os.rename(folder, out)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="normdet prepare",
+        description=__doc__,
+        epilog="kinds: " + "; ".join(f"{name}: {text}" for name, text in KINDS.items()),
+    )
+    add = parser.add_argument
+    add("source", type=Path, metavar="SOURCE", help="a folder, or a COCO JSON file")
+    add("--out", required=True, type=Path, metavar="DIR", help="the folder to make")
+    add("--overwrite", action="store_true", help="replace DIR where it exists")
+    add("--kind", choices=list(KINDS), help="the kind of source; found out by default")
+    add("--images", type=Path, metavar="DIR", help="where a COCO file's images are")
+    add("--labels", type=Path, metavar="DIR", help="where the label files are")
+    add(
+        "--instances",
+        choices=["auto", "values", "components"],
+        default="auto",
+        help="what an instance is in a label: a value, or a connected piece of one",
+    )
+    add("--classes", metavar="A,B", help="names of the labels: of all, or of value 1, 2, ...")
+    add("--window", default="auto", metavar="WINDOW", help=f"{FORMS}; auto by default")
+    add("--axis", choices=list(nifti.AXES), default="axial", help="along which volumes are cut")
+    add(
+        "--neighbours",
+        type=int,
+        default=0,
+        metavar="N",
+        help="make the slices N before and N after two of the three channels",
+    )
+    add("--val", type=float, default=0.2, metavar="SHARE", help="of images to validate on")
+    add("--test", type=float, default=0.0, metavar="SHARE", help="of images to test on")
+    add("--seed", type=int, default=0, help="of the draw of splits")
+    add("--patient", metavar="REGEX", help="what in a file's path below SOURCE names the patient")
+    add("--skip-empty", action="store_true", help="leave out images without an object")
+    add(
+        "--on-error",
+        choices=["skip", "stop"],
+        default="skip",
+        help="what to do about a fault: go on without the image or object, or stop",
+    )
+    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image read")
+    args = parser.parse_args(argv)
+    if min(args.val, args.test) < 0 or args.val + args.test >= 1:
+        raise NormdetError(f"--val {args.val} --test {args.test}: shares that leave some to train")
+    if args.neighbours < 0 or args.max_pixels < 1:
+        raise NormdetError("--neighbours and --max-pixels are counts: 0 or 1 at the least")
+    parse_window(args.window)
+    return args

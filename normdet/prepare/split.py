@@ -1,0 +1,50 @@
+"""Which images train, validate and test: no patient, volume or series is ever divided."""
+
+import random
+from collections.abc import Sequence
+
+SPLITS = ("train", "val", "test")
+
+
+def assign(
+    groups: Sequence[str], given: Sequence[str | None], val: float, test: float, seed: int
+) -> list[str]:
+    """The split of each image.
+
+    Splits that the source has are kept if there are several, and images it put nowhere train.
+    Otherwise groups are drawn at random until their images reach the shares asked for; a share
+    above 0 gets at least one group, and train keeps one.
+
+    Args:
+        groups: of each image; images of a group go together.
+        given: the split the source states for each image, or None.
+        val: share of images to validate on.
+        test: share of images to test on.
+        seed: of the draw.
+    """
+    if len({split for split in given if split}) > 1:
+        return [split or "train" for split in given]
+    sizes: dict[str, int] = {}
+    for group in groups:
+        sizes[group] = sizes.get(group, 0) + 1
+    # By the order in which they were met: names may be drawn anew by each run.
+    drawn = list(sizes)
+    random.Random(seed).shuffle(drawn)
+    chosen: dict[str, str] = {}
+    for split, share in (("test", test), ("val", val)):
+        wanted, count = share * len(groups), 0
+        while (
+            share > 0 and len(drawn) > 1 and (count == 0 or count + sizes[drawn[-1]] / 2 < wanted)
+        ):
+            group = drawn.pop()
+            chosen[group] = split
+            count += sizes[group]
+    return [chosen.get(group, "train") for group in groups]
+
+
+def divided(groups: Sequence[str], splits: Sequence[str]) -> list[str]:
+    """The groups with images in more than one split: only splits a source states can do that."""
+    seen: dict[str, set[str]] = {}
+    for group, split in zip(groups, splits, strict=True):
+        seen.setdefault(group, set()).add(split)
+    return [group for group, found in seen.items() if len(found) > 1]

@@ -1,0 +1,28 @@
+"""What every kind of source gives: stacks of slices, and the objects in each slice."""
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from normdet.data.readers import Slice, Source
+
+
+@dataclass(frozen=True)
+class Stack:
+    """An image, a volume or a series with its annotations.
+
+    Attributes:
+        source: its files.
+        objects: from a slice to COCO annotations without ids, `category` a name in place of an id;
+            raises NormdetError where the annotations do not fit.
+        group: what is never divided between splits, unless its slices know their patient.
+        split: the part the source puts it in, or None.
+        patient: whether `group` is a patient.
+        classes: those that the source declares, whether or not they occur; empty if it does not.
+    """
+
+    source: Source
+    objects: Callable[[Slice], list[dict]]
+    group: str
+    split: str | None = None
+    patient: bool = False
+    classes: tuple[str, ...] = ()

@@ -1,0 +1,202 @@
+"""The same instances come back from every kind of source."""
+
+import json
+import shutil
+
+import numpy as np
+import pytest
+import tifffile
+from PIL import Image
+
+from normdet.cli import main
+from tests.prepare.make import blobs, masks_of, write_bowl, write_segmentation, write_series
+
+nibabel = pytest.importorskip("nibabel")
+
+
+def expect(out, cases):
+    """The prepared folder holds exactly these images' instances, in order of names."""
+    found = masks_of(out)
+    assert [found[name] for name in sorted(found)] == [case.masks for case in cases]
+
+
+@pytest.mark.parametrize(
+    "suffix, dtype", [("png", np.uint8), ("png", np.uint16), ("tif", np.uint16), ("tif", np.uint32)]
+)
+def test_label_images(nuclei, tmp_path, suffix, dtype):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("images", "labels"):
+        (source / name).mkdir(parents=True)
+    for index, case in enumerate(nuclei):
+        tifffile.imwrite(source / "images" / f"größe {index}.tif", case.pixels)
+        labels = case.labels.astype(dtype)
+        if suffix == "tif":
+            tifffile.imwrite(source / "labels" / f"größe {index}.tif", labels)
+        else:
+            Image.fromarray(labels).save(source / "labels" / f"größe {index}.png")
+    assert main(["prepare", str(source), "--out", str(out), "--classes", "nucleus"]) == 0
+    expect(out, nuclei)
+    content = json.loads((out / "train.json").read_text(encoding="utf-8"))
+    assert [c["name"] for c in content["categories"]] == ["nucleus"]
+    assert content["images"][0]["file_name"].startswith("images__größe_")
+
+
+def test_labels_beside_their_images_or_in_a_folder_of_their_own(nuclei, tmp_path):
+    beside, apart, labels = tmp_path / "beside", tmp_path / "apart", tmp_path / "truth"
+    for folder in (beside, apart, labels):
+        folder.mkdir()
+    for index, case in enumerate(nuclei):
+        Image.fromarray(case.pixels).save(beside / f"{index}.png")
+        Image.fromarray(case.pixels).save(apart / f"{index}.png")
+        Image.fromarray(case.labels).save(beside / f"{index}_mask.png")
+        Image.fromarray(case.labels).save(labels / f"{index}.png")
+    assert main(["prepare", str(beside), "--out", str(tmp_path / "a")]) == 0
+    expect(tmp_path / "a", nuclei)
+    command = ["prepare", str(apart), "--labels", str(labels), "--out", str(tmp_path / "b")]
+    assert main(command) == 0
+    expect(tmp_path / "b", nuclei)
+
+
+def test_labels_with_a_palette_are_read_by_number(tmp_path):
+    case = blobs(0, count=4)
+    classes = np.where(case.labels % 2, 1, 2 * (case.labels > 0)).astype(np.uint8)
+    picture = Image.fromarray(classes).convert("P")
+    picture.putpalette([0, 0, 0, 9, 9, 9, 255, 0, 0])
+    source, out = tmp_path / "in", tmp_path / "out"
+    source.mkdir()
+    picture.save(source / "a_mask.png")
+    Image.fromarray(case.pixels).save(source / "a.png")
+    command = ["prepare", str(source), "--out", str(out), "--instances", "components"]
+    assert main([*command, "--classes", "round,flat"]) == 0
+    expect(out, [case])
+    fingerprint = json.loads((out / "fingerprint.json").read_text())
+    assert fingerprint["classes"] == {"round": 2, "flat": 2}
+
+
+def test_a_mask_for_each_instance(nuclei, tmp_path, capsys):
+    write_bowl(tmp_path / "in", nuclei)
+    assert main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    expect(tmp_path / "out", nuclei)
+    assert "faults   0" in capsys.readouterr().out
+
+
+def test_connected_pieces_of_a_binary_mask(tmp_path):
+    cases = [blobs(seed) for seed in range(3)]
+    source = tmp_path / "in"
+    source.mkdir()
+    for index, case in enumerate(cases):
+        Image.fromarray(case.pixels).save(source / f"{index}.png")
+        Image.fromarray(((case.labels > 0) * 255).astype(np.uint8)).save(
+            source / f"{index}_mask.png"
+        )
+    assert main(["prepare", str(source), "--out", str(tmp_path / "out")]) == 0
+    expect(tmp_path / "out", cases)
+    command = ["prepare", str(source), "--out", str(tmp_path / "values"), "--instances", "values"]
+    assert main(command) == 0
+    assert {len(masks) for masks in masks_of(tmp_path / "values").values()} == {1}
+
+
+def save_nifti(path, slices, affine):
+    """`slices` `(N, H, W)`, anterior up, as a volume that `affine` places."""
+    from nibabel import orientations
+
+    ras = np.ascontiguousarray(slices[:, ::-1].transpose(2, 1, 0))
+    target = orientations.io_orientation(affine)
+    back = orientations.ornt_transform(orientations.axcodes2ornt("RAS"), target_of(target))
+    nibabel.Nifti1Image(orientations.apply_orientation(ras, back), affine).to_filename(path)
+
+
+def target_of(orientation):
+    """The same orientation as codes have it."""
+    from nibabel import orientations
+
+    return orientations.axcodes2ornt(orientations.ornt2axcodes(orientation))
+
+
+@pytest.mark.parametrize("suffix", ["nii", "nii.gz"])
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR"])
+def test_volumes_whatever_way_they_are_stored(nuclei, tmp_path, suffix, codes):
+    from nibabel import orientations
+
+    source = tmp_path / "in"
+    for name in ("imagesTr", "labelsTr"):
+        (source / name).mkdir(parents=True)
+    sizes = {"R": 0.8, "A": 0.7, "S": 2.5, "L": 0.8, "P": 0.7, "I": 2.5}
+    affine = np.eye(4)
+    affine[:3, :3] = 0
+    for stored, (axis, sign) in enumerate(orientations.axcodes2ornt(codes)):
+        affine[int(axis), stored] = sign * sizes[codes[stored]]
+    volume = np.stack([case.pixels for case in nuclei]).astype(np.int16) - 1024
+    labels = np.stack([case.labels for case in nuclei])
+    save_nifti(source / "imagesTr" / f"a_0000.{suffix}", volume, affine)
+    save_nifti(source / "labelsTr" / f"a.{suffix}", labels, affine)
+    out = tmp_path / "out"
+    command = ["prepare", str(source), "--out", str(out), "--window", "CT:40,400", "--neighbours"]
+    assert main([*command, "1", "--instances", "values"]) == 0
+    expect(out, nuclei)
+    content = json.loads((out / "train.json").read_text())
+    assert content["images"][0]["spacing"] == [0.7, 0.8, 2.5]
+    first = np.asarray(Image.open(out / "images" / content["images"][0]["file_name"]))
+    grey = ((volume.astype(float) + 160) / 400 * 255).clip(0, 255).round()
+    for channel, neighbour in enumerate((0, 0, 1)):
+        assert np.abs(first[..., channel] - grey[neighbour]).max() <= 1
+    assert not (out / "val.json").exists(), "slices of one volume are not divided"
+
+
+@pytest.mark.parametrize("frames", ["files", "label images"])
+def test_a_dicom_series(nuclei, tmp_path, frames):
+    source, out = tmp_path / "in", tmp_path / "out"
+    slices = write_series(source / "images", nuclei)
+    if frames == "files":
+        write_segmentation(source / "seg.dcm", slices, nuclei)
+    else:
+        (source / "labels").mkdir()
+        for index, case in enumerate(nuclei):
+            (path,) = (source / "images").glob(f"IM?{index}.dcm")
+            Image.fromarray(case.labels).save(source / "labels" / f"{path.stem}.png")
+    assert main(["prepare", str(source), "--out", str(out), "--window", "CT:40,400"]) == 0
+    expect(out, nuclei)
+    content = json.loads((out / "train.json").read_text())
+    assert content["categories"][0]["name"] == ("Cell" if frames == "files" else "object")
+    assert content["images"][0]["spacing"] == [0.7, 0.8, 2.5]
+    for image, case in zip(content["images"], nuclei, strict=True):
+        written = np.asarray(Image.open(out / "images" / image["file_name"]))
+        hu = case.pixels.astype(float) - 1024
+        assert np.abs(written - ((hu + 160) / 400 * 255).clip(0, 255)).max() <= 1
+
+
+def test_coco_again_from_what_was_prepared(nuclei, tmp_path):
+    write_bowl(tmp_path / "in", nuclei)
+    first, second = tmp_path / "first", tmp_path / "second"
+    assert main(["prepare", str(tmp_path / "in"), "--out", str(first), "--val", "0.5"]) == 0
+    assert main(["prepare", str(first), "--out", str(second)]) == 0
+    again = {name.split("_", 1)[1]: masks for name, masks in masks_of(second).items()}
+    assert again == masks_of(first)
+    for name in ("train", "val"):
+        assert (second / f"{name}.json").is_file()
+    shutil.rmtree(first)
+
+
+@pytest.mark.slow
+def test_blood_cells(real_data, tmp_path, capsys):
+    out = tmp_path / "out"
+    assert main(["prepare", str(real_data / "bccd"), "--out", str(out)]) == 0
+    printed = capsys.readouterr()
+    assert "faults   2" in printed.out and printed.err.count("(no area)") == 2
+    fingerprint = json.loads((out / "fingerprint.json").read_text())
+    assert sum(fingerprint["objects"].values()) == 4886
+    assert fingerprint["images"] == {"train": 205, "val": 87, "test": 72}
+
+
+@pytest.mark.slow
+def test_photographs_in_cocos_own_layout(real_data, tmp_path):
+    out = tmp_path / "out"
+    assert main(["prepare", str(real_data / "coco"), "--out", str(out)]) == 0
+    fingerprint = json.loads((out / "fingerprint.json").read_text())
+    assert fingerprint["images"] == {"train": 100, "val": 100}
+    assert fingerprint["objects"] == {"train": 746, "val": 712}
+    assert len(fingerprint["classes"]) == 80 and not fingerprint["rle"]
+    annotations = json.loads((out / "val.json").read_text())["annotations"]
+    given = json.loads((real_data / "coco/annotations/instances_val2017.json").read_text())
+    expected = sorted(a["segmentation"] for a in given["annotations"])
+    assert sorted(a["segmentation"] for a in annotations) == expected
