@@ -19,7 +19,7 @@ from detectron2.modeling import build_model
 from normdet.config import load_config
 from normdet.doctor.command import body
 from normdet.doctor.examination import examine
-from normdet.doctor.images import Images, find_images, sample
+from normdet.data.images import Images, find_images, sample
 from normdet.doctor.rows import BATCHES
 from normdet.version import __version__
 from normdet.weights import Checkpointer

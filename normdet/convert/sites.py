@@ -1,5 +1,6 @@
 """Where a network is normalized: each norm of the converted network beside what stood there."""
 
+import itertools
 from dataclasses import dataclass
 
 import torch
@@ -95,7 +96,7 @@ def _readers(model: nn.Module) -> dict[nn.Module, nn.Module]:
             chain = [getattr(block, f"conv{k}", None) for k in (1, 2, 3)]
             chain = [conv for conv in chain if conv is not None]
             if all(conv.groups == 1 for conv in chain):
-                readers.update(zip(chain, chain[1:], strict=False))
+                readers.update(itertools.pairwise(chain))
     return readers
 
 

@@ -8,7 +8,7 @@ from PIL import Image
 
 from normdet.cli import main
 from normdet.config import load_config
-from normdet.doctor.images import Images, find_images, sample
+from normdet.data.images import Images, find_images, sample
 from normdet.weights import save_file
 
 
