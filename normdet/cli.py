@@ -145,14 +145,15 @@ _DELEGATED = {
     "demo": "train FRN+TLU and GN on real microscopy, and report",
     "bench": "measure the layers and their fast forms",
     "convert": "give a trained model another norm",
+    "compare": "train norms against each other on your data, and report with intervals",
 }
 
 
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` and return its exit code.
 
-    0 is success, 2 bad input or a diverged loss, 128 plus the signal's number a run that was
-    stopped. Other exceptions pass: they are bugs, and their traceback is wanted.
+    0 is success, 2 bad input, 3 a loss that is not finite, 128 plus the signal's number a run that
+    was stopped. Other exceptions pass: they are bugs, and their traceback is wanted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _quiet_warnings()
@@ -165,7 +166,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Under torchrun every worker has its own copy of this line.
         worker = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
         print(f"normdet: error:{worker} {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt as interrupt:
         print(f"normdet: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)

@@ -12,19 +12,15 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import pycocotools.mask as mask_util
 import torch
-from PIL import Image
 
 from normdet.data import load_coco, quickstart
 from normdet.errors import NormdetError
 from normdet.report import figures, page
+from normdet.report.runs import DRAWN_SCORE, history, predictions, scene
 
 # The norms that are compared: name in the report -> config.
 RUNS = {"GN": "quickstart/gn.yaml", "FRN+TLU": "quickstart/frn_tlu.yaml"}
-# A prediction less certain than this is not drawn.
-DRAWN_SCORE = 0.5
 
 
 @dataclass(frozen=True)
@@ -108,7 +104,7 @@ def _report(output: Path, runs: Sequence[Run], results: Mapping[str, dict], data
         for name, tasks in results.items()
     }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    histories = {run.name: _history(run.folder / "metrics.json") for run in runs}
+    histories = {run.name: history(run.folder / "metrics.json") for run in runs}
     figures.draw_curves(histories, output / "curves.png")
     titles = {name: f"{name}: mask AP {_ap(m['segm']['AP'])}" for name, m in metrics.items()}
     figures.draw_scenes(_scenes(runs, data), titles, output / "predictions.png")
@@ -117,49 +113,10 @@ def _report(output: Path, runs: Sequence[Run], results: Mapping[str, dict], data
     return metrics
 
 
-def _history(file: Path) -> list[dict]:
-    """The lines of a run's metrics file; where a resumed run went over a step again, the last."""
-    lines = [json.loads(line) for line in file.read_text().splitlines()]
-    # detectron2 counts the evaluation after the last step as one step later.
-    last = max((line["iteration"] for line in lines if "total_loss" in line), default=0)
-    entries: dict[int, dict] = {}
-    for line in lines:
-        iteration = min(line["iteration"], last)
-        entries.setdefault(iteration, {}).update(line, iteration=iteration)
-    return [entries[iteration] for iteration in sorted(entries)]
-
-
 def _scenes(runs: Sequence[Run], data: Path) -> list[figures.Scene]:
     records = load_coco(data / "test.json", data / "images").records
-    predictions = {
-        run.name: json.loads((run.folder / "inference/coco_instances_results.json").read_text())
-        for run in runs
-    }
-    scenes = []
-    for record in records:
-        shape = record["height"], record["width"]
-        predicted = {
-            name: _masks(
-                [
-                    entry["segmentation"]
-                    for entry in sorted(entries, key=lambda entry: -entry["score"])
-                    if entry["image_id"] == record["image_id"] and entry["score"] >= DRAWN_SCORE
-                ],
-                shape,
-            )
-            for name, entries in predictions.items()
-        }
-        truth = _masks([obj["segmentation"] for obj in record["annotations"]], shape)
-        with Image.open(record["file_name"]) as image:
-            scenes.append(figures.Scene(np.asarray(image), truth, predicted))
-    return scenes
-
-
-def _masks(rles: Sequence[dict], shape: tuple[int, int]) -> np.ndarray:
-    """`(N, H, W)` bool."""
-    if not rles:
-        return np.zeros((0, *shape), bool)
-    return mask_util.decode(list(rles)).transpose(2, 0, 1).astype(bool)
+    predicted = {run.name: predictions(run.folder) for run in runs}
+    return [scene(record, predicted) for record in records]
 
 
 def _ap(value: float | None) -> str:

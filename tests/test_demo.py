@@ -61,14 +61,3 @@ def test_an_interrupted_run_goes_on_and_restart_begins_anew(finished, monkeypatc
     with pytest.raises(FileNotFoundError):
         demo.main(["--output", str(finished), "--restart", *SHORT])
     assert trained == [False, False]
-
-
-def test_steps_gone_over_again_count_once_and_the_last_evaluation_with_the_last_step(tmp_path):
-    file = tmp_path / "metrics.json"
-    lines = [(19, "total_loss", 3.0), (39, "total_loss", 2.0), (40, "bbox/AP", 5.0)]
-    lines += [(39, "total_loss", 1.0), (19, "time", 0.5)]
-    file.write_text("".join(json.dumps({"iteration": i, k: v}) + "\n" for i, k, v in lines))
-    assert demo._history(file) == [
-        {"iteration": 19, "total_loss": 3.0, "time": 0.5},
-        {"iteration": 39, "total_loss": 1.0, "bbox/AP": 5.0},
-    ]
