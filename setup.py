@@ -39,6 +39,8 @@ setup(
     extras_require={
         "dev": ["pytest", "pytest-timeout", "ruff"],
         "bench": ["timm>=0.9"],
+        "compare": ["scipy>=1.9"],
+        "ray": ["ray>=2.9"],
     },
     entry_points={"console_scripts": ["normdet = normdet.cli:main"]},
     classifiers=[

@@ -126,7 +126,7 @@ class _Report:
             for norm, size, value in self._costs(column):
                 series.setdefault(norm, []).append((size, value, None, None))
             if series:
-                panels.append(figures.Panel(title, unit, series))
+                panels.append(figures.Panel(title, unit, series, from_zero=True))
         if panels:
             figures.draw_over_batch(panels, path)
         return bool(panels)

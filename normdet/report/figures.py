@@ -169,11 +169,13 @@ class Panel:
         title: above it.
         ylabel: what goes up.
         series: by name, points of (images, mean, low, high); low and high None for no interval.
+        from_zero: whether the axis starts at 0, as befits costs.
     """
 
     title: str
     ylabel: str
     series: Mapping[str, Sequence[tuple[int, float, float | None, float | None]]]
+    from_zero: bool = False
 
 
 def draw_over_batch(panels: Sequence[Panel], path: Path) -> None:
@@ -198,6 +200,7 @@ def draw_over_batch(panels: Sequence[Panel], path: Path) -> None:
                     axes.plot([place, place], [low, high], color=style["color"], lw=1.2)
         axes.set(title=panel.title, xlabel="images a step", ylabel=panel.ylabel)
         axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+        axes.set_xlim(-0.6, len(sizes) - 0.4)
         axes.set_ylim(*_frame(panel))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
@@ -225,6 +228,7 @@ def _frame(panel: Panel) -> tuple[float, float]:
     room = 3 * max(max(means) - min(means), 0.05 * max(map(abs, means)), 1e-9)
     low = max(min(means + ends), min(means) - room, 0.0)
     high = min(max(means + ends), max(means) + room)
+    low = 0.0 if panel.from_zero else low
     edge = 0.05 * (high - low) or 0.05
     return max(low - edge, 0.0), high + edge
 
@@ -266,7 +270,7 @@ def draw_training(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
         # The first steps from random weights would leave the rest a line at the bottom.
         grid[0, 0].set_ylim(0, 1.3 * float(np.percentile(losses, 95)))
     grid[0, 0].set_ylabel("training loss")
-    grid[1, 0].set(ylabel="AP", ylim=(0, None))
+    grid[1, 0].set(ylabel="AP", ylim=(0, None), xlim=(0, None))
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False
     )
