@@ -36,7 +36,9 @@ def test_differences_are_seed_by_seed_and_adjusted_over_all_batch_sizes():
 
 
 def test_only_common_seeds_are_paired_and_diverged_norms_not_compared():
-    table = rows({"FrozenBN": [30.0, "crash", 40.0], "GN": [31.0, 50.0, 42.0], "BN": [1.0, None, 2]})
+    table = rows(
+        {"FrozenBN": [30.0, "crash", 40.0], "GN": [31.0, 50.0, 42.0], "BN": [1.0, None, 2]}
+    )
     found = analysis.against(analysis.groups(table, "box_AP"), "FrozenBN")
     assert [c.norm for c in found] == ["GN"]
     assert found[0].difference.estimate.n == 2
