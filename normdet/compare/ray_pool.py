@@ -3,6 +3,8 @@
 Every machine sees the output folder and the data under the same paths, and has normdet installed.
 """
 
+import os
+
 from normdet.compare.cell import CRASHED, Task, run_cell
 from normdet.errors import NormdetError
 
@@ -26,6 +28,7 @@ class RayPool:
         except ImportError as error:
             raise NormdetError("--ray needs Ray: pip install 'normdet[ray]'") from error
         self._ray = ray
+        os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
         try:
             ray.init(address, log_to_driver=False, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError) as error:

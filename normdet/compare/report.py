@@ -11,7 +11,7 @@ from normdet.compare import analysis, pictures
 from normdet.compare.analysis import Choice, Comparison, Group
 from normdet.compare.cell import CRASHED, DIVERGED, DONE
 from normdet.compare.plan import Plan
-from normdet.compare.stats import Estimate
+from normdet.compare.stats import Estimate, least_errors
 from normdet.compare.table import primary_metric
 from normdet.config import load_config
 from normdet.data import register_datasets
@@ -281,7 +281,7 @@ class _Report:
             return
         head = ["norm", "images", "difference", "95% interval", "n", "p", "p (Holm)", ""]
         yield form.table(head, [_difference(comparison) for comparison in found])
-        yield form.paragraph(f"{self._label}, seed by seed. {_FAMILY}", note=True)
+        yield form.paragraph(f"{self._label}, seed by seed. {_FAMILY}{_power(found)}", note=True)
 
     def _cost_table(self, form: ModuleType) -> str:
         columns = {"step_s": ("s a step", "{:.3g}"), "train_s": ("training, min", "{:.1f}")}
@@ -396,6 +396,19 @@ def _difference(comparison: Comparison) -> list[str]:
         comparison.norm, str(comparison.batch_size), f"{e.mean:+.1f}", interval, str(e.n), p,
         adjusted, said,
     ]  # fmt: skip
+
+
+def _power(found: Sequence[Comparison]) -> str:
+    tested = [comparison for comparison in found if comparison.adjusted is not None]
+    if not tested:
+        return ""
+    n = max(comparison.difference.estimate.n for comparison in tested)
+    needed = least_errors(n, len(tested))
+    return (
+        f" With {n} seeds and {len(tested)} rows the first difference to be told apart must be "
+        f"{needed:.1f} standard errors wide: more seeds, or fewer norms and batch sizes, make it "
+        "less."
+    )
 
 
 def _p(value: float) -> str:

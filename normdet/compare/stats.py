@@ -93,6 +93,11 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
     return Difference(found, float(2 * student_t().sf(abs(t), found.n - 1)))
 
 
+def least_errors(n: int, family: int) -> float:
+    """How many standard errors a difference over `n` seeds needs to be the first Holm calls one."""
+    return float(student_t().isf((1 - LEVEL) / 2 / family, n - 1))
+
+
 def holm(p_values: Sequence[float]) -> list[float]:
     """Holm's step-down adjustment: below 0.05 the family errs once in twenty at most.
 

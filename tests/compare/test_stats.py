@@ -2,7 +2,7 @@
 
 import pytest
 
-from normdet.compare.stats import estimate, holm, paired
+from normdet.compare.stats import estimate, holm, least_errors, paired
 
 # W. S. Gosset ("Student"), The Probable Error of a Mean (1908): additional hours of sleep of ten
 # patients under two drugs.
@@ -67,3 +67,9 @@ def test_holm_by_hand(p_values, adjusted):
 def test_pairs_of_different_length_are_no_pairs():
     with pytest.raises(ValueError):
         paired([1.0, 2.0], [1.0])
+
+
+def test_a_larger_family_asks_for_more():
+    """Printed tables of t at 0.05/2 and at 0.05/10, that is 0.005 on either side for five rows."""
+    assert least_errors(3, 1) == pytest.approx(4.303, abs=5e-4)
+    assert least_errors(5, 5) == pytest.approx(4.604, abs=5e-4)
