@@ -194,9 +194,12 @@ class Comparison:
         )  # fmt: skip
         for row in crashed:
             log = self._out / "cells" / row["run"] / "output.txt"
-            self._console.print(f"crashed: {row['run']}: {row['note']}; its log is {log}")
-        self._console.print(f"report: {self._out / 'report.html'}")
+            self._say(f"crashed: {row['run']}: {row['note']}; its log is {log}")
+        self._say(f"report: {self._out / 'report.html'}")
         return 1 if crashed else 0
+
+    def _say(self, text: str) -> None:
+        self._console.print(text, markup=False, soft_wrap=True)
 
 
 def _best_factor(rows: Sequence[Mapping]) -> float:

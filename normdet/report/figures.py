@@ -184,7 +184,8 @@ def draw_over_batch(panels: Sequence[Panel], path: Path) -> None:
     Points of one batch size stand a little apart, so that intervals do not hide each other. An
     interval much longer than the spread of the means is cut by the frame.
     """
-    figure = Figure(figsize=(5.2 * len(panels), 4.4), dpi=150, layout="constrained")
+    width = 7.6 if len(panels) == 1 else 5.2 * len(panels)
+    figure = Figure(figsize=(width, 4.6), dpi=120, layout="constrained")
     names = list(dict.fromkeys(name for panel in panels for name in panel.series))
     for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
         sizes = sorted({x for points in panel.series.values() for x, *_ in points})
@@ -206,7 +207,7 @@ def draw_over_batch(panels: Sequence[Panel], path: Path) -> None:
         axes.spines[["top", "right"]].set_visible(False)
     figure.legend(
         *figure.axes[0].get_legend_handles_labels(),
-        loc="outside lower center", ncols=min(len(names), 6), frameon=False,
+        loc="outside lower center", ncols=int(width // 1.4), frameon=False,
     )  # fmt: skip
     _save(figure, path)
 
@@ -247,7 +248,8 @@ def draw_training(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
 
     Runs of one name share a colour.
     """
-    figure = Figure(figsize=(4.6 * len(panels), 6.4), dpi=130, layout="constrained")
+    width = max(6.0, 4.6 * len(panels))
+    figure = Figure(figsize=(width, 6.4), dpi=130, layout="constrained")
     grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row")
     names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
     handles: dict[str, Line2D] = {}
@@ -271,7 +273,8 @@ def draw_training(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
         grid[0, 0].set_ylim(0, 1.3 * float(np.percentile(losses, 95)))
     grid[0, 0].set_ylabel("training loss")
     grid[1, 0].set(ylabel="AP", ylim=(0, None), xlim=(0, None))
+    columns = int(width // 1.4)
     figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=6, frameon=False
+        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False
     )
     _save(figure, path)
