@@ -59,6 +59,7 @@ class Comparison:
         self._out: Path = args.out.resolve()
         self._args = args
         self._rows: dict[str, dict] = {}
+        self._tasks: dict[Cell, Task] = {}
         self._console = Console(highlight=False)
 
     def run(self) -> None:
@@ -76,7 +77,7 @@ class Comparison:
             signal.signal(signal.SIGTERM, before)
 
     def _run(self, cells: Sequence[Cell], pool, display: Display) -> None:
-        tasks = [self._task(cell) for cell in cells]
+        tasks = [self.task(cell) for cell in cells]
         finished = self._finished(tasks)
         for row in table.read_cells(self._out / "cells"):
             if row.get("memory_mb") and row["status"] in RESULTS:
@@ -127,6 +128,12 @@ class Comparison:
                 if len(own) == len(self.plan.factors):
                     picked[arm.name, size] = _best_factor(own)
         return picked
+
+    def task(self, cell: Cell) -> Task:
+        """What runs for a cell, made once."""
+        if cell not in self._tasks:
+            self._tasks[cell] = self._task(cell)
+        return self._tasks[cell]
 
     def _task(self, cell: Cell) -> Task:
         folder = self._out / "cells" / cell.slug
@@ -179,9 +186,9 @@ class Comparison:
         """Write the table and the report of the plan's cells; 1 where some crashed."""
         from normdet.compare.report import write_report
 
-        tuning = [self._task(cell) for cell in self.plan.tuning_cells()]
+        tuning = [self.task(cell) for cell in self.plan.tuning_cells()]
         self._finished(tuning)
-        tested = [self._task(cell) for cell in self.plan.cells(self.chosen())]
+        tested = [self.task(cell) for cell in self.plan.cells(self.chosen())]
         self._finished(tested)
         self._write_table()
         rows = [self._rows[t.folder.name] for t in tuning + tested if t.folder.name in self._rows]

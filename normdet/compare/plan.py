@@ -1,5 +1,6 @@
 """What a comparison trains: the arms, the grid, and the config of every cell."""
 
+import functools
 import hashlib
 import json
 import math
@@ -136,7 +137,7 @@ class Plan:
         test = self.val if cell.tuning else self.test
         data = ["DATASETS.TRAIN", str(self.train), "DATASETS.TEST", str((test,))]
         own = [*self.opts, *cell.arm.opts]
-        reference = load_config(self.config_file, own, cell.arm.option, self.norm_parts)
+        reference = _reference(self.config_file, tuple(own), cell.arm.option, self.norm_parts)
         rescaled = scaled(reference, cell.batch_size, cell.factor).items()
         return [*own, *data, "SEED", str(cell.seed), *(str(x) for pair in rescaled for x in pair)]
 
@@ -167,6 +168,14 @@ class Plan:
             for arm in self.arms
             if (arm.name, images) in (chosen or {})
         ]
+
+
+@functools.lru_cache
+def _reference(file: str, opts: tuple[str, ...], norm: str, parts: tuple | None) -> CfgNode:
+    """An arm's config at the file's own batch size; not to be changed."""
+    cfg = load_config(file, opts, norm, parts)
+    cfg.freeze()
+    return cfg
 
 
 def scaled(cfg: CfgNode, images: int, factor: float = 1.0) -> dict[str, object]:

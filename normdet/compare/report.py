@@ -140,24 +140,20 @@ class _Report:
         return found
 
     def _values(self, group: Group, column: str) -> list[float]:
-        return [
-            row[column]
-            for row in self._tested
-            if (row["norm"], row["batch_size"]) == (group.norm, group.batch_size)
-            and row["status"] == DONE
-            and row.get(column)
-        ]
+        own = (row for row in self._of(group) if row["status"] == DONE)
+        return [row[column] for row in own if row.get(column)]
+
+    def _of(self, group: Group) -> list[Mapping]:
+        key = group.norm, group.batch_size
+        return [row for row in self._tested if (row["norm"], row["batch_size"]) == key]
 
     def _draw_predictions(self, path: Path) -> bool:
         pair = pictures.far_apart(self._groups)
         if self._plan is None or pair is None:
             return False
-        folders = {}
-        for group in pair:
-            for row in self._tested:
-                same = (row["norm"], row["batch_size"]) == (group.norm, group.batch_size)
-                if same and row["seed"] == min(set(pair[0].values) & set(pair[1].values)):
-                    folders[group.norm] = self._out / "cells" / row["run"]
+        seed = min(set(pair[0].values) & set(pair[1].values))
+        runs = [row for group in pair for row in self._of(group) if row["seed"] == seed]
+        folders = {row["norm"]: self._out / "cells" / row["run"] for row in runs}
         self._pair = pair
         return pictures.draw_differences(folders, _test_records(self._plan), path)
 
