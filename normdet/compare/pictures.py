@@ -58,13 +58,15 @@ def draw_differences(folders: Mapping[str, Path], records: Sequence[Mapping], pa
     """
     try:
         predicted = {name: predictions(folder) for name, folder in folders.items()}
-        scenes = [scene(record, predicted) for record in records[:LOOKED_AT]]
+        if len(predicted) < 2 or not records:
+            return False
+        # One scene at a time: the masks of all would fill the memory.
+        score = [_disagreement(scene(record, predicted)) for record in records[:LOOKED_AT]]
+        ranked = sorted(range(len(score)), key=lambda index: -score[index])
+        scenes = [scene(records[index], predicted) for index in ranked[:SHOWN]]
     except (OSError, ValueError, KeyError):  # moved data, or predictions not kept
         return False
-    if len(predicted) < 2 or not scenes:
-        return False
-    ranked = sorted(scenes, key=_disagreement, reverse=True)
-    figures.draw_scenes(ranked[:SHOWN], {name: name for name in folders}, path)
+    figures.draw_scenes(scenes, {name: name for name in folders}, path)
     return True
 
 
