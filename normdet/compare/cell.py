@@ -145,15 +145,21 @@ def _wait(process: subprocess.Popen, stopping: Callable[[], bool]) -> tuple[int,
                 return process.returncode, usage.ru_maxrss / scale
             if stopping() and not asked:
                 asked = True
-                process.send_signal(signal.SIGTERM)
+                _signal(process, signal.SIGTERM)
             time.sleep(0.05)
     except BaseException:  # a worker of Ray that is cancelled
-        process.terminate()
+        _signal(process, signal.SIGTERM)
         try:
             process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            process.kill()
+            _signal(process, signal.SIGKILL)
         raise
+
+
+def _signal(process: subprocess.Popen, number: int) -> None:
+    """Send a signal to the cell's process and those it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
 
 
 def _write(row: Mapping[str, Any], path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shlex
 import signal
 import subprocess
 import sys
@@ -154,6 +155,19 @@ def test_closing_stops_what_runs_and_loses_only_that(tmp_path):
     until(lambda: (first.folder / "metrics.json").exists())
     pool.close()
     assert not first.result_file.exists() and not second.folder.exists()
+
+
+def test_closing_reaches_what_a_shell_started(tmp_path):
+    inner = fake(tmp_path / "a", "hold")
+    line = f"{shlex.join(inner.command)} && true"
+    task = Task("a", inner.folder, ("sh", "-c", line), inner.row)
+    pool = LocalPool(slots(1, [], 1, 1), available=lambda: None)
+    pool.submit(task)
+    pool.wait(0)
+    until(lambda: (task.folder / "metrics.json").exists())
+    pid = int((task.folder / "attempts").read_text())
+    pool.close()
+    until(lambda: not _alive(pid))
 
 
 DRIVER = """
