@@ -265,7 +265,7 @@ def _plan(args: argparse.Namespace) -> Plan:
     parts = tuple(args.norm_parts.split(",")) if args.norm_parts else None
     return Plan(
         args.config_file, opts, arms, args.batch_sizes, args.seeds, factors, train,
-        val if len(factors) > 1 else "", test[0], parts,
+        val, test[0], parts,
     )  # fmt: skip
 
 

@@ -95,7 +95,7 @@ class Plan:
         seeds: how many; they are 1, 2, ...
         factors: the grid of learning rates, as multiples of the linear rule's.
         train: datasets trained on.
-        val: the dataset rates are picked on; `""` where there is one rate.
+        val: the dataset rates are picked on, if there are several.
         test: the dataset that is reported, and never picks anything.
         norm_parts: where norms go; None for the usual parts.
     """

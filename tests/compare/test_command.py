@@ -142,6 +142,15 @@ def test_rates_are_picked_before_and_apart(compare):
     assert "How rates were picked" in (compare.out / "report.md").read_text()
 
 
+def test_a_grid_of_rates_can_be_added_where_the_training_set_stays(compare):
+    compare("--seeds", "1")
+    val = ("--lr-grid", "1,2", "--val", "quickstart:train")
+    compare("--seeds", "1", *val)
+    assert len(ran(compare)) == 4 + 8  # every pick is the lower rate of a tie: no run anew
+    with pytest.raises(NormdetError, match=r"--val was 'quickstart:train' and is 'voc:val'"):
+        compare("--seeds", "1", *val[:3], "voc:val")
+
+
 def test_two_commands_do_not_share_a_folder(compare):
     compare.go.unlink()
     first = threading.Thread(target=compare, args=("--seeds", "1"))
