@@ -140,13 +140,16 @@ def _prepend(variable: str, rules: list[str]) -> None:
         os.environ[variable] = ",".join(rules + ([users] if users else []))
 
 
-# Subcommands that parse their own arguments: normdet.<name>.main(argv).
+# Subcommands that parse their own arguments: normdet.<name>.main(argv), or of the module below.
 _DELEGATED = {
     "demo": "train FRN+TLU and GN on real microscopy, and report",
     "bench": "measure the layers and their fast forms",
     "convert": "give a trained model another norm",
     "compare": "train norms against each other on your data, and report with intervals",
+    "inspect": "say what a weights file is, and which config keys it needs",
+    "doctor": "say whether stored batch statistics fit your images",
 }
+_MODULES = {"inspect": "inspect_weights"}  # not by the name of Python's own module
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -159,7 +162,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     _quiet_warnings()
     try:
         if argv and argv[0] in _DELEGATED:
-            return importlib.import_module(f"normdet.{argv[0]}").main(argv[1:]) or 0
+            module = _MODULES.get(argv[0], argv[0])
+            return importlib.import_module(f"normdet.{module}").main(argv[1:]) or 0
         args = _parser().parse_args(argv)
         args.run(args)
     except NormdetError as error:

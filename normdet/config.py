@@ -26,6 +26,21 @@ PARTS: dict[str, str] = {
     "retinanet_head": "MODEL.RETINANET.NORM",
 }
 
+# What the names of a part's tensors begin with. A backbone's file may leave out the first words.
+PART_TENSORS: dict[str, tuple[str, ...]] = {
+    "backbone": ("backbone.bottom_up.", "backbone.stem.", "backbone.res", "stem.", "res"),
+    "fpn": ("backbone.fpn_", "fpn_"),
+    "fpn_top": ("backbone.top_block.",),
+    "rpn_head": ("proposal_generator.rpn_head.",),
+    "res5_head": ("roi_heads.res5.",),
+    "box_head": ("roi_heads.box_head.conv", "box_head.conv"),
+    "box_fc": ("roi_heads.box_head.fc",),
+    "mask_head": ("roi_heads.mask_head.mask_fcn", "mask_head.mask_fcn"),
+    "mask_deconv": ("roi_heads.mask_head.deconv.",),
+    "keypoint_head": ("roi_heads.keypoint_head.",),
+    "retinanet_head": ("head.",),
+}
+
 # What the flag sets when no parts are named: the parts that the published GN and SyncBN models of
 # detectron2 normalize, so that a row of ours differs from theirs in the norm alone.
 USUAL_PARTS = ("backbone", "fpn", "box_head", "mask_head", "retinanet_head")
@@ -75,6 +90,9 @@ def add_normdet_config(cfg: CfgNode) -> None:
     node.FPN_TOP_NORM = ""
     # res5 on the regions of a C4 detector.
     node.RES5_HEAD_NORM = AS_BACKBONE
+    # Iterations between two looks at the norms (curves, and norms.html at the end); 0 for none.
+    # Curves are written every 20 iterations: fewer than that show no more.
+    node.STATISTICS_PERIOD = 100
     # Each method's own parameters.
     for method in METHODS.values():
         if method.params:

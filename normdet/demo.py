@@ -17,7 +17,8 @@ import torch
 from normdet.data import load_coco, quickstart
 from normdet.errors import NormdetError
 from normdet.report import figures, page
-from normdet.report.runs import DRAWN_SCORE, history, predictions, scene
+from normdet.report.history import read_history
+from normdet.report.runs import DRAWN_SCORE, predictions, scene
 
 # The norms that are compared: name in the report -> config.
 RUNS = {"GN": "quickstart/gn.yaml", "FRN+TLU": "quickstart/frn_tlu.yaml"}
@@ -104,7 +105,7 @@ def _report(output: Path, runs: Sequence[Run], results: Mapping[str, dict], data
         for name, tasks in results.items()
     }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    histories = {run.name: history(run.folder / "metrics.json") for run in runs}
+    histories = {run.name: read_history(run.folder / "metrics.json") for run in runs}
     figures.draw_curves(histories, output / "curves.png")
     titles = {name: f"{name}: mask AP {_ap(m['segm']['AP'])}" for name, m in metrics.items()}
     figures.draw_scenes(_scenes(runs, data), titles, output / "predictions.png")

@@ -23,7 +23,8 @@ from typing import Any
 from normdet.compare.provenance import provenance
 from normdet.engine.launch import GRACE_SECONDS
 from normdet.engine.step import NonFiniteLoss
-from normdet.report.runs import history
+from normdet.errors import NormdetError
+from normdet.report.history import read_history
 from normdet.weights.files import atomic_file
 
 DONE, DIVERGED, CRASHED = "done", "diverged", "crashed"
@@ -206,8 +207,9 @@ def _last_words(log: Path, code: int) -> str:
 def _cost(folder: Path, log: str) -> dict:
     """Seconds per step and of training, and on a GPU its memory, from what the run logged."""
     cost: dict[str, float] = {}
-    if (folder / "metrics.json").is_file():
-        entries = history(folder / "metrics.json")
+    # A kill can leave a line that is cut short; the AP does not hang on it.
+    with contextlib.suppress(NormdetError):
+        entries = read_history(folder / "metrics.json")
         times = [entry["time"] for entry in entries if "time" in entry]
         if times:
             cost["step_s"] = round(statistics.median(times), 4)

@@ -5,8 +5,10 @@ from itertools import combinations
 from pathlib import Path
 
 from normdet.compare.analysis import Group
+from normdet.errors import NormdetError
 from normdet.report import figures
-from normdet.report.runs import DRAWN_SCORE, history, predictions, scene
+from normdet.report.history import read_history
+from normdet.report.runs import DRAWN_SCORE, predictions, scene
 
 # Images looked through for differences, and shown.
 LOOKED_AT, SHOWN = 200, 3
@@ -20,13 +22,13 @@ _SCORES = {"mask": "segm", "box": "bbox", "keypoint": "keypoints"}
 
 
 def curve(folder: Path, row: Mapping, metric: str) -> figures.Curve | None:
-    """Loss and AP of a run over the images it has seen; None where it logged nothing."""
-    file = folder / "metrics.json"
-    if not file.is_file():
-        return None
+    """Loss and AP of a run over the images it has seen; None where no log can be read."""
     task, name = metric.split("_", 1)
     key = f"{_SCORES[task]}/{name}"
-    entries = history(file)
+    try:
+        entries = read_history(folder / "metrics.json")
+    except NormdetError:
+        return None
 
     def points(column: str) -> list[tuple[float, float]]:
         seen = ((entry, (entry["iteration"] + 1) * row["batch_size"]) for entry in entries)

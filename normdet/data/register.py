@@ -44,6 +44,28 @@ def register_datasets(cfg: CfgNode) -> None:
                 )
 
 
+def image_files(text: str, root: str | Path = "") -> list[Path]:
+    """The images of a dataset, whatever their annotations are for.
+
+    Args:
+        text: as in `DATASETS.TRAIN`.
+        root: what relative paths start at, `DATASETS.ROOT`.
+
+    Raises:
+        NormdetError: as :func:`register_datasets`, but for what concerns the model.
+    """
+    if text.partition(":")[0] in _READERS:
+        records = _read(text, Path(root)).records
+    elif text in DatasetCatalog.list():
+        _check_files(text)
+        records = DatasetCatalog.get(text)
+    else:
+        raise NormdetError(
+            f"{text!r} is neither a dataset registered with detectron2 nor one of {FORMS}"
+        )
+    return [Path(record["file_name"]) for record in records]
+
+
 def _coco(rest: str, root: Path) -> Dataset:
     json_file, colon, image_root = rest.partition(":")
     if not (json_file and colon and image_root):

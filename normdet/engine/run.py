@@ -185,7 +185,7 @@ def _evaluate(cfg: CfgNode, resume: bool, allow_unsafe: bool) -> dict:
 
 
 def _show_start(cfg: CfgNode, model: nn.Module, report: LoadReport, folder: Path) -> None:
-    """Print the table of parts, and keep it beside the checkpoint."""
+    """Print the table of parts; keep it, and what was loaded from where, beside the checkpoint."""
     rows = parts_table(model, report)
     text = parts_text(rows)
     logger.info("parts of the model:\n%s", text)
@@ -193,6 +193,8 @@ def _show_start(cfg: CfgNode, model: nn.Module, report: LoadReport, folder: Path
         logger.warning("%s", warning)
     (folder / "norms.txt").write_text(text + "\n")
     (folder / "norms.json").write_text(json.dumps(rows, indent=1) + "\n")
+    if report.source:
+        (folder / "weights.json").write_text(json.dumps(report.to_dict(), indent=1) + "\n")
 
 
 def _show_results(cfg: CfgNode, results: dict, folder: Path) -> None:

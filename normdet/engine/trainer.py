@@ -19,7 +19,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from normdet.data import register_datasets
-from normdet.engine.hooks import NormScalars, ProgressBar
+from normdet.engine.hooks import NormPage, NormScalars, ProgressBar
 from normdet.engine.launch import Interrupted
 from normdet.engine.loader import build_train_loader, derived_seed
 from normdet.engine.log import LoggedOutput
@@ -104,8 +104,10 @@ class Trainer(DefaultTrainer):
                 built.append(ProgressBar(self._console))
         built.append(hooks.EvalHook(cfg.TEST.EVAL_PERIOD, self._evaluate))
         if comm.is_main_process():
-            built.append(NormScalars(self.model))
+            looks = cfg.MODEL.NORMDET.STATISTICS_PERIOD
+            built.append(NormScalars(self.model, looks))
             built.append(hooks.PeriodicWriter(self.build_writers(), period=20))
+            built += [NormPage(Path(cfg.OUTPUT_DIR))] if looks else []
         return built
 
     def resume_or_load(self, resume: bool = True) -> None:

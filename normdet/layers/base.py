@@ -8,6 +8,8 @@ from torch import nn
 from ..errors import NormdetError
 
 ACTIVATIONS = (None, "ReLU", "TLU")
+# Those that hold what is below a threshold at it.
+CLAMPING = ("ReLU", "TLU")
 
 
 class NormLayer(nn.Module):
@@ -61,6 +63,14 @@ class NormLayer(nn.Module):
     def scalars(self) -> dict[str, float]:
         """Numbers worth a curve."""
         return {}
+
+    def clamped(self, output: torch.Tensor) -> torch.Tensor | None:
+        """Which of its outputs the activation holds at its threshold; None without such a one."""
+        if self.activation not in CLAMPING:
+            return None
+        if self.tau is None:
+            return output <= 0
+        return output <= self.tau.to(output.dtype).view(1, -1, *[1] * (output.dim() - 2))
 
     def extra_repr(self) -> str:
         activation = f", activation={self.activation!r}" if self.activation else ""

@@ -27,6 +27,8 @@ _PARTS = {
     "other": r"",
 }
 
+PARTS = tuple(_PARTS)
+
 
 @dataclass
 class PartRow:

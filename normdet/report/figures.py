@@ -7,6 +7,7 @@ in dash or marker as well.
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -56,7 +57,7 @@ def draw_curves(histories: Mapping[str, Sequence[Mapping[str, float]]], path: Pa
         axes.set_xlim(0, None)
         axes.spines[["top", "right"]].set_visible(False)
         axes.legend(frameon=False, loc=corner, handlelength=3)
-    _save(figure, path)
+    save(figure, path)
 
 
 def _plot(axes: Axes, history: Sequence[Mapping[str, float]], key: str, **style) -> None:
@@ -108,7 +109,7 @@ def draw_scenes(scenes: Sequence[Scene], titles: Mapping[str, str], path: Path) 
         framealpha=1,
     )
     legend.get_frame().set_linewidth(0)
-    _save(figure, path)
+    save(figure, path)
 
 
 def match(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
@@ -156,9 +157,10 @@ def _brightened(image: np.ndarray) -> np.ndarray:
     return np.clip((image - low) / max(high - low, 1), 0, 1) ** 0.7
 
 
-def _save(figure: Figure, path: Path) -> None:
+def save(figure: Figure, file: Path | IO[bytes]) -> None:
+    """Write `figure` as PNG."""
     FigureCanvasAgg(figure)
-    figure.savefig(path, format="png", facecolor="white")
+    figure.savefig(file, format="png", facecolor="white")
 
 
 @dataclass(frozen=True)
@@ -209,7 +211,7 @@ def draw_over_batch(panels: Sequence[Panel], path: Path) -> None:
         *figure.axes[0].get_legend_handles_labels(),
         loc="outside lower center", ncols=int(width // 1.4), frameon=False,
     )  # fmt: skip
-    _save(figure, path)
+    save(figure, path)
 
 
 def run_style(index: int) -> dict[str, str]:
@@ -277,4 +279,4 @@ def draw_training(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False
     )
-    _save(figure, path)
+    save(figure, path)

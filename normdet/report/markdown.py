@@ -20,6 +20,11 @@ def paragraph(text: str, note: bool = False) -> str:
     return f"*{_plain(text)}*" if note else _plain(text)
 
 
+def verdict(text: str) -> str:
+    """The sentence that a reader should see first."""
+    return f"**{_plain(text)}**"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of plain text; the first column names the rows."""
     rule = ["---", *["---:"] * (len(head) - 1)]
@@ -32,9 +37,9 @@ def commands(lines: Iterable[str]) -> str:
     return "\n".join(["```bash", *lines, "```"])
 
 
-def picture(path: Path, text: str) -> str:
-    """The PNG at `path`, which lies in a folder beside the page; `text` says what it shows."""
-    return f"![{_plain(text)}]({path.parent.name}/{path.name})"
+def picture(png: Path, text: str) -> str:
+    """The PNG `png`, which lies in a folder beside the page; `text` says what it shows."""
+    return f"![{_plain(text)}]({png.parent.name}/{png.name})"
 
 
 def _plain(text: str) -> str:

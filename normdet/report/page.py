@@ -10,10 +10,12 @@ body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
   max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
 h1 { font-size: 1.7rem; margin-bottom: .2rem; }
 h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-table { border-collapse: collapse; font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .9rem; text-align: right; border-bottom: 1px solid #e4e4e4; }
+table { display: block; overflow-x: auto; border-collapse: collapse;
+  font-variant-numeric: tabular-nums; }
+th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4; }
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #888; }
+td { white-space: nowrap; }
 img { max-width: 100%; height: auto; }
 pre { background: #f5f5f5; padding: .7rem 1rem; overflow-x: auto; font-size: .85rem; }
 .note { color: #555; }
@@ -40,6 +42,11 @@ def paragraph(text: str, note: bool = False) -> str:
     return f"<p{' class=note' if note else ''}>{escape(text)}</p>"
 
 
+def verdict(text: str) -> str:
+    """What it comes to, set off."""
+    return f"<p><strong>{escape(text)}</strong></p>"
+
+
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     """A table of plain text; the first column names the rows."""
 
@@ -55,7 +62,7 @@ def commands(lines: Iterable[str]) -> str:
     return f"<pre>{escape(chr(10).join(lines))}</pre>"
 
 
-def picture(path: Path, text: str) -> str:
-    """The PNG at `path`, its bytes in the page; `text` says what it shows."""
-    data = base64.b64encode(path.read_bytes()).decode()
+def picture(png: Path | bytes, text: str) -> str:
+    """A PNG, its bytes in the page, or those of the file; `text` says what it shows."""
+    data = base64.b64encode(png if isinstance(png, bytes) else png.read_bytes()).decode()
     return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'

@@ -1,4 +1,4 @@
-"""What a run's folder has to show: its curve, its predictions, and images to draw them on."""
+"""What a run predicted, and the images to draw it on."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -12,26 +12,6 @@ from normdet.report.figures import Scene
 
 # A prediction less certain than this is not drawn.
 DRAWN_SCORE = 0.5
-
-
-def history(file: Path) -> list[dict]:
-    """The lines of a run's metrics file; where a resumed run went over a step again, the last.
-
-    A last line that a kill cut short is left out.
-    """
-    lines = []
-    for text in file.read_text().splitlines():
-        try:
-            lines.append(json.loads(text))
-        except json.JSONDecodeError:
-            continue
-    # detectron2 counts the evaluation after the last step as one step later.
-    last = max((line["iteration"] for line in lines if "total_loss" in line), default=0)
-    entries: dict[int, dict] = {}
-    for line in lines:
-        iteration = min(line["iteration"], last)
-        entries.setdefault(iteration, {}).update(line, iteration=iteration)
-    return [entries[iteration] for iteration in sorted(entries)]
 
 
 def predictions(folder: Path) -> dict[int, list[dict]]:

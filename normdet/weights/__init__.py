@@ -2,13 +2,19 @@
 
 from .checkpointer import Checkpointer, LoadReport
 from .checks import check_weights
+from .facts import Facts, required_config
 from .files import UnreadableFileError, load_file, save_file
+from .importers import Imported, import_weights
 
 __all__ = [
     "Checkpointer",
+    "Facts",
+    "Imported",
     "LoadReport",
     "UnreadableFileError",
     "check_weights",
+    "import_weights",
     "load_file",
+    "required_config",
     "save_file",
 ]

@@ -9,8 +9,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import parse_qs, urlparse
 
-import numpy as np
-import torch
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
 from fvcore.common.config import CfgNode
@@ -18,9 +16,10 @@ from torch import nn
 
 from normdet.errors import NormdetError
 
-from .checks import check_weights, describe
+from .checks import check_weights
+from .facts import describe
 from .files import TEMPORARY_SUFFIX, UnreadableFileError, atomic_file, load_file, save_file
-from .importers import is_torchvision_resnet, rename_torchvision_resnet
+from .importers import Imported, import_weights, not_finite, unwrap
 
 
 @dataclass
@@ -31,8 +30,11 @@ class LoadReport:
         source: path or URL as given; `""` where nothing was loaded.
         matched: the model's tensors that the file filled.
         missing: the model's tensors that the file does not have; they keep their start value.
-        unexpected: the file's tensors that the model does not have.
+        unexpected: the file's tensors that the model does not have, by detectron2's names.
         reinitialized: the model's tensors that the file has but that do not fit, and why.
+        left_out: the file's tensors that have no counterpart in detectron2, by the file's names,
+            and why.
+        layout: whose names the file has.
         warnings: one sentence each, from :func:`check_weights`.
     """
 
@@ -41,6 +43,8 @@ class LoadReport:
     missing: list[str] = field(default_factory=list)
     unexpected: list[str] = field(default_factory=list)
     reinitialized: dict[str, str] = field(default_factory=dict)
+    left_out: dict[str, str] = field(default_factory=dict)
+    layout: str = ""
     warnings: list[str] = field(default_factory=list)
 
     def part_sources(self, prefixes: Iterable[str]) -> dict[str, str]:
@@ -64,6 +68,8 @@ class LoadReport:
     def __str__(self) -> str:
         total = len(self.matched) + len(self.missing) + len(self.reinitialized)
         lines = [f"{len(self.matched)} of the model's {total} tensors loaded from {self.source}"]
+        for why, n in Counter(self.left_out.values()).items():
+            lines.append(f"left out: {n} of the file's tensors ({why})")
         lines += [f"{key} starts anew: {why}" for key, why in self.reinitialized.items()]
         for title, keys in (("not in the file", self.missing), ("not used", self.unexpected)):
             if keys:
@@ -103,6 +109,7 @@ class Checkpointer(DetectionCheckpointer):
         self.allow_unsafe = allow_unsafe
         self.cfg = cfg
         self.report = LoadReport()
+        self._imported = Imported({})
         self.logger = logging.getLogger(__name__)
 
     def save(self, name: str, **extra: Any) -> None:
@@ -207,39 +214,31 @@ class Checkpointer(DetectionCheckpointer):
 
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Read a file and bring it to `{"model": tensors by name, ...}`, as detectron2 does."""
-        loaded = load_file(filename, allow_unsafe=self.allow_unsafe)
         source = self.report.source
-        if filename.endswith(".pkl") and not {"model", "__author__"} <= loaded.keys():
-            # Caffe2: detectors have "blobs", ImageNet models are the blobs.
-            blobs = loaded.get("blobs", loaded)
-            blobs = {k: v for k, v in blobs.items() if not k.endswith("_momentum")}
-            loaded = {"model": blobs, "__author__": "Caffe2", "matching_heuristics": True}
-        elif filename.endswith(".pyth"):
-            if "model_state" not in loaded:
-                raise NormdetError(f"{source} has no 'model_state', which pycls files have")
-            state = loaded["model_state"]
-            loaded = {"model": state, "__author__": "pycls", "matching_heuristics": True}
-        elif "model" not in loaded:
-            loaded = {"model": loaded.get("state_dict", loaded)}
+        checkpoint = unwrap(load_file(filename, allow_unsafe=self.allow_unsafe), source)
+        if filename.endswith(".pyth"):  # pycls, which names a backbone's tensors alone
+            checkpoint["matching_heuristics"] = True
         query = parse_qs(self._parsed_url_during_load.query)
         if query.pop("matching_heuristics", None) == ["True"]:
-            loaded["matching_heuristics"] = True
+            checkpoint["matching_heuristics"] = True
         if query:
             raise NormdetError(f"{source}: only ?matching_heuristics=True is known")
-        loaded["model"] = _as_tensors(loaded["model"], source)
-        if is_torchvision_resnet(loaded["model"]):
-            loaded["model"] = rename_torchvision_resnet(loaded["model"])
-            loaded["matching_heuristics"] = True
-        return loaded
+        if bad := not_finite(checkpoint["model"]):
+            raise NormdetError(
+                f"{source} is refused, its tensor {bad[0]} has NaN or infinite values"
+            )
+        self._imported = import_weights(checkpoint, source)
+        return {**checkpoint, "model": self._imported.model}
 
     def _load_model(self, checkpoint: dict[str, Any]) -> Any:
-        report = self.report
+        report, imported = self.report, self._imported
+        report.layout, report.left_out = imported.layout, imported.left_out
         if self.cfg is not None:
-            report.warnings = check_weights(self.cfg, checkpoint, report.source)
+            report.warnings = check_weights(self.cfg, imported, report.source)
         state = self.model.state_dict()
-        if checkpoint.pop("matching_heuristics", False):
-            author = checkpoint.get("__author__")
-            checkpoint["model"] = _align(state, checkpoint["model"], author, report.source)
+        checkpoint.pop("matching_heuristics", None)
+        if imported.partial:
+            checkpoint["model"] = _align(state, imported.model, report.source)
         shapes = {k.removeprefix("module."): tuple(v.shape) for k, v in checkpoint["model"].items()}
         if not any(tuple(value.shape) == shapes.get(key) for key, value in state.items()):
             examples = " and ".join(repr(next(iter(names), "")) for names in (shapes, state))
@@ -278,28 +277,10 @@ class Checkpointer(DetectionCheckpointer):
             self.logger.warning("%s", warning)
 
 
-def _align(state: Mapping, weights: dict, author: str | None, source: str) -> dict:
-    """Bring a zoo file's names to the model's by detectron2's heuristics."""
+def _align(state: Mapping, weights: dict, source: str) -> dict:
+    """Bring names that lack their beginning to the model's by detectron2's heuristics."""
     try:
-        return align_and_update_state_dicts(state, weights, c2_conversion=author == "Caffe2")
+        return align_and_update_state_dicts(state, weights, c2_conversion=False)
     # How the heuristics end on names that they were not made for.
     except (AssertionError, IndexError, ValueError) as error:
         raise NormdetError(f"{source}: its names do not match the model's: {error}") from error
-
-
-def _as_tensors(weights: Any, source: str) -> dict[str, torch.Tensor]:
-    """Check that `weights` are finite tensors by name, numpy's included."""
-    if not isinstance(weights, dict):
-        raise UnreadableFileError(
-            f"{source} has a {type(weights).__name__} where tensors should be"
-        )
-    for name, value in weights.items():
-        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
-            weights[name] = value = torch.as_tensor(value)
-        if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
-            raise UnreadableFileError(
-                f"{source}: {name!r} is a {type(value).__name__}, not a tensor"
-            )
-        if value.is_floating_point() and not value.isfinite().all():
-            raise NormdetError(f"{source} is refused, its tensor {name} has NaN or infinite values")
-    return weights

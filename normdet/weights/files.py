@@ -351,5 +351,6 @@ _READERS = {
     ".pth": _read_torch,
     ".pt": _read_torch,
     ".pyth": _read_torch,
+    ".tar": _read_torch,  # what .pth.tar are
     ".pkl": _read_pickle,
 }

@@ -8,7 +8,7 @@ from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
 
 import normdet
-from normdet.data import build_mapper, register_datasets
+from normdet.data import build_mapper, image_files, register_datasets
 from normdet.data.augmentation import RandomD4
 from normdet.errors import NormdetError
 
@@ -161,3 +161,20 @@ def test_crowd_regions_may_be_rle_among_polygons(cfg, real_data, tmp_path):
     register_datasets(cfg)
     records = DatasetCatalog.get(cfg.DATASETS.TRAIN[0])
     assert sum(obj["iscrowd"] for record in records for obj in record["annotations"]) == 1
+
+
+def test_the_images_of_a_dataset_are_had_whatever_the_model_takes(tmp_path, monkeypatch):
+    folder = tmp_path / "images"
+    folder.mkdir()
+    content = {
+        "images": [{"id": 1, "file_name": "a.png", "width": 8, "height": 8}],
+        "annotations": [],
+        "categories": [{"id": 1, "name": "one"}],
+    }
+    (folder / "a.png").touch()
+    (tmp_path / "a.json").write_text(json.dumps(content))
+    assert image_files("coco:a.json:images", tmp_path) == [folder / "a.png"]
+    with pytest.raises(NormdetError, match="neither a dataset registered"):
+        image_files("nowhere")
+    with pytest.raises(NormdetError, match="does not exist"):
+        image_files("coco_2017_val_100")

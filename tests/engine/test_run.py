@@ -67,6 +67,12 @@ def test_a_run_says_what_it_is_and_leaves_its_results(command, capsys, tmp_path)
     assert train(command("--norm", "FRN+TLU", "--eval-only", *FAST)) == 2
     assert "MODEL.WEIGHTS" in capsys.readouterr().err
 
+    # What was loaded from where is kept, too.
+    assert not (folder / "weights.json").exists()
+    assert train(command("--norm", "FRN+TLU", "--resume", *FAST)) == 0
+    kept = json.loads((folder / "weights.json").read_text())
+    assert kept["source"].endswith("model_final.pth") and kept["matched"] and not kept["missing"]
+
     before = json.loads((folder / "results.json").read_text())
     assert train(command("--norm", "FRN+TLU", "--eval-only", "--resume", *FAST)) == 0
     assert json.loads((folder / "results.json").read_text()) == before

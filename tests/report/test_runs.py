@@ -1,28 +1,11 @@
-"""What is read back from a run's folder."""
+"""What is drawn of a run's predictions."""
 
 import json
 
 import numpy as np
 from PIL import Image
 
-from normdet.report.runs import history, predictions, scene
-
-
-def test_steps_gone_over_again_count_once_and_the_last_evaluation_with_the_last_step(tmp_path):
-    file = tmp_path / "metrics.json"
-    lines = [(19, "total_loss", 3.0), (39, "total_loss", 2.0), (40, "bbox/AP", 5.0)]
-    lines += [(39, "total_loss", 1.0), (19, "time", 0.5)]
-    file.write_text("".join(json.dumps({"iteration": i, k: v}) + "\n" for i, k, v in lines))
-    assert history(file) == [
-        {"iteration": 19, "total_loss": 3.0, "time": 0.5},
-        {"iteration": 39, "total_loss": 1.0, "bbox/AP": 5.0},
-    ]
-
-
-def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
-    file = tmp_path / "metrics.json"
-    file.write_text('{"iteration": 19, "total_loss": 1.0}\n{"iteration": 39, "tot')
-    assert history(file) == [{"iteration": 19, "total_loss": 1.0}]
+from normdet.report.runs import predictions, scene
 
 
 def test_boxes_stand_for_masks_and_only_the_certain_are_drawn(tmp_path):

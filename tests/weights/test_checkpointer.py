@@ -15,6 +15,7 @@ from torch import nn
 
 from normdet.errors import NormdetError
 from normdet.weights import Checkpointer, load_file, save_file
+from normdet.weights.importers import CLASSIFIER
 
 
 class Block(nn.Module):
@@ -182,7 +183,8 @@ def test_caffe2_names_are_matched(tmp_path):
     stem = checkpointer.model.backbone.stem.conv1
     np.testing.assert_array_equal(stem.weight.detach(), blobs["conv1_w"])
     np.testing.assert_array_equal(stem.norm.bias, blobs["res_conv1_bn_b"])
-    assert checkpointer.report.unexpected == ["linear.weight"]
+    assert checkpointer.report.unexpected == []
+    assert checkpointer.report.left_out == {"pred_w": CLASSIFIER}
 
 
 def test_misfits_found_by_the_heuristics_are_reported(tmp_path):
@@ -192,7 +194,8 @@ def test_misfits_found_by_the_heuristics_are_reported(tmp_path):
     assert checkpointer.report.reinitialized == {
         "backbone.stem.conv1.weight": "(4, 3, 7, 7) in the file, (4, 3, 1, 1) in the model"
     }
-    assert checkpointer.report.unexpected == ["linear.weight"]
+    assert checkpointer.report.unexpected == []
+    assert checkpointer.report.left_out == {"pred_w": CLASSIFIER}
 
 
 def test_a_tensor_with_two_names_counts_as_loaded_under_both(tmp_path):

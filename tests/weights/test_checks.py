@@ -5,7 +5,7 @@ import torch
 from detectron2.config import get_cfg
 
 from normdet.errors import NormdetError
-from normdet.weights import check_weights
+from normdet.weights import check_weights, import_weights, required_config
 from normdet.weights.checks import describe
 
 LAYER = "backbone.bottom_up.res2.0.conv1"
@@ -107,7 +107,7 @@ def test_statistics_of_own_images_are_no_error():
     ],
 )
 def test_weight_standardization_must_agree(source, norm, way_out):
-    cfg = config(norm, "MSRA" in source)
+    cfg = config(norm, "MSRA" in source, *(TORCHVISION if "ws" in source.lower() else ()))
     with pytest.raises(NormdetError, match="weight standardization") as info:
         check_weights(cfg, weights(), source)
     assert str(info.value).endswith(f"set MODEL.RESNETS.NORM {way_out}")
@@ -206,9 +206,17 @@ def test_folded_statistics_stay_frozen(state):
     assert check_weights(all_frozen, state, "w.pkl") == []
 
 
-@pytest.mark.parametrize("state", [BN, UNFOLDED, HEAD_ONLY, UNTRAINED, {}])
+@pytest.mark.parametrize("state", [BN, UNFOLDED, UNTRAINED, {}])
 def test_statistics_that_are_there_may_be_trained(state):
     assert check_weights(config("SyncBN"), state, "w.pkl") == []
+
+
+def test_a_head_s_norm_is_compared_as_far_as_it_shows():
+    cfg = config("SyncBN")
+    (warning,) = check_weights(cfg, HEAD_ONLY, "w.pkl")
+    assert "trained with BN and MODEL.ROI_BOX_HEAD.NORM is no norm" in warning
+    cfg.MODEL.ROI_BOX_HEAD.NORM = "BN"
+    assert check_weights(cfg, HEAD_ONLY, "w.pkl") == []
 
 
 @pytest.mark.parametrize("norm", ["SyncBN", "BRN", "EvalNorm", "BIN"])
@@ -225,6 +233,62 @@ def test_batch_statistics_lost_by_another_norm_are_a_warning(norm):
 
 def test_norm_of_group_norm_weights():
     caffe2 = {"conv1_w": torch.ones(1), "conv1_gn_s": torch.ones(1)}
-    assert check_weights(config("GN"), caffe2, "w.pkl") == []
-    (warning,) = check_weights(config("BN"), caffe2, "w.pkl")
+    assert check_weights(config("GN", False), caffe2, "R-50-GN.pkl") == []
+    (warning,) = check_weights(config("BN", False), caffe2, "R-50-GN.pkl")
     assert "trained with GN" in warning
+
+
+def torchvision_names(gain=1.0, **extra):
+    """A stem whose statistics are of pixels multiplied by `gain`."""
+    weight = torch.randn(64, 3, 7, 7, generator=torch.Generator().manual_seed(0))
+    variance = 4.5 * gain**2 * weight.flatten(1).square().sum(1)
+    statistics = {"bn1.running_mean": torch.ones(64), "bn1.running_var": variance}
+    layer1 = {"layer1.0.conv1.weight": torch.ones(64, 64, 1, 1)}
+    return {"conv1.weight": weight, "bn1.weight": torch.ones(64), **statistics, **layer1, **extra}
+
+
+def test_names_alone_do_not_overrule_the_config():
+    """torchvision's names tell neither stride nor channel order, and a file's own name nothing."""
+    assert check_weights(config("BN", False, *TORCHVISION), torchvision_names(), "w.pth") == []
+    own = (*TORCHVISION, "INPUT.FORMAT", "BGR")
+    (warning,) = check_weights(config("BN", True, *own), torchvision_names(), "w.pth")
+    assert (
+        "INPUT.FORMAT BGR, MODEL.RESNETS.STRIDE_IN_1X1 True; files of its kind usually" in warning
+    )
+    assert 'INPUT.FORMAT "RGB" MODEL.RESNETS.STRIDE_IN_1X1 "False"' in warning
+
+
+def test_the_scale_of_pixels_shows_in_the_stem():
+    with pytest.raises(NormdetError, match=r"trained with MODEL.PIXEL_STD \[58"):
+        check_weights(config("BN", False), torchvision_names(), "w.pth")
+    raw = torchvision_names(58.0)
+    with pytest.raises(NormdetError, match=r"trained with MODEL.PIXEL_STD \[1\.0"):
+        check_weights(config("BN", False, *TORCHVISION), raw, "w.pth")
+    assert check_weights(config("BN"), raw, "w.pth") == []
+    # Divided by 255 alone: not torchvision's scale, but not raw either.
+    (warning,) = check_weights(
+        config("BN", False, *TORCHVISION, "MODEL.PIXEL_STD", [255.0] * 3), torchvision_names(), "w"
+    )
+    assert "is used with MODEL.PIXEL_STD [255.0" in warning
+    # What the file says of itself counts more than what is usual.
+    said = {"model": raw, "normdet": describe(config("BN", False))}
+    with pytest.raises(NormdetError, match=r'set MODEL.RESNETS.STRIDE_IN_1X1 "False"$'):
+        check_weights(config("BN"), said, "w.pth")
+
+
+def test_group_norm_without_a_word_on_standardization_is_a_warning():
+    state = {k: v for k, v in torchvision_names().items() if "running" not in k}
+    for norm, way_out in (("GN", "need MODEL.RESNETS.NORM GN+WS"), ("GN+WS", "lose their")):
+        (warning,) = check_weights(config(norm, False), state, "w.pth")
+        assert "nothing tells whether w.pth was trained with WS" in warning and way_out in warning
+
+
+def test_required_config_of_an_affine_that_is_folded():
+    keys = required_config(*known(CAFFE2, "MSRA/R-50.pkl"))
+    assert keys["MODEL.RESNETS.NORM"] == "FrozenBN"
+    assert keys["MODEL.RESNETS.STRIDE_IN_1X1"] is True
+
+
+def known(state, source):
+    imported = import_weights(state, source)
+    return imported.facts, imported.model

@@ -1,0 +1,92 @@
+"""The user's images as a model sees them one by one: resized as in a test, unpadded."""
+
+import os
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import detection_utils
+from detectron2.data import transforms as T
+from PIL import Image
+from torch import Tensor
+
+from normdet.data import build_augmentation
+from normdet.errors import NormdetError
+
+SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+
+
+def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
+    """The image files that are named or lie in the folders named, at any depth, sorted.
+
+    Raises:
+        NormdetError: a path does not exist, or there is none.
+    """
+    found: set[Path] = set()
+    for path in map(Path, paths):
+        if path.is_dir():
+            found.update(p for p in path.rglob("*") if p.suffix.lower() in SUFFIXES and p.is_file())
+        elif path.is_file():
+            found.add(path)
+        else:
+            raise NormdetError(f"{path} does not exist")
+    if not found:
+        where = ", ".join(map(str, paths))
+        raise NormdetError(f"no images in {where}: looked for {', '.join(SUFFIXES)}")
+    return sorted(found)
+
+
+def sample(files: Sequence[Path], count: int) -> list[Path]:
+    """At most `count` of the files, evenly spaced: neighbours in a folder are often alike."""
+    if count >= len(files):
+        return list(files)
+    return [files[index * len(files) // count] for index in range(count)]
+
+
+class Images:
+    """Reads images for a config; what cannot be read is left out and kept in `faults`.
+
+    Args:
+        files: in the order they are read.
+        cfg: `INPUT` says channel order and test size.
+        divisor: the model pads sides to multiples of this; they are cut to multiples instead, as
+            the padding would count as part of the image.
+    """
+
+    def __init__(self, files: Sequence[Path], cfg: CfgNode, divisor: int):
+        self.files = files
+        self.faults: list[str] = []
+        self._format = cfg.INPUT.FORMAT
+        self._augmentations = T.AugmentationList(build_augmentation(cfg, False))
+        self._divisor = max(divisor, 1)
+
+    def __iter__(self) -> Iterator[list[dict[str, Tensor]]]:
+        """Batches of one image, `{"image": (C, H, W)}`.
+
+        Raises:
+            NormdetError: not one of the files could be read.
+        """
+        self.faults = []
+        for file in self.files:
+            try:
+                image = self._read(file)
+            # Pillow raises what its many readers raise.
+            except Exception as error:
+                self.faults.append(f"{file}: {' '.join(str(error).split()) or 'not readable'}")
+            else:
+                yield [{"image": image}]
+        if len(self.faults) == len(self.files):
+            count, first = len(self.files), self.faults[0]
+            raise NormdetError(f"none of the {count} images can be read, {first}")
+
+    def _read(self, file: Path) -> Tensor:
+        with Image.open(file) as image:
+            if image.mode.startswith(("I", "F")):
+                raise ValueError("16-bit or float; `normdet prepare` brings it to 8 bits")
+        pixels = T.AugInput(detection_utils.read_image(file, self._format))
+        self._augmentations(pixels)
+        height, width = (max(n - n % self._divisor, 1) for n in pixels.image.shape[:2])
+        if min(pixels.image.shape[:2]) < self._divisor:
+            raise ValueError(f"too small: {self._divisor} pixels a side are needed")
+        return torch.as_tensor(pixels.image[:height, :width].transpose(2, 0, 1).copy())

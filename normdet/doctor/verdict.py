@@ -1,0 +1,152 @@
+"""The verdict in one line, and the commands that follow from it."""
+
+import shlex
+from collections.abc import Collection, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from .examination import Examination
+from .rows import FITS, NOISY, OFF, Row
+
+# Norms without a batch, in the order in which they are offered.
+BATCHLESS = ("GN", "FRN+TLU")
+
+
+@dataclass(frozen=True)
+class Case:
+    """What the user has: the files and settings that the next commands repeat.
+
+    Attributes:
+        config_file: as given.
+        weights: as given.
+        norm: the norm of the model, as its config says.
+        images: folder of the images, or None where `dataset` names them.
+        dataset: its name, or None.
+        norm_flag: what `--norm` said, or None.
+        images_per_gpu: in training.
+        freeze_at: `MODEL.BACKBONE.FREEZE_AT`.
+        opts: further `KEY VALUE` pairs.
+    """
+
+    config_file: str
+    weights: str
+    norm: str
+    images: Path | None
+    dataset: str | None
+    norm_flag: str | None = None
+    images_per_gpu: int = 2
+    freeze_at: int = 2
+    opts: Sequence[str] = ()
+
+
+def noisiest(found: Examination, size: int) -> Row | None:
+    """The stage in which batches of `size` images differ most; None if they were not measured."""
+    rows = [row for row in found.stages if size in row.noise]
+    return max(rows, key=lambda row: row.noise[size], default=None)
+
+
+def stages_at(found: Examination, *levels: str) -> list[Row]:
+    """The stages of these levels."""
+    return [row for row in found.stages if row.level in levels]
+
+
+def verdict(found: Examination, case: Case) -> str:
+    """One sentence: where the statistics fit, and which norm to train."""
+    off, beside = stages_at(found, "off"), stages_at(found, "somewhat off")
+    known = {row.name: row.distance for row in found.stages if row.distance is not None}
+    if not known:
+        first = "nothing stored to compare with: whether the frozen norm fits cannot be told"
+    elif off:
+        first = f"{_seen(found, off)}: a learnable norm is worth it"
+    elif beside:
+        first = f"{_seen(found, beside)}, somewhat off: a learnable norm may help, compare both"
+    else:
+        names = [row.name for row in found.stages]
+        where = "all stages see" if len(known) == len(names) else f"{span(known, names)} see"
+        return (
+            f"{where} statistics within {max(known.values()):.2f} sigma of {_those(found)}: "
+            f"{case.norm} fits these images, keep it"
+        )
+    return f"{first}; {_advice(found, case)}"
+
+
+def _seen(found: Examination, rows: list[Row]) -> str:
+    low, high = (f"{f(row.distance for row in rows):.1f}" for f in (min, max))
+    far = high if low == high else f"{low} to {high}"
+    names = [row.name for row in found.stages]
+    return f"{span([row.name for row in rows], names)} see statistics {far} sigma from " + _those(
+        found
+    )
+
+
+def _those(found: Examination) -> str:
+    return "those stored" if "stored" in found.compared_with else "the reference images'"
+
+
+def _advice(found: Examination, case: Case) -> str:
+    size = case.images_per_gpu
+    row = noisiest(found, size)
+    choice = " or ".join(BATCHLESS)
+    if row is None:
+        return f"too few images to tell how BN does at {size} per GPU: choose {choice}"
+    if row.noise[size] >= NOISY:
+        return f"at {_images(size)} per GPU choose {choice}, not BN"
+    return f"at {_images(size)} per GPU BN sees steady statistics: BN, {choice} all do"
+
+
+def _images(count: int) -> str:
+    return "1 image" if count == 1 else f"{count} images"
+
+
+def span(chosen: Collection[str], names: Sequence[str]) -> str:
+    """Names out of an order, neighbours joined: `res2, res4-res5`."""
+    runs: list[list[str]] = []
+    for before, name in zip([None, *names], names, strict=False):
+        if name in chosen:
+            if runs and before == runs[-1][-1]:
+                runs[-1].append(name)
+            else:
+                runs.append([name])
+    return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
+
+
+def next_commands(found: Examination, case: Case) -> list[str]:
+    """What to type next; a `normdet convert` and a `normdet train` for each norm to try."""
+    config = ["--config-file", case.config_file]
+    given = ["--norm", case.norm_flag] if case.norm_flag else []
+    poor = stages_at(found, "off", "somewhat off")
+    known = any(row.distance is not None for row in found.stages)
+    if known and not poor:
+        return [_line("train", *config, *given, "MODEL.WEIGHTS", case.weights, *case.opts)]
+    frozen = ("stem", "res2", "res3", "res4", "res5")[: case.freeze_at]
+    thaw = ["MODEL.BACKBONE.FREEZE_AT", "0"] if any(row.name in frozen for row in poor) else []
+    lines = []
+    row = noisiest(found, case.images_per_gpu)
+    if row is not None and row.noise[case.images_per_gpu] < NOISY and known:
+        weights = ["MODEL.WEIGHTS", case.weights, *thaw]
+        lines.append(_line("train", *config, "--norm", "BN", *weights, *case.opts))
+    source = ["--dataset", case.dataset] if case.dataset else ["--images", str(case.images)]
+    for norm in BATCHLESS:
+        out = f"{Path(case.weights).stem}-{norm.lower().replace('+', '-')}.pth"
+        ends = [*given, *source, "--out", out, *case.opts]
+        lines += [
+            _line("convert", case.weights, "--to", norm, *config, *ends),
+            _line("train", *config, "--norm", norm, "MODEL.WEIGHTS", out, *thaw, *case.opts),
+        ]
+    return lines
+
+
+def _line(*words: str) -> str:
+    return shlex.join(["normdet", *words])
+
+
+def reading() -> str:
+    """How to read the numbers, for the terminal and the page."""
+    return (
+        "Distance: Wasserstein-2 between the images' and the stored Gaussian of each channel, in "
+        f"stored sigmas; the median over channels. Below {FITS} fits, from {OFF} on is off. On an "
+        "ImageNet ResNet-50 photographs read 0.06 to 0.16, blood cells 0.33 to 0.88, fluorescent "
+        "nuclei 0.41 to 0.97. Later layers see what earlier ones made of the images: a shift there "
+        f"is partly handed on. Noise: how far batches lie from all images; from {NOISY} on BN "
+        "trains worse than it should."
+    )

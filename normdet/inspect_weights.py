@@ -1,0 +1,144 @@
+"""`normdet inspect`: what a weights file is, which config it needs, what a model takes."""
+
+import argparse
+import shlex
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+from detectron2.config import CfgNode
+from detectron2.modeling import build_model
+from detectron2.utils.file_io import PathManager
+
+from normdet.config import load_config
+from normdet.errors import NormdetError
+from normdet.weights import (
+    Checkpointer,
+    Imported,
+    UnreadableFileError,
+    import_weights,
+    load_file,
+    required_config,
+)
+from normdet.weights.facts import BACKBONE, DIALECT, FORMAT, MEAN, STD, STRIDE, depth, find
+from normdet.weights.importers import not_finite, unwrap
+
+_CONVENTIONS = {
+    STRIDE: "stride in the first 1x1 convolution", FORMAT: "channel order", MEAN: "pixel mean",
+    STD: "pixel std", DIALECT: "dialect of weight standardization",
+}  # fmt: skip
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Print what the file named is; with a config also how far a model takes it.
+
+    Returns:
+        1 where the file has values that are not finite, else 0.
+
+    Raises:
+        NormdetError: the file cannot be read, is of a network that detectron2 cannot build, or the
+            config would misuse it.
+    """
+    args = _parse(argv)
+    checkpoint = unwrap(_read(args.weights, args.allow_unsafe_weights), args.weights)
+    imported = import_weights(checkpoint, args.weights)
+    bad = not_finite(checkpoint["model"])
+    for title, value in describe_file(imported, checkpoint["model"], bad).items():
+        print(f"{title}: {value}")
+    for note in imported.notes:
+        print(f"note: {note}")
+    keys = required_config(imported.facts, imported.model)
+    if args.config_file is None:
+        print(f"\nconfig keys it needs:\n{key_value_pairs(keys)}")
+    else:
+        cfg = _config(args)
+        print(f"\nto add to the config:\n{key_value_pairs(differing(cfg, keys)) or 'nothing'}")
+    assumed = [key for key in imported.facts.assumed if key in keys]
+    if assumed:
+        print(f"nothing in the file tells {', '.join(assumed)}: that is only usual for its kind")
+    if args.config_file is not None and not bad:
+        model = build_model(cfg)
+        checkpointer = Checkpointer(model, cfg=cfg, allow_unsafe=args.allow_unsafe_weights)
+        checkpointer.load(args.weights)
+        print(f"\n{checkpointer.report}")  # its warnings are logged on loading
+    return 1 if bad else 0
+
+
+def describe_file(
+    imported: Imported, tensors: Mapping[str, Any], bad: Sequence[str] = ()
+) -> dict[str, str]:
+    """What a file is, as titles and their text.
+
+    Args:
+        imported: what an importer made of it.
+        tensors: its tensors by its own names.
+        bad: those that are not finite.
+    """
+    facts = imported.facts
+    norm = facts.norms.get(BACKBONE)
+    shown = facts.shown.get(BACKBONE) or ("BN" if facts.folded else "not known")
+    layers = depth(imported.model)
+    unknown = " (nothing tells whether with WS)" if shown == "GN" else ""
+    text = {
+        "layout": imported.layout,
+        "tensors": f"{len(tensors)}, {sum(t.numel() for t in tensors.values()):,} numbers",
+        "values": f"NaN or infinite in {', '.join(bad[:3])}" if bad else "all finite",
+        "backbone": f"ResNet-{layers}" if layers else "not known",
+        "norm of the backbone": norm or shown + unknown,
+        "batch statistics": (
+            "folded into the affine, valid only frozen" if facts.folded
+            else "there" if any(key.endswith("running_var") for key in imported.model)
+            else "none"
+        ),
+    }  # fmt: skip
+    for key, title in _CONVENTIONS.items():
+        if key == DIALECT and key not in facts.settings:
+            continue
+        value = facts.settings.get(key, "not known")
+        text[title] = f"{value} (usual for its kind)" if key in facts.assumed else f"{value}"
+    for why in dict.fromkeys(imported.left_out.values()):
+        names = [name for name, reason in imported.left_out.items() if reason == why]
+        more = f" and {len(names) - 3} more" if len(names) > 3 else ""
+        text[f"left out ({why})"] = ", ".join(names[:3]) + more
+    return text
+
+
+def differing(cfg: CfgNode, keys: Mapping[str, Any]) -> dict[str, Any]:
+    """The keys that `cfg` has otherwise."""
+    return {key: value for key, value in keys.items() if _plain(find(cfg, key)) != _plain(value)}
+
+
+def key_value_pairs(keys: Mapping[str, Any]) -> str:
+    """`KEY VALUE` pairs to put behind a command."""
+    return " ".join(f"{key} {shlex.quote(str(value))}" for key, value in keys.items())
+
+
+def _plain(value: Any) -> Any:
+    return [_plain(item) for item in value] if isinstance(value, list | tuple) else value
+
+
+def _read(source: str, allow_unsafe: bool) -> dict[str, Any]:
+    try:
+        local = PathManager.get_local_path(source)
+    except Exception as error:  # handlers raise what their catalogs and clients raise
+        raise UnreadableFileError(f"{source} cannot be fetched: {error}") from error
+    return load_file(local, allow_unsafe=allow_unsafe)
+
+
+def _config(args: argparse.Namespace) -> CfgNode:
+    cfg = load_config(args.config_file, args.opts, args.norm)
+    cfg.MODEL.DEVICE = "cpu"
+    return cfg
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="normdet inspect", description=__doc__)
+    add = parser.add_argument
+    add("weights", help="a weights file, or its address in detectron2's model zoo")
+    add("--config-file", metavar="FILE", help="build its model, load the file, and report")
+    add("--norm", metavar="OPTION", help="what --norm of `normdet train` would say")
+    add("--allow-unsafe-weights", action="store_true", help="load a file that can run code")
+    add("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
+    args = parser.parse_intermixed_args(argv)
+    if args.config_file is None and (args.opts or args.norm):
+        raise NormdetError("--norm and KEY VALUE pairs change a config: give --config-file too")
+    return args

@@ -1,0 +1,129 @@
+"""Figures of norms: one model's layers on some images, and one run's layers over its iterations."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from matplotlib import colormaps
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from .figures import RUN_COLOURS, save
+
+_BLUE, _RED, _GREEN = RUN_COLOURS[:3]
+
+
+def draw_layers(layers: Sequence[Any], fits: float, off: float, noisy: float, path: Path) -> None:
+    """Distance, noise and dead channels of each layer in the model's order, into the PNG `path`.
+
+    Args:
+        layers: as :class:`normdet.doctor.rows.Row`.
+        fits: the distance below which statistics fit.
+        off: the distance from which on they are off.
+        noisy: the noise from which on BN suffers.
+        path: the file to write.
+    """
+    panels = [_draw_noise, _draw_dead]
+    if any(row.distance is not None for row in layers):
+        panels.insert(0, _draw_distance)
+    figure = Figure(figsize=(11, 2.7 * len(panels) + 0.6), dpi=130, layout="constrained")
+    grid = figure.subplots(len(panels), 1, sharex=True, squeeze=False)[:, 0]
+    for axes, panel in zip(grid, panels, strict=True):
+        panel(axes, layers, fits, off, noisy)
+        axes.grid(alpha=0.3, axis="y")
+        axes.spines[["top", "right"]].set_visible(False)
+        axes.set_ylim(0, None)
+        axes.legend(frameon=False, loc="lower right", bbox_to_anchor=(1, 0.97), ncols=6, fontsize=8)
+    _name_stages(grid, [row.stage for row in layers])
+    save(figure, path)
+
+
+def _points(layers: Sequence[Any], value) -> tuple[list[int], list[float]]:
+    found = [(x, value(row)) for x, row in enumerate(layers) if value(row) is not None]
+    return [x for x, _ in found], [y for _, y in found]
+
+
+def _draw_distance(axes: Axes, layers, fits, off, noisy) -> None:
+    x, middle = _points(layers, lambda row: row.distance)
+    _, low = _points(layers, lambda row: row.low)
+    _, high = _points(layers, lambda row: row.high)
+    axes.fill_between(x, low, high, color=_BLUE, alpha=0.2, lw=0, label="half of the channels")
+    axes.plot(x, middle, color=_BLUE, marker="o", ms=4, label="median")
+    axes.axhline(fits, color=_GREEN, ls="--", lw=1.2, label=f"fits below {fits}")
+    axes.axhline(off, color=_RED, ls="--", lw=1.2, label=f"off from {off}")
+    axes.set_title("How far the images lie from the stored statistics", loc="left")
+    axes.set_ylabel("distance, sigma")
+
+
+def _draw_noise(axes: Axes, layers, fits, off, noisy) -> None:
+    sizes = sorted({size for row in layers for size in row.noise})
+    for size, colour in zip(sizes, RUN_COLOURS, strict=False):
+        x, y = _points(layers, lambda row, size=size: row.noise.get(size))
+        axes.plot(x, y, color=colour, marker=".", lw=1.3, label=str(size))
+    axes.axhline(noisy, color="black", ls="--", lw=1.2, label=f"BN suffers: {noisy}")
+    axes.set_title("How far batches of so many images lie from all of them", loc="left")
+    axes.set_ylabel("noise, sigma")
+
+
+def _draw_dead(axes: Axes, layers, fits, off, noisy) -> None:
+    x, dead = _points(layers, lambda row: row.dead)
+    axes.bar(x, [100 * share for share in dead], color=_RED, label="dead channels")
+    x, held = _points(layers, lambda row: row.clamped)
+    axes.plot(x, [100 * y for y in held], color=_BLUE, marker=".", lw=1.3, label="clamped values")
+    axes.set_title("What the activation holds at its threshold", loc="left")
+    axes.set_ylabel("percent")
+    axes.set_xlabel("layers in the order data flows")
+
+
+def _name_stages(grid: Sequence[Axes], stages: Sequence[str]) -> None:
+    """A line between stages in every panel, their names below the last."""
+    starts = [i for i, name in enumerate(stages) if i == 0 or name != stages[i - 1]]
+    ends = [*starts[1:], len(stages)]
+    for axes in grid:
+        for start in starts[1:]:
+            axes.axvline(start - 0.5, color="#999999", lw=0.8)
+        axes.set_xlim(-0.7, len(stages) - 0.3)
+    ticks = [(start + end - 1) / 2 for start, end in zip(starts, ends, strict=True)]
+    grid[-1].set_xticks(ticks, [stages[start].replace(" ", "\n") for start in starts])
+    grid[-1].tick_params(axis="x", length=0)
+
+
+def draw_training(
+    curves: Mapping[str, Mapping[str, Mapping[str, Sequence[tuple[int, float]]]]],
+    stages: Sequence[str],
+    file: Path | IO[bytes],
+) -> None:
+    """Small multiples over iterations: a row per statistic, a column per stage, a line per layer.
+
+    Args:
+        curves: by statistic, stage and layer, points `(iteration, value)`.
+        stages: those in the curves, in the order data flows.
+        file: the PNG to write.
+    """
+    size = max(1.4 * len(stages) + 0.6, 5), 1.4 * len(curves) + 0.6
+    figure = Figure(figsize=size, dpi=130, layout="constrained")
+    grid = figure.subplots(len(curves), len(stages), squeeze=False, sharex=True, sharey="row")
+    for row, (statistic, by_stage) in zip(grid, curves.items(), strict=True):
+        row[0].set_ylabel(statistic)
+        for axes, stage in zip(row, stages, strict=True):
+            _draw_lines(axes, list(by_stage.get(stage, {}).values()))
+    for axes, stage in zip(grid[0], stages, strict=True):
+        axes.set_title(stage, fontsize=10)
+    for axes in grid[-1]:
+        axes.set_xlabel("iteration")
+    save(figure, file)
+
+
+def _draw_lines(axes: Axes, lines: list[Sequence[tuple[int, float]]]) -> None:
+    if not lines:
+        axes.set_axis_off()
+        return
+    # From early layers, dark, to late ones, light.
+    shades = colormaps["viridis"](np.linspace(0, 0.85, len(lines)))
+    for points, colour in zip(lines, shades, strict=True):
+        marker = "." if len(points) < 3 else None
+        axes.plot(*zip(*points, strict=True), color=colour, lw=1, marker=marker)
+    axes.grid(alpha=0.3)
+    axes.tick_params(labelsize=7)
+    axes.spines[["top", "right"]].set_visible(False)

@@ -1,0 +1,320 @@
+"""What is known about a weights file: how it was trained, and so what a config must say.
+
+Only facts count: what a file says of itself (:func:`describe` is stored in each of ours), the
+conventions of published files known by name, and what the tensors show for certain. What is only
+the custom of a file's layout is marked as assumed.
+"""
+
+import math
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from fvcore.common.config import CfgNode
+
+from normdet.config import PART_TENSORS
+from normdet.config import PARTS as PART_KEYS
+from normdet.errors import NormdetError
+from normdet.options import names
+
+BACKBONE = "MODEL.RESNETS.NORM"
+DIALECT = "MODEL.NORMDET.WS.DIALECT"
+STRIDE, FORMAT = "MODEL.RESNETS.STRIDE_IN_1X1", "INPUT.FORMAT"
+MEAN, STD = "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"
+
+# Each NORM key, and where its part's tensors stand in a detectron2 model.
+PARTS = {PART_KEYS[part]: prefixes for part, prefixes in PART_TENSORS.items()}
+
+
+@dataclass(frozen=True)
+class Facts:
+    """What is known about a weights file; what is absent is not known.
+
+    Attributes:
+        norms: a part's NORM key: the option its weights were trained under, as stated.
+        shown: a part's NORM key: its norm as far as the tensors show it, which leaves WS open.
+        settings: other config keys and the values the weights were trained under.
+        assumed: the keys of `settings` that are only the custom of files of this kind.
+        folded: whether batch statistics are folded into the affine, so that it holds only frozen.
+        raw_pixels: whether the stem's statistics are of pixels not divided by a deviation.
+    """
+
+    norms: Mapping[str, str] = field(default_factory=dict)
+    shown: Mapping[str, str] = field(default_factory=dict)
+    settings: Mapping[str, Any] = field(default_factory=dict)
+    assumed: tuple[str, ...] = ()
+    folded: bool = False
+    raw_pixels: bool | None = None
+
+
+_BGR = {FORMAT: "BGR", MEAN: [103.53, 116.28, 123.675]}
+CAFFE_INPUT = {**_BGR, STD: [1.0, 1.0, 1.0]}
+TORCHVISION_INPUT = {
+    FORMAT: "RGB", MEAN: [123.675, 116.28, 103.53], STD: [58.395, 57.12, 57.375]
+}  # fmt: skip
+MSRA = Facts({BACKBONE: "BN"}, settings={**CAFFE_INPUT, STRIDE: True})
+FAIR_GN = Facts({BACKBONE: "GN"}, settings={**CAFFE_INPUT, STRIDE: False})
+FAIR_X101 = Facts({BACKBONE: "BN"}, settings={**_BGR, STD: [57.375, 57.12, 58.395], STRIDE: False})
+TORCHVISION = Facts({BACKBONE: "BN"}, settings={**TORCHVISION_INPUT, STRIDE: False})
+JHU = Facts({BACKBONE: "GN+WS"}, settings={**TORCHVISION_INPUT, STRIDE: False, DIALECT: "jhu"})
+_GN_WS = Facts({BACKBONE: "GN+WS"}, settings={DIALECT: "jhu"})
+# The parts that mmdetection's models called "-all" normalize.
+_ALL = (BACKBONE, "MODEL.FPN.NORM", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_MASK_HEAD.NORM")
+_MMDET_GN = Facts(dict.fromkeys(_ALL, "GN"), settings=FAIR_GN.settings)
+_MMDET_GN_WS = Facts(dict.fromkeys(_ALL, "GN+WS"), settings=JHU.settings)
+
+# Published files by the end of their path, or `__author__` in the file: the conventions stated in
+# detectron2's model catalog, zoo configs and conversion script, in mmdetection's configs and in the
+# authors' of WS. The first match counts.
+_PUBLISHED = tuple(
+    (re.compile(pattern, re.IGNORECASE), facts)
+    for pattern, facts in (
+        (r"\bR-(50|101)-GN-WS\.pth(\.tar)?$", JHU),
+        (r"\bresnet(50|101)_gn_ws-[0-9a-f]{8}\.pth$", JHU),
+        (r"\b(mask|faster)_rcnn_r(50|101)_fpn_gn_ws-all_[^/]*\.pth$", _MMDET_GN_WS),
+        (r"gn[-_+]ws[^/]*$", _GN_WS),
+        (r"\bR-(50|101)-GN(\.pkl)?$", FAIR_GN),
+        (r"\bresnet(50|101)_gn-[0-9a-f]{8}\.pth$", FAIR_GN),
+        (r"\bmask_rcnn_r(50|101)_fpn_gn-all_[^/]*\.pth$", _MMDET_GN),
+        (r"\bMisc/(scratch_)?mask_rcnn_R_50_FPN_3x_gn/\d+/\w+\.pkl$", FAIR_GN),
+        (r"\bMSRA/R-(50|101)(\.pkl)?$", MSRA),
+        (r"\bCOCO-\w+/\w*R_(50|101)_(C4|DC5|FPN|)_?[13]x/\d+/\w+\.pkl$", MSRA),
+        (r"\bFAIR/X-101-32x8d(\.pkl)?$", FAIR_X101),
+        (r"\bCOCO-\w+/\w*X_101_32x8d_FPN_[13]x/\d+/\w+\.pkl$", FAIR_X101),
+        (r"\btorchvision/R-\d+(\.pkl)?$|^torchvision$", TORCHVISION),
+        (r"\bresnet(50|101|152)-[0-9a-f]{8}\.pth$", TORCHVISION),
+    )
+)
+
+
+def published_facts(source: str, author: str = "") -> Facts | None:
+    """The facts of a published file that its path or its `__author__` names."""
+    texts = (source, author)
+    matches = (facts for pattern, facts in _PUBLISHED if any(map(pattern.search, texts)))
+    return next(matches, None)
+
+
+def describe(cfg: CfgNode) -> dict[str, Any]:
+    """What a checkpoint says of itself: plain values that :func:`read_description` reads back."""
+    norms = {key: str(value) for key in PARTS if (value := find(cfg, key)) is not None}
+    settings = {key: find(cfg, key) for key in (STRIDE, FORMAT, MEAN, STD, DIALECT)}
+    return {
+        "norms": norms,
+        "weight": weight_method(norms.get(BACKBONE, "")),
+        "settings": {
+            key: list(value) if isinstance(value, list | tuple) else value
+            for key, value in settings.items()
+            if value is not None
+        },
+    }
+
+
+def read_description(said: Any, source: str) -> Facts:
+    """The inverse of :func:`describe`, for a file that anyone may have written.
+
+    Raises:
+        NormdetError: `said` is something else.
+    """
+    try:
+        norms = {key: str(said["norms"][key]) for key in PARTS if key in said["norms"]}
+        settings = dict(said["settings"])
+        for key in settings.keys() & {MEAN, STD}:
+            settings[key] = [float(value) for value in settings[key]]
+        # They are compared, and printed in an error.
+        for key in settings.keys() & {STRIDE, FORMAT, DIALECT}:
+            settings[key] = bool(settings[key]) if key == STRIDE else str(settings[key])
+        known = {
+            key: settings[key] for key in (STRIDE, FORMAT, MEAN, STD, DIALECT) & settings.keys()
+        }
+    except (KeyError, TypeError, ValueError, AttributeError) as error:
+        raise NormdetError(f"{source}: its 'normdet' entry is not normdet's") from error
+    return Facts(norms, settings=known)
+
+
+# What the tensors show, under detectron2's names ------------------------------------------------
+
+
+def shown_norms(state: Mapping[str, Any]) -> dict[str, str]:
+    """Each part's norm as far as its names show it: `BN` by its statistics, in heads `GN`.
+
+    A backbone's affine without statistics is a GN's or a folded BN's: nothing is shown.
+    """
+    shown = {}
+    for key, prefixes in PARTS.items():
+        layers = [name for name in with_prefix(state, prefixes) if ".norm." in name]
+        if any(name.endswith(".running_var") for name in layers):
+            shown[key] = "BN"
+        elif layers and key != BACKBONE:
+            shown[key] = "GN"
+    return shown
+
+
+def is_folded(state: Mapping[str, Any], norm: str) -> bool:
+    """Whether a backbone of this norm has a batch norm's affine but not its statistics."""
+    if not is_bn(norm):
+        return False
+    keys = with_prefix(state, PARTS[BACKBONE])
+    layers = [key.removesuffix("running_var") for key in keys if key.endswith(".running_var")]
+    if not layers:
+        return any(key.endswith(".norm.weight") for key in keys)
+    # FrozenBN saves statistics even where folding left it none
+    return all(_is_identity(state, layer) for layer in layers) and not all(
+        _is_start(state, layer) for layer in layers
+    )
+
+
+def _is_identity(state: Mapping[str, Any], layer: str) -> bool:
+    """Whether a layer has the statistics of no data: mean 0 and variance 1, less an eps."""
+    mean, variance = (
+        torch.as_tensor(state.get(layer + name, math.nan))
+        for name in ("running_mean", "running_var")
+    )
+    return not mean.any() and bool(((variance - 1).abs() < 2e-5).all())
+
+
+def _is_start(state: Mapping[str, Any], layer: str) -> bool:
+    """Whether a layer's affine has its start values: of an untrained network nothing is lost."""
+    weight, bias = (torch.as_tensor(state.get(layer + name, 0)) for name in ("weight", "bias"))
+    return bool(((weight == 0) | (weight == 1)).all()) and not bias.any()
+
+
+# A channel's variance over its filter's squared norm, in the middle of the channels of a 7x7
+# convolution on photographs: about 15,000 for pixels of 0 to 255, 58^2 times less for pixels
+# divided by their deviation. The border lies in the middle of the two.
+_RAW_RATIO = 260
+
+
+def takes_raw_pixels(state: Mapping[str, Any]) -> bool | None:
+    """Whether the stem's batch statistics are of pixels of 0 to 255 (std 1); None if none tell."""
+    for key in with_prefix(state, PARTS[BACKBONE]):
+        if key.endswith("stem.conv1.norm.running_var"):
+            layer = key.removesuffix("running_var")
+            weight = state.get(key.removesuffix("norm.running_var") + "weight")
+            if weight is None or state[key].shape != weight.shape[:1] or _is_identity(state, layer):
+                return None
+            power = torch.as_tensor(weight).flatten(1).float().square().sum(1)
+            return bool((torch.as_tensor(state[key]) / power).median() > _RAW_RATIO)
+    return None
+
+
+_DEPTHS = {
+    (False, (2, 2, 2, 2)): 18, (False, (3, 4, 6, 3)): 34, (True, (3, 4, 6, 3)): 50,
+    (True, (3, 4, 23, 3)): 101, (True, (3, 8, 36, 3)): 152,
+}  # fmt: skip
+
+
+def blocks(state: Mapping[str, Any]) -> tuple[int, ...]:
+    """How many blocks a ResNet's res2 to res5 have; a C4 detector's res5 is in its head."""
+    found = {
+        (int(match[1]), int(match[2]))
+        for key in state
+        if (match := re.search(r"(?:^|\.)res([2-5])\.(?:(\d+)\.)conv1\.", key))
+    }
+    return tuple(sum(stage == n for stage, _ in found) for n in (2, 3, 4, 5))
+
+
+def depth(state: Mapping[str, Any]) -> int | None:
+    """The depth of detectron2's ResNet that has these blocks; None if there is none."""
+    return _DEPTHS.get((any(re.search(r"res2\.0\.conv3\.", key) for key in state), blocks(state)))
+
+
+_WIDTHS = {
+    "MODEL.FPN.OUT_CHANNELS": "backbone.fpn_output4.weight",
+    "MODEL.ROI_BOX_HEAD.CONV_DIM": "roi_heads.box_head.conv1.weight",
+    "MODEL.ROI_BOX_HEAD.FC_DIM": "roi_heads.box_head.fc1.weight",
+    "MODEL.ROI_MASK_HEAD.CONV_DIM": "roi_heads.mask_head.mask_fcn1.weight",
+}
+
+
+def architecture(state: Mapping[str, Any]) -> dict[str, Any]:
+    """The config keys that tensors under detectron2's names show, with their values."""
+    shapes = {key: tuple(value.shape) for key, value in state.items()}
+
+    def shape(ending: str) -> tuple[int, ...] | None:
+        return next((s for key, s in shapes.items() if key.endswith(ending) and len(s)), None)
+
+    def count(pattern: str) -> int:
+        return len({match[1] for key in shapes if (match := re.search(pattern, key))})
+
+    keys: dict[str, Any] = {}
+    if (layers := depth(state)) is not None:
+        keys["MODEL.RESNETS.DEPTH"] = layers
+        if layers < 50:
+            keys["MODEL.RESNETS.RES2_OUT_CHANNELS"] = 64
+        elif len(inner := shape("res2.0.conv2.weight") or ()) == 4 and all(inner):
+            groups = max(inner[0] // inner[1], 1)
+            keys["MODEL.RESNETS.NUM_GROUPS"] = groups
+            keys["MODEL.RESNETS.WIDTH_PER_GROUP"] = inner[0] // groups
+    if convs := count(r"rpn_head\.conv\.conv(\d+)\."):
+        keys["MODEL.RPN.CONV_DIMS"] = [-1] * convs
+    for key, ending in _WIDTHS.items():
+        if width := shape(ending):
+            keys[key] = width[0]
+    if predictor := shape("roi_heads.box_predictor.cls_score.bias"):
+        keys["MODEL.ROI_HEADS.NUM_CLASSES"] = predictor[0] - 1
+        deltas = shape("roi_heads.box_predictor.bbox_pred.bias")
+        keys["MODEL.ROI_BOX_HEAD.CLS_AGNOSTIC_BBOX_REG"] = deltas == (4,) and predictor[0] > 2
+        keys["MODEL.ROI_BOX_HEAD.NUM_CONV"] = count(r"roi_heads\.box_head\.conv(\d+)\.")
+        keys["MODEL.ROI_BOX_HEAD.NUM_FC"] = count(r"roi_heads\.box_head\.fc(\d+)\.")
+    if shape("roi_heads.mask_head.predictor.weight"):
+        keys["MODEL.MASK_ON"] = True
+        keys["MODEL.ROI_MASK_HEAD.NUM_CONV"] = count(r"mask_head\.mask_fcn(\d+)\.")
+    return keys
+
+
+def required_config(facts: Facts, state: Mapping[str, Any]) -> dict[str, Any]:
+    """The config keys under which a file's weights compute what they were trained to.
+
+    Args:
+        facts: what is known of the file.
+        state: its tensors under detectron2's names.
+
+    Returns:
+        Dotted keys and their values: the architecture, the input's conventions and the norms. A
+        backbone whose statistics are folded gets `FrozenBN`, and so does one that has them: it is
+        what computes the same at any batch size.
+    """
+    keys = architecture(state)
+    settings = dict(facts.settings)
+    if keys.get("MODEL.RESNETS.DEPTH", 50) < 50:  # no 1x1 convolution to stride in
+        settings.pop(STRIDE, None)
+    norms = {**facts.shown, **facts.norms}
+    for key, norm in norms.items():
+        if with_prefix(state, PARTS[key]):
+            keys[key] = f"Frozen{norm}" if key == BACKBONE and norm.startswith("BN") else norm
+    return keys | settings
+
+
+def with_prefix(state: Mapping[str, Any], prefixes: tuple[str, ...]) -> Iterable[str]:
+    """The names that belong to a part."""
+    return [key for key in state if key.removeprefix("module.").startswith(prefixes)]
+
+
+def find(cfg: CfgNode, key: str) -> Any:
+    """The value at a dotted key; None where the config does not have it."""
+    node: Any = cfg
+    for part in key.split("."):
+        if part not in node:
+            return None
+        node = node[part]
+    return node
+
+
+# An option's text --------------------------------------------------------------------------------
+
+
+def weight_method(option: str) -> str:
+    """`"WS"` of `"GN+WS"`."""
+    return next((part for part in option.split("+") if part in names("weight")), "")
+
+
+def without_weight_method(option: str) -> str:
+    """`"GN"` of `"GN+WS"`."""
+    return "+".join(part for part in option.split("+") if part not in names("weight"))
+
+
+def is_bn(option: str) -> bool:
+    """Whether its test time is BN's, under any of detectron2's names or as BRN and EvalNorm."""
+    return re.fullmatch(r"(Frozen|Sync|nnSync|naiveSync)?BN(_N)?|BRN|EvalNorm", option) is not None

@@ -1,0 +1,154 @@
+"""Other libraries' weight files, brought to detectron2's names with what is known of them.
+
+One file a layout, and one table of them; a layout is recognised by its names.
+"""
+
+from collections import OrderedDict
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+
+from normdet.errors import NormdetError
+from normdet.weights.facts import (
+    BACKBONE,
+    Facts,
+    is_folded,
+    published_facts,
+    read_description,
+    shown_norms,
+)
+from normdet.weights.files import UnreadableFileError
+
+from . import caffe2, mmdetection, resnets, torchvision_detectors
+from .layout import CLASSIFIER, Imported, Layout
+
+# The first that recognises itself counts; what none does has detectron2's names, or a stranger's.
+LAYOUTS = (
+    Layout(caffe2.is_caffe2, caffe2.convert),
+    Layout(torchvision_detectors.is_torchvision_detector, torchvision_detectors.convert),
+    Layout(mmdetection.is_mmdetection, mmdetection.convert),
+    Layout(resnets.is_resnet, resnets.convert),
+)
+
+
+def unwrap(loaded: dict[str, Any], source: str) -> dict[str, Any]:
+    """Bring what a file holds to `{"model": tensors by name, ...}`.
+
+    Half-precision weights become float32: what is computed from them on loading is then exact.
+
+    Raises:
+        UnreadableFileError: what stands where tensors should be is something else.
+    """
+    for key in ("model", "model_state", "state_dict", "blobs"):
+        if key in loaded:
+            # Whatever is named so is the weights' place: a mistake there is told.
+            checkpoint = {**{k: v for k, v in loaded.items() if k != key}, "model": loaded[key]}
+            break
+    else:
+        checkpoint = {"model": loaded}
+    checkpoint["model"] = _as_tensors(checkpoint["model"], source)
+    return checkpoint
+
+
+def import_weights(checkpoint: Mapping[str, Any], source: str) -> Imported:
+    """Recognise a file's layout and bring its tensors to detectron2's names.
+
+    Args:
+        checkpoint: tensors by name, or a checkpoint that has them under `"model"`.
+        source: path or URL as the user gave it.
+
+    Raises:
+        NormdetError: the file is of a network that detectron2 cannot build, or its tensors have
+            shapes that no file of its layout has.
+    """
+    state = checkpoint.get("model", checkpoint)
+    if state and all(key.startswith("module.") for key in state):
+        stripped = {key.removeprefix("module."): value for key, value in state.items()}
+        state = _with_versions(stripped, state)
+    layout = next((layout for layout in LAYOUTS if layout.recognises(state)), None)
+    try:
+        imported = layout.convert(state, checkpoint, source) if layout else _own(state)
+        imported.facts = _complete(imported, checkpoint, source)
+    except NormdetError:
+        raise
+    # How looking at a tensor of another rank, size or type ends.
+    except (IndexError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
+        raise NormdetError(
+            f"{source}: its tensors have shapes or types that its layout does not have: "
+            + " ".join(str(error).split())
+        ) from error
+    if checkpoint.get("matching_heuristics") is True:
+        imported.partial = True
+    return imported
+
+
+_OWN_NAMES = ("backbone.", "proposal_generator.", "roi_heads.", "stem.conv1.", "res2.")
+
+
+def _own(state: Mapping[str, torch.Tensor]) -> Imported:
+    """Names of detectron2's own; its conversion of torchvision's files puts `fc` into the stem."""
+    classifier = ("stem.fc.", "linear.", "backbone.bottom_up.linear.")
+    left_out = {key: CLASSIFIER for key in state if key.startswith(classifier)}
+    model = {key: value for key, value in state.items() if key not in left_out}
+    known = any(key.startswith(_OWN_NAMES) for key in model)
+    layout = "detectron2" if known else "not known"
+    return Imported(_with_versions(model, state), layout=layout, left_out=left_out)
+
+
+def _complete(imported: Imported, checkpoint: Mapping[str, Any], source: str) -> Facts:
+    """The facts: what the file says, or its published name, or its layout; and what it shows."""
+    theirs = imported.facts
+    if (said := checkpoint.get("normdet")) is not None:
+        known = read_description(said, source)
+    else:
+        published = published_facts(source, str(checkpoint.get("__author__", "")))
+        stated = theirs.settings.keys() - set(theirs.assumed)
+        known = theirs if (theirs.norms and stated) or published is None else published
+        if known is published:  # a detector's own keys are not in the table
+            more = {k: v for k, v in theirs.settings.items() if k not in known.settings}
+            more = {k: v for k, v in more.items() if k.startswith(("MODEL.R", "MODEL.A"))}
+            known = replace(
+                known, settings={**more, **known.settings},
+                assumed=tuple(key for key in theirs.assumed if key in more),
+            )  # fmt: skip
+    shown = {**shown_norms(imported.model), **theirs.shown}
+    norm = known.norms.get(BACKBONE, shown.get(BACKBONE, "BN"))
+    return replace(known, shown=shown, folded=is_folded(imported.model, norm))
+
+
+def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
+    """The names of the tensors that have NaN or infinite values."""
+    return [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
+
+
+def _as_tensors(weights: Any, source: str) -> dict[str, torch.Tensor]:
+    """Check that `weights` are tensors by name, numpy's included."""
+    if not isinstance(weights, dict):
+        raise UnreadableFileError(
+            f"{source} has a {type(weights).__name__} where tensors should be"
+        )
+    tensors = {}
+    for name, value in weights.items():
+        if isinstance(value, np.ndarray | np.generic) and value.dtype.kind in "biuf":
+            value = torch.as_tensor(value)
+        if not (isinstance(name, str) and isinstance(value, torch.Tensor)):
+            raise UnreadableFileError(
+                f"{source}: {name!r} is a {type(value).__name__}, not a tensor"
+            )
+        half = value.dtype in (torch.float16, torch.bfloat16)
+        tensors[name] = value.float() if half else value
+    return _with_versions(tensors, weights)
+
+
+def _with_versions(tensors: dict[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
+    """`tensors` with the versions that `state`'s layers had, which old files are upgraded by."""
+    if hasattr(state, "_metadata"):
+        tensors = OrderedDict(tensors)
+        tensors._metadata = state._metadata
+    return tensors
+
+
+__all__ = ["CLASSIFIER", "LAYOUTS", "Imported", "Layout", "import_weights", "not_finite", "unwrap"]

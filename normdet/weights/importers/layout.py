@@ -1,0 +1,63 @@
+"""What an importer gives back, and how names are rewritten."""
+
+import re
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+from torch import Tensor
+
+from normdet.weights.facts import Facts
+
+CLASSIFIER = "a classifier, which a detector has no use for"
+
+
+@dataclass
+class Imported:
+    """A weights file's tensors under detectron2's names.
+
+    Attributes:
+        model: tensors by detectron2's names.
+        facts: what is known about them.
+        layout: whose names the file has, in words.
+        left_out: the file's tensors that have no counterpart, by the file's names, and why.
+        notes: what detectron2 computes a little otherwise with them, a clause each.
+        partial: whether the names lack what a detector puts before them (`backbone.bottom_up.`).
+    """
+
+    model: dict[str, Tensor]
+    facts: Facts = field(default_factory=Facts)
+    layout: str = "detectron2"
+    left_out: dict[str, str] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+    partial: bool = False
+
+
+@dataclass(frozen=True)
+class Layout:
+    """A library's way to name tensors.
+
+    Attributes:
+        recognises: whether a file's tensors are named so.
+        convert: tensors by name, the whole checkpoint, and the file's name for messages, to what
+            they are in detectron2.
+    """
+
+    recognises: Callable[[Mapping[str, Tensor]], bool]
+    convert: Callable[[Mapping[str, Tensor], Mapping[str, Any], str], Imported]
+
+
+def conv_or_norm(match: re.Match) -> str:
+    """The end of the name of a convolution's tensor or its norm's, by groups called so."""
+    return match["conv"] or f"norm.{match['norm']}"
+
+
+Rules = Iterable[tuple[str, str | Callable[[re.Match], str]]]
+
+
+def rename(name: str, rules: Rules) -> str | None:
+    """The first rule's replacement that the whole name fits; None where no rule fits."""
+    for pattern, replacement in rules:
+        if match := re.fullmatch(pattern, name):
+            return match.expand(replacement) if isinstance(replacement, str) else replacement(match)
+    return None

@@ -1,0 +1,124 @@
+"""torchvision's Faster and Mask R-CNN with a ResNet and FPN, both versions of their heads.
+
+torchvision numbers classes from the background at 0, pools with the RoIAlign that is not aligned,
+and rounds its anchors to whole pixels, which detectron2 does not: proposals of equal weights differ
+by up to half a pixel before the box head corrects them.
+"""
+
+import re
+from collections.abc import Mapping
+from dataclasses import replace
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from normdet.weights.facts import TORCHVISION, shown_norms, takes_raw_pixels
+
+from .layout import Imported, conv_or_norm, rename
+from .resnets import resnet_tensors
+
+_BODY = "backbone.body."
+# Version 2 counts the layers of a convolution: 0 is itself, 1 its norm. So do newer files of the
+# first version, with 0 alone.
+_CONV = r"(?:0\.)?(?P<conv>weight|bias)|1\.(?P<norm>\w+)"
+
+
+_FPN = {"inner": "lateral", "layer": "output"}
+_RULES = (
+    (
+        rf"backbone\.fpn\.(inner|layer)_blocks\.([0-3])\.(?:{_CONV})",
+        lambda m: f"backbone.fpn_{_FPN[m[1]]}{int(m[2]) + 2}.{conv_or_norm(m)}",
+    ),
+    (r"rpn\.head\.conv\.(weight|bias)", r"proposal_generator.rpn_head.conv.\1"),
+    (r"rpn\.head\.conv\.(\d)\.0\.(weight|bias)", r"proposal_generator.rpn_head.conv.conv\1.\2"),
+    (r"rpn\.head\.cls_logits\.(\w+)", r"proposal_generator.rpn_head.objectness_logits.\1"),
+    (r"rpn\.head\.bbox_pred\.(\w+)", r"proposal_generator.rpn_head.anchor_deltas.\1"),
+    (
+        rf"roi_heads\.box_head\.([0-3])\.(?:{_CONV})",
+        lambda m: f"roi_heads.box_head.conv{int(m[1]) + 1}.{conv_or_norm(m)}",
+    ),
+    (r"roi_heads\.box_head\.fc6\.(\w+)", r"roi_heads.box_head.fc1.\1"),
+    (r"roi_heads\.box_head\.fc7\.(\w+)", r"roi_heads.box_head.fc2.\1"),
+    (r"roi_heads\.box_head\.5\.(\w+)", r"roi_heads.box_head.fc1.\1"),
+    (r"roi_heads\.box_predictor\.(cls_score|bbox_pred)\.(\w+)", r"roi_heads.box_predictor.\1.\2"),
+    (r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", r"roi_heads.mask_head.mask_fcn\1.\2"),
+    (
+        rf"roi_heads\.mask_head\.(\d)\.(?:{_CONV})",
+        lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.{conv_or_norm(m)}",
+    ),
+    (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"roi_heads.mask_head.deconv.\1"),
+    (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"roi_heads.mask_head.predictor.\1"),
+)
+# Loaded by torchvision with an eps of 0 in its frozen norms.
+_WITHOUT_EPS = re.compile(r"_resnet50_fpn_coco-[0-9a-f]{8}\.pth$")
+_EPS = 1e-5
+
+# Background and COCO's category numbers 1 to 90; then those of them that have no category.
+_COCO = 91
+_UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
+
+
+def is_torchvision_detector(state: Mapping[str, Any]) -> bool:
+    """Whether a detector's ResNet is called `backbone.body`, as torchvision does."""
+    return f"{_BODY}layer1.0.conv1.weight" in state and "rpn.head.cls_logits.weight" in state
+
+
+def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: str) -> Imported:
+    """Every part, classes in detectron2's order.
+
+    Of 91 classes, which are COCO's category numbers, the 80 that are categories are taken.
+
+    Raises:
+        NormdetError: the backbone is no ResNet of detectron2's.
+    """
+    body = {k.removeprefix(_BODY): v for k, v in state.items() if k.startswith(_BODY)}
+    model, left_out = resnet_tensors(body, source, "backbone.bottom_up.")
+    for key, value in state.items():
+        if not key.startswith(_BODY):
+            if (name := rename(key, _RULES)) is None:
+                left_out[key] = "this part of torchvision has no exact counterpart"
+            else:
+                model[name] = _reorder(name, value)
+    single = {key.replace("conv.conv0.", "conv."): key for key in model if "conv.conv0." in key}
+    if not any("rpn_head.conv.conv1." in key for key in model):
+        for name, key in single.items():
+            model[name] = model.pop(key)
+    if _WITHOUT_EPS.search(source):
+        for key in model:
+            if key.endswith("running_var"):
+                model[key] = model[key] - _EPS
+    settings = {**TORCHVISION.settings}
+    for head in ("BOX", "MASK"):
+        if any(key.startswith(f"roi_heads.{head.lower()}_head.") for key in model):
+            settings[f"MODEL.ROI_{head}_HEAD.POOLER_TYPE"] = "ROIAlign"
+            settings[f"MODEL.ROI_{head}_HEAD.POOLER_SAMPLING_RATIO"] = 2
+    settings["MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS"] = [10.0, 10.0, 5.0, 5.0]
+    settings["MODEL.ANCHOR_GENERATOR.SIZES"] = [[32], [64], [128], [256], [512]]
+    settings["MODEL.ANCHOR_GENERATOR.ASPECT_RATIOS"] = [[0.5, 1.0, 2.0]]
+    facts = replace(
+        TORCHVISION, norms={}, shown=shown_norms(model), settings=settings,
+        assumed=tuple(settings), raw_pixels=takes_raw_pixels(model),
+    )  # fmt: skip
+    notes = [
+        "torchvision rounds its anchors to whole pixels and detectron2 does not: proposals differ "
+        "by up to half a pixel"
+    ]
+    if len(state.get("roi_heads.box_predictor.cls_score.bias", ())) == _COCO:
+        notes.append(
+            "of its 91 classes the 80 that are COCO's are taken, the numbers without a category not"
+        )
+    return Imported(model, facts, "torchvision detector", left_out, notes)
+
+
+def _reorder(name: str, value: Tensor) -> Tensor:
+    """Classes without the background in front: behind the others, or gone where it has no use."""
+    per_class = 4 if ".bbox_pred." in name else 1
+    if not any(part in name for part in (".cls_score.", ".bbox_pred.", "mask_head.predictor.")):
+        return value
+    classes = len(value) // per_class
+    kept = [i for i in range(1, classes) if classes != _COCO or i not in _UNUSED]
+    if ".cls_score." in name:
+        kept.append(0)
+    rows = torch.arange(classes * per_class).reshape(classes, per_class)[kept].flatten()
+    return value[rows]
