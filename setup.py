@@ -46,6 +46,8 @@ setup(
             "pylibjpeg[libjpeg,openjpeg]",
             "scikit-image>=0.20",
         ],
+        "compare": ["scipy>=1.9"],
+        "ray": ["ray>=2.9"],
     },
     entry_points={"console_scripts": ["normdet = normdet.cli:main"]},
     classifiers=[

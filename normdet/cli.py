@@ -147,6 +147,7 @@ _DELEGATED = {
     "convert": "give a trained model another norm",
     "predict": "find objects in images: COCO JSON, overlays, label images, counts",
     "prepare": "make images of labs and hospitals ready to train on",
+    "compare": "train norms against each other on your data, and report with intervals",
     "inspect": "say what a weights file is, and which config keys it needs",
     "doctor": "say whether stored batch statistics fit your images",
 }
@@ -156,8 +157,8 @@ _MODULES = {"inspect": "inspect_weights"}  # not by the name of Python's own mod
 def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` and return its exit code.
 
-    0 is success, 2 bad input or a diverged loss, 128 plus the signal's number a run that was
-    stopped. Other exceptions pass: they are bugs, and their traceback is wanted.
+    0 is success, 2 bad input, 3 a loss that is not finite, 128 plus the signal's number a run that
+    was stopped. Other exceptions pass: they are bugs, and their traceback is wanted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _quiet_warnings()
@@ -171,7 +172,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         # Under torchrun every worker has its own copy of this line.
         worker = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
         print(f"normdet: error:{worker} {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
     except KeyboardInterrupt as interrupt:
         print(f"normdet: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)

@@ -12,20 +12,16 @@ from dataclasses import dataclass
 from importlib.metadata import version
 from pathlib import Path
 
-import numpy as np
-import pycocotools.mask as mask_util
 import torch
-from PIL import Image
 
 from normdet.data import load_coco, quickstart
 from normdet.errors import NormdetError
 from normdet.report import figures, page
 from normdet.report.history import read_history
+from normdet.report.runs import DRAWN_SCORE, predictions, scene
 
 # The norms that are compared: name in the report -> config.
 RUNS = {"GN": "quickstart/gn.yaml", "FRN+TLU": "quickstart/frn_tlu.yaml"}
-# A prediction less certain than this is not drawn.
-DRAWN_SCORE = 0.5
 
 
 @dataclass(frozen=True)
@@ -120,35 +116,8 @@ def _report(output: Path, runs: Sequence[Run], results: Mapping[str, dict], data
 
 def _scenes(runs: Sequence[Run], data: Path) -> list[figures.Scene]:
     records = load_coco(data / "test.json", data / "images").records
-    predictions = {
-        run.name: json.loads((run.folder / "inference/coco_instances_results.json").read_text())
-        for run in runs
-    }
-    scenes = []
-    for record in records:
-        shape = record["height"], record["width"]
-        predicted = {
-            name: _masks(
-                [
-                    entry["segmentation"]
-                    for entry in sorted(entries, key=lambda entry: -entry["score"])
-                    if entry["image_id"] == record["image_id"] and entry["score"] >= DRAWN_SCORE
-                ],
-                shape,
-            )
-            for name, entries in predictions.items()
-        }
-        truth = _masks([obj["segmentation"] for obj in record["annotations"]], shape)
-        with Image.open(record["file_name"]) as image:
-            scenes.append(figures.Scene(np.asarray(image), truth, predicted))
-    return scenes
-
-
-def _masks(rles: Sequence[dict], shape: tuple[int, int]) -> np.ndarray:
-    """`(N, H, W)` bool."""
-    if not rles:
-        return np.zeros((0, *shape), bool)
-    return mask_util.decode(list(rles)).transpose(2, 0, 1).astype(bool)
+    predicted = {run.name: predictions(run.folder) for run in runs}
+    return [scene(record, predicted) for record in records]
 
 
 def _ap(value: float | None) -> str:

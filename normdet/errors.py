@@ -3,3 +3,6 @@
 
 class NormdetError(ValueError):
     """Bad input from a user; the message is one sentence that names what and where."""
+
+    # What the command line returns for it.
+    exit_code = 2

@@ -17,9 +17,9 @@ from pathlib import Path
 from detectron2.modeling import build_model
 
 from normdet.config import load_config
+from normdet.data.images import Images, find_images, sample
 from normdet.doctor.command import body
 from normdet.doctor.examination import examine
-from normdet.data.images import Images, find_images, sample
 from normdet.doctor.rows import BATCHES
 from normdet.version import __version__
 from normdet.weights import Checkpointer

@@ -4,23 +4,21 @@
 python tools/quickstart_norms.py --out results/quickstart_norms.csv [--options BRN,BIN] [--jobs 2]
     [DATASETS.ROOT my/data DATASETS.TRAIN "('coco:train.json:images',)" ...]
 
-Each run is one `normdet train`, resumable: the same command goes on where it was stopped. EvalNorm
-is not trained but read out of the BN run's checkpoint, as `normdet convert --to EvalNorm` makes it.
+Each run is a cell of `normdet compare`'s scheduler: the same command goes on where it was stopped.
+What compare does not know stands here: schedules fitted to an option, and EvalNorm, which is not
+trained but read out of the BN run's checkpoint, as `normdet convert --to EvalNorm` makes it. For
+norms on your own data, with intervals, use `normdet compare`.
 """
 
 import argparse
 import csv
-import datetime
-import json
-import os
-import platform
-import subprocess
+import shlex
 import sys
-from concurrent.futures import ThreadPoolExecutor
-from importlib.metadata import version
 from pathlib import Path
 
-from normdet.version import __version__
+from normdet.compare.cell import CRASHED, DONE, Task
+from normdet.compare.local import LocalPool, slots
+from normdet.compare.table import read_cell
 
 # What each option is there to show; the demo's own pair first.
 OPTIONS = (
@@ -52,73 +50,70 @@ def main() -> None:
     trained = [cell for cell in cells if cell[0] != "EvalNorm"]
     read_out = [cell for cell in cells if cell[0] == "EvalNorm"]
     done: dict[tuple[str, int], dict] = {}
-    for stage in (trained, read_out):
-        with ThreadPoolExecutor(args.jobs) as pool:
-            for cell, row in zip(
-                stage, pool.map(lambda cell: _run(*cell, args), stage), strict=True
-            ):
-                done[cell] = row
+    pool = LocalPool(slots(args.jobs, [], 1, 1))
+    try:
+        for stage in (trained, read_out):
+            for cell, outcome in _outcomes(stage, pool, args):
+                done[cell] = _row(*cell, outcome, args)
                 _write(args.out, [done[cell] for cell in cells if cell in done])
-                print(
-                    f"{cell[0]}, seed {cell[1]}: box AP {row['box_AP']}, {row['note']}", flush=True
-                )
+                box, note = done[cell]["box_AP"], done[cell]["note"]
+                print(f"{cell[0]}, seed {cell[1]}: box AP {box}, {note}", flush=True)
+    finally:
+        pool.close()
 
 
-def _run(option: str, seed: int, args: argparse.Namespace) -> dict:
-    folder = args.runs / f"{option.replace('+', '_')}_{seed}"
-    results = folder / "results.json"
-    opts = ["OUTPUT_DIR", folder, "SEED", seed, "SOLVER.MAX_ITER", args.iterations]
-    opts += [
-        "TEST.EVAL_PERIOD",
-        args.iterations,
-        *_FITTED.get(option, lambda _: [])(args.iterations),
-    ]
-    opts += args.opts
-    note = _NOTES.get(option, "")
-    if not results.exists():
-        if option == "EvalNorm":
-            error = _read_out_eval_norm(args.config, folder, args.runs / f"BN_{seed}", opts)
+def _outcomes(stage: list[tuple[str, int]], pool: LocalPool, args: argparse.Namespace):
+    """Each cell with the row it comes to, as they end; those that are done at once."""
+    tasks = {_task(*cell, args): cell for cell in stage}
+    for task, cell in tasks.items():
+        row = read_cell(task.result_file)
+        if row is None or row["status"] == CRASHED:
+            pool.submit(task)
         else:
-            error = _normdet(
-                "train", "--config-file", args.config, "--norm", option, "--resume", *opts
-            )
-        note = "; ".join(filter(None, (note, error)))
-    measured = json.loads(results.read_text()) if results.exists() else {}
-    names = {"box_AP": ("bbox", "AP"), "box_AP50": ("bbox", "AP50")}
-    names |= {"mask_AP": ("segm", "AP"), "mask_AP50": ("segm", "AP50")}
-    values = {column: _number(measured, *where) for column, where in names.items()}
+            yield cell, row
+    while pool.busy:
+        for task, row in pool.wait(1.0):
+            yield tasks[task], row
+
+
+def _task(option: str, seed: int, args: argparse.Namespace) -> Task:
+    folder = args.runs / f"{option.replace('+', '_')}_{seed}"
+    opts = ["OUTPUT_DIR", folder, "SEED", seed, "SOLVER.MAX_ITER", args.iterations]
+    opts += ["TEST.EVAL_PERIOD", args.iterations]
+    opts += [*_FITTED.get(option, lambda _: [])(args.iterations), *args.opts]
+    shared = ["--config-file", args.config]
+    if option == "EvalNorm":
+        fitted, bn = folder / "fitted.pth", args.runs / f"BN_{seed}" / "model_final.pth"
+        convert = _normdet("convert", bn, "--to", option, *shared, "--norm", "BN",
+                           "--out", fitted, *opts)  # fmt: skip
+        read = _normdet("eval", *shared, "--norm", option, *opts, "MODEL.WEIGHTS", fitted)
+        command = ["sh", "-c", f"{shlex.join(convert)} && {shlex.join(read)}"]
+    else:
+        command = _normdet("train", *shared, "--norm", option, "--resume", *opts)
+    row = {"run": folder.name, "config_hash": "", "batch_size": 2}
+    return Task(f"{option}, seed {seed}", folder, tuple(command), row, keep=True)
+
+
+def _normdet(*words) -> list[str]:
+    return [sys.executable, "-m", "normdet", *map(str, words)]
+
+
+def _row(option: str, seed: int, outcome: dict, args: argparse.Namespace) -> dict:
+    note = _NOTES.get(option, "")
+    if outcome["status"] != DONE:
+        note = "; ".join(filter(None, (note, outcome["note"])))
+    metrics = ("box_AP", "box_AP50", "mask_AP", "mask_AP50")
     return {
         "option": option, "images_per_batch": 2, "seed": seed, "iterations": args.iterations,
-        **values, "note": note,
-        "versions": f"normdet {__version__}, torch {version('torch')}",
-        "machine": f"{platform.machine()}, {os.cpu_count()} cores, {args.jobs} runs at once",
-        "date": datetime.date.today().isoformat(),
+        **{name: _number(outcome.get(name)) for name in metrics}, "note": note,
+        "versions": outcome["versions"],
+        "machine": f"{outcome['machine']}, {args.jobs} runs at once",
+        "date": outcome["date"][:10],
     }  # fmt: skip
 
 
-def _number(measured: dict, task: str, metric: str) -> str:
-    value = measured.get(task, {}).get(metric)
+def _number(value: float | None) -> str:
     return "" if value is None else f"{value:.1f}"
-
-
-def _read_out_eval_norm(config: str, folder: Path, bn: Path, opts: list) -> str:
-    folder.mkdir(parents=True, exist_ok=True)
-    shared = ["--config-file", config]
-    error = _normdet(
-        "convert", bn / "model_final.pth", "--to", "EvalNorm", *shared, "--norm", "BN",
-        "--out", folder / "fitted.pth", *opts,
-    )  # fmt: skip
-    weights = ["MODEL.WEIGHTS", folder / "fitted.pth"]
-    return error or _normdet("eval", *shared, "--norm", "EvalNorm", *opts, *weights)
-
-
-def _normdet(*words) -> str:
-    """Run the command; its error's last line, or nothing."""
-    env = {"OMP_NUM_THREADS": "1", **os.environ, "OMP_WAIT_POLICY": "PASSIVE"}
-    done = subprocess.run(
-        [sys.executable, "-m", "normdet", *map(str, words)], env=env, capture_output=True, text=True
-    )
-    return "" if done.returncode == 0 else (done.stderr.strip().splitlines() or ["failed"])[-1]
 
 
 def _write(path: Path, rows: list[dict]) -> None:

@@ -9,6 +9,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 from normdet.data import quickstart
 from normdet.data.coco import load_coco
 from normdet.data.records import Dataset
+from normdet.data.split import split
 from normdet.data.voc import load_voc
 from normdet.errors import NormdetError
 
@@ -19,7 +20,8 @@ def register_datasets(cfg: CfgNode) -> None:
     """Read, check and register every dataset that `cfg.DATASETS.TRAIN` and `.TEST` describe.
 
     A text is one of `coco:ANNOTATIONS.json:IMAGE_DIR`, `voc:IMAGESET` (an image set of the folder
-    `DATASETS.ROOT`, or `voc:FOLDER/IMAGESET`), `quickstart:train` and `quickstart:test`. Relative
+    `DATASETS.ROOT`, or `voc:FOLDER/IMAGESET`), `quickstart:train` and `quickstart:test`, or a part
+    of one of them by image: `split:val:0.2:TEXT` and the rest, `split:train:0.2:TEXT`. Relative
     paths start at `DATASETS.ROOT`. Names that detectron2 knows stay its own; for those only the
     presence of their files is checked. Costs one reading of every annotation file.
 
@@ -85,7 +87,22 @@ def _quickstart(rest: str, root: Path) -> Dataset:
     return load_coco(folder / f"{rest}.json", folder / "images")
 
 
-_READERS = {"coco": _coco, "voc": _voc, "quickstart": _quickstart}
+def _split(rest: str, root: Path) -> Dataset:
+    part, _, rest = rest.partition(":")
+    share, _, text = rest.partition(":")
+    if text.partition(":")[0] not in _READERS:
+        raise NormdetError(
+            f"dataset 'split:{part}:{share}:{text}' should read split:train:SHARE:DATASET or "
+            f"split:val:SHARE:DATASET, where DATASET is one of {FORMS}"
+        )
+    try:
+        number = float(share)
+    except ValueError:
+        number = -1.0
+    return split(_read(text, root), part, number)
+
+
+_READERS = {"coco": _coco, "voc": _voc, "quickstart": _quickstart, "split": _split}
 
 
 def _read(text: str, root: Path) -> Dataset:

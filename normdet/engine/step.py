@@ -21,6 +21,8 @@ _WAY_OUT = "Try a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or SOLVER.C
 class NonFiniteLoss(NormdetError, FloatingPointError):
     """Training ran into a loss that is infinite or not a number."""
 
+    exit_code = 3
+
 
 def backward(
     model: nn.Module,

@@ -98,7 +98,7 @@ def draw_scenes(scenes: Sequence[Scene], titles: Mapping[str, str], path: Path) 
         handles=[
             Line2D([], [], color=TRUTH, lw=2, label="true outline"),
             Line2D([], [], color=FOUND, lw=2, label=f"found (IoU {MATCH_IOU} or more)"),
-            Line2D([], [], color=FALSE, lw=2, ls="--", label="matches no nucleus"),
+            Line2D([], [], color=FALSE, lw=2, ls="--", label="matches nothing true"),
             Line2D([], [], color=MISSED, lw=2, ls=":", label="missed"),
         ],
         loc="outside lower center",
@@ -161,3 +161,122 @@ def save(figure: Figure, file: Path | IO[bytes]) -> None:
     """Write `figure` as PNG."""
     FigureCanvasAgg(figure)
     figure.savefig(file, format="png", facecolor="white")
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One plot over batch sizes.
+
+    Attributes:
+        title: above it.
+        ylabel: what goes up.
+        series: by name, points of (images, mean, low, high); low and high None for no interval.
+        from_zero: whether the axis starts at 0, as befits costs.
+    """
+
+    title: str
+    ylabel: str
+    series: Mapping[str, Sequence[tuple[int, float, float | None, float | None]]]
+    from_zero: bool = False
+
+
+def draw_over_batch(panels: Sequence[Panel], path: Path) -> None:
+    """Means with their intervals over the batch size, a panel beside the other, into a PNG.
+
+    Points of one batch size stand a little apart, so that intervals do not hide each other. An
+    interval much longer than the spread of the means is cut by the frame.
+    """
+    width = 7.6 if len(panels) == 1 else 5.2 * len(panels)
+    figure = Figure(figsize=(width, 4.6), dpi=120, layout="constrained")
+    names = list(dict.fromkeys(name for panel in panels for name in panel.series))
+    for axes, panel in zip(figure.subplots(1, len(panels), squeeze=False)[0], panels, strict=True):
+        sizes = sorted({x for points in panel.series.values() for x, *_ in points})
+        for name, points in panel.series.items():
+            index = names.index(name)
+            shift = 0.3 * ((index + 0.5) / len(names) - 0.5)
+            x = [sizes.index(size) + shift for size, *_ in points]
+            y = [mean for _, mean, *_ in points]
+            style = run_style(index)
+            axes.plot(x, y, linewidth=1.6, markersize=6, label=name, **style)
+            for place, (_, _, low, high) in zip(x, points, strict=True):
+                if low is not None:
+                    axes.plot([place, place], [low, high], color=style["color"], lw=1.2)
+        axes.set(title=panel.title, xlabel="images a step", ylabel=panel.ylabel)
+        axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
+        axes.set_xlim(-0.6, len(sizes) - 0.4)
+        axes.set_ylim(*_frame(panel))
+        axes.grid(alpha=0.3)
+        axes.spines[["top", "right"]].set_visible(False)
+    figure.legend(
+        *figure.axes[0].get_legend_handles_labels(),
+        loc="outside lower center", ncols=int(width // 1.4), frameon=False,
+    )  # fmt: skip
+    save(figure, path)
+
+
+def run_style(index: int) -> dict[str, str]:
+    """Colour, marker and dash of the `index`th of many series."""
+    turn = index // len(RUN_COLOURS)
+    return {
+        "color": RUN_COLOURS[index % len(RUN_COLOURS)],
+        "marker": "osD^vP"[index % 6],
+        "linestyle": ("-", "--", ":", "-.")[turn % 4],
+    }
+
+
+def _frame(panel: Panel) -> tuple[float, float]:
+    points = [point for series in panel.series.values() for point in series]
+    means = [mean for _, mean, *_ in points]
+    ends = [end for _, _, *interval in points for end in interval if end is not None]
+    room = 3 * max(max(means) - min(means), 0.05 * max(map(abs, means)), 1e-9)
+    low = max(min(means + ends), min(means) - room, 0.0)
+    high = min(max(means + ends), max(means) + room)
+    low = 0.0 if panel.from_zero else low
+    edge = 0.05 * (high - low) or 0.05
+    return max(low - edge, 0.0), high + edge
+
+
+@dataclass(frozen=True)
+class Curve:
+    """One run's course: the series it belongs to, and points of (images seen, value)."""
+
+    name: str
+    loss: Sequence[tuple[float, float]]
+    score: Sequence[tuple[float, float]]
+
+
+def draw_training(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
+    """Loss above, AP below, over the images seen; a column per panel, a line per run, into a PNG.
+
+    Runs of one name share a colour.
+    """
+    width = max(6.0, 4.6 * len(panels))
+    figure = Figure(figsize=(width, 6.4), dpi=130, layout="constrained")
+    grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row")
+    names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
+    handles: dict[str, Line2D] = {}
+    for column, (title, curves) in zip(grid.T, panels.items(), strict=True):
+        for curve in curves:
+            style = run_style(names.index(curve.name))
+            for axes, points in zip(column, (curve.loss, curve.score), strict=True):
+                if not points:
+                    continue
+                look = style if len(points) <= 12 else {**style, "marker": ""}
+                (line,) = axes.plot(*zip(*points, strict=True), lw=1.1, ms=4, **look)
+                handles[curve.name] = line
+        column[0].set_title(title)
+        column[1].set_xlabel("images seen")
+        for axes in column:
+            axes.grid(alpha=0.3)
+            axes.spines[["top", "right"]].set_visible(False)
+    losses = [y for curves in panels.values() for curve in curves for _, y in curve.loss]
+    if losses:
+        # The first steps from random weights would leave the rest a line at the bottom.
+        grid[0, 0].set_ylim(0, 1.3 * float(np.percentile(losses, 95)))
+    grid[0, 0].set_ylabel("training loss")
+    grid[1, 0].set(ylabel="AP", ylim=(0, None), xlim=(0, None))
+    columns = int(width // 1.4)
+    figure.legend(
+        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False
+    )
+    save(figure, path)

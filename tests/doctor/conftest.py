@@ -7,8 +7,8 @@ import yaml
 from PIL import Image
 
 from normdet.config import load_config
-from normdet.doctor.command import body
 from normdet.data.images import Images, find_images
+from normdet.doctor.command import body
 from normdet.weights import save_file
 
 SMALL = {

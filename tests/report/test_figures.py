@@ -48,3 +48,29 @@ def test_scenes_and_curves_are_drawn(tmp_path):
     for name in ("scenes.png", "curves.png"):
         with Image.open(tmp_path / name) as picture:
             assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+
+
+def test_intervals_and_courses_are_drawn(tmp_path):
+    series = {
+        f"norm {i}": [(1, 30.0 + i, 29.0, 31.0 + 50 * i), (4, 31.0, None, None)] for i in range(9)
+    }
+    panel = figures.Panel("AP", "AP", series)
+    figures.draw_over_batch([panel, panel], tmp_path / "ap.png")
+    curves = [figures.Curve("GN", [(2, 3.0), (4, 2.0)], [(4, 10.0)]), figures.Curve("BN", [], [])]
+    figures.draw_training({"1 image": curves, "2 images": curves[1:]}, tmp_path / "training.png")
+    for name in ("ap.png", "training.png"):
+        with Image.open(tmp_path / name) as picture:
+            assert len(np.unique(np.asarray(picture.convert("L")))) > 10
+
+
+def test_many_series_can_be_told_apart():
+    styles = [tuple(figures.run_style(index).values()) for index in range(24)]
+    assert len(set(styles)) == 24
+
+
+def test_a_very_wide_interval_does_not_flatten_the_means():
+    panel = figures.Panel("", "", {"a": [(1, 30.0, 0.0, 90.0)], "b": [(1, 32.0, 31.0, 33.0)]})
+    low, high = figures._frame(panel)
+    assert 20 < low < 30 and 32 < high < 45
+    costs = figures.Panel("", "", {"a": [(1, 30.0, None, None)]}, from_zero=True)
+    assert figures._frame(costs)[0] == 0

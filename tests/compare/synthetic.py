@@ -1,0 +1,41 @@
+"""Rows of a comparison that was never run, in the shape the papers have."""
+
+import random
+
+EFFECT = {"FrozenBN": 0.0, "BN": -1.0, "GN": 2.0, "GN+WS": 2.4, "FRN+TLU": 2.2}
+BN_LOSS = {1: 20.0, 2: 8.0, 4: 2.0, 8: 0.0}
+
+
+def rows(seeds=3, sizes=(1, 2, 4, 8), norms=tuple(EFFECT)):
+    """One row a run; BN falls at small batches, a seed of it diverges at 1."""
+    draw = random.Random(0)
+    made = []
+    for norm in norms:
+        for size in sizes:
+            for seed in range(1, seeds + 1):
+                ap = 40 + EFFECT[norm] + draw.gauss(0, 0.5) + 0.3 * seed
+                ap -= BN_LOSS[size] if norm == "BN" else 0
+                row = row_of(norm, size, seed, ap)
+                if (norm, size, seed) == ("BN", 1, 2):
+                    row |= {"status": "diverged", "box_AP": None, "mask_AP": None}
+                    row["note"] = "iteration 7: the loss is not finite (loss_cls = nan)"
+                if (norm, size, seed) == ("GN+WS", 4, 1):
+                    row |= {"status": "crashed", "box_AP": None, "mask_AP": None}
+                    row["note"] = "killed by SIGKILL (out of memory?)"
+                made.append(row)
+    return made
+
+
+def row_of(norm, size, seed, ap, **changes):
+    row = {
+        "run": f"{norm.replace('+', '_')}-b{size}-s{seed}",
+        "dataset": "nuclei coco:val.json:images",
+        "norm": norm, "batch_size": size, "seed": seed, "init": "random", "option": norm,
+        "role": "test", "status": "done", "box_AP": ap + 1, "mask_AP": ap, "lr": 0.01 * size,
+        "lr_factor": 1.0, "iterations": 2400 // size, "images_seen": 2400,
+        "config_hash": "0123456789ab", "commit": "abcdef012345", "step_s": 0.2 + 0.15 * size,
+        "train_s": 2400 * 0.15, "wall_s": 500.0, "memory_mb": 900 + 200 * size,
+        "gpu_memory_mb": None, "versions": "normdet 0.1.0, torch 2.14.1", "machine": "a machine",
+        "date": "2026-11-21T10:00Z", "note": "",
+    }  # fmt: skip
+    return {**row, **changes}
