@@ -104,7 +104,7 @@ def _convert_site(
         order, signs = arrange(norm.num_groups, *evened, examples, reorder)
         factors = factors * signs
         if reorder:
-            orders[site.reader] = order
+            orders[site.reader] = site.order = order
     else:
         order = torch.arange(len(mean))
     dim = out_dim(layer)
