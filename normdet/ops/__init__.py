@@ -56,7 +56,7 @@ def frn_tlu(
     eps = 0.0 if learned is not None else eps
     return library.norm_act(
         x, weight, bias, tau, learned, "rms", x.shape[1], eps, activation, backend
-    )[0]
+    )
 
 
 def group_norm_act(
@@ -83,7 +83,7 @@ def group_norm_act(
         )
     return library.norm_act(
         x, weight, bias, tau, None, "group", num_groups, eps, activation, backend
-    )[0]
+    )
 
 
 def frozen_bn_act(
@@ -163,7 +163,7 @@ def standardize_weight(
     rows = weight.movedim(out_dim, 0)
     standard = library.norm_act(
         rows.flatten(1).unsqueeze(0), None, None, None, None, kind, len(rows), eps, None, backend
-    )[0]
+    )
     return standard.reshape(rows.shape).movedim(0, out_dim)
 
 
