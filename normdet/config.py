@@ -75,6 +75,9 @@ def add_normdet_config(cfg: CfgNode) -> None:
     node.FPN_TOP_NORM = ""
     # res5 on the regions of a C4 detector.
     node.RES5_HEAD_NORM = AS_BACKBONE
+    # Keep no output of a fused norm (GN, LN, IN, FRN) for backward but compute it anew there: less
+    # memory for one more elementwise pass per norm, and the same gradients to the last bit.
+    node.RECOMPUTE = False
     # Each method's own parameters.
     for method in METHODS.values():
         if method.params:
