@@ -21,10 +21,10 @@ from torch import Tensor
 _local = threading.local()
 
 
-class recomputed(torch.autograd.graph.saved_tensors_hooks):  # noqa: N801 (reads as a statement)
+class recomputed(torch.autograd.graph.saved_tensors_hooks):
     """Context in which the outputs of fused norms are not kept for backward.
 
-    As with all such hooks of torch the innermost rule: within `torch.utils.checkpoint` its own hold.
+    As with all such hooks of torch the innermost rule: in `torch.utils.checkpoint` its own do.
     """
 
     def __init__(self):
@@ -46,7 +46,7 @@ class recomputed(torch.autograd.graph.saved_tensors_hooks):  # noqa: N801 (reads
         y = None if find is None else find()
         # A living y owns its memory still: no other tensor can have come to lie there.
         if y is None or y.grad_fn is None or not _same(x, y):
-            return x
+            return x, x._version
         return partial(again, y.grad_fn)  # the graph holds the node anyway
 
 
@@ -79,5 +79,14 @@ def _same(x: Tensor, y: Tensor) -> bool:
     )
 
 
-def _unpack(kept: Tensor | partial) -> Tensor:
-    return kept if isinstance(kept, Tensor) else kept()
+def _unpack(kept: tuple[Tensor, int] | partial) -> Tensor:
+    """What was saved; torch leaves its check of versions to the hooks, so it is made here."""
+    if isinstance(kept, partial):
+        return kept()
+    x, version = kept
+    if x._version != version:
+        raise RuntimeError(
+            f"a tensor {tuple(x.shape)} needed for backward has been modified by an inplace "
+            f"operation: it is at version {x._version}, expected version {version}"
+        )
+    return x
