@@ -76,7 +76,8 @@ def peak_bytes(step: Step, device: str) -> int:
     """Most memory of tensors that a step takes beyond what was held before it.
 
     On CUDA by the allocator's own count; on the CPU by torch's profiler, which sees each allocation
-    and release of a tensor, but not a library's scratch memory (oneDNN's, for one).
+    and release of a tensor, but not a library's scratch memory (oneDNN's, for one), nor the
+    release of what was there before.
     """
     if device != "cuda":
         return _allocated(step)[0]
