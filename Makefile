@@ -47,7 +47,7 @@ bench: setup
 gpu: setup
 	$(PY) -m pytest tests -m gpu
 	$(PY) -m normdet bench --gpu $(ARGS)
-	$(PY) -m normdet bench --gpu --step $(ARGS)
+	$(PY) -m normdet bench --gpu --step --recompute $(ARGS)
 
 check: setup
 	$(PY) -m ruff check .

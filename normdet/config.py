@@ -93,6 +93,9 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # Iterations between two looks at the norms (curves, and norms.html at the end); 0 for none.
     # Curves are written every 20 iterations: fewer than that show no more.
     node.STATISTICS_PERIOD = 100
+    # Keep no output of a fused norm (GN, LN, IN, FRN) for backward but compute it anew there: less
+    # memory for one more elementwise pass per norm, and the same gradients to the last bit.
+    node.RECOMPUTE = False
     # Each method's own parameters.
     for method in METHODS.values():
         if method.params:

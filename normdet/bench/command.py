@@ -35,7 +35,7 @@ def main(argv: list[str] | None = None) -> None:
         raise NormdetError("--gpu needs a CUDA device, and torch finds none")
     if args.step:
         size = args.size or (800 if args.gpu else 320)
-        found = step.rows(device, tuple(args.norms), size, args.seconds or 10)
+        norms = tuple(_with_recompute(args.norms) if args.recompute else args.norms)
     else:
         found = _layer_rows(args, device)
     folder = Path(args.output)
@@ -43,7 +43,14 @@ def main(argv: list[str] | None = None) -> None:
         folder /= measure.slug(measure.machine(device))
     kind = "step" if args.step else "ops"
     path = folder / f"bench-{kind}-{measure.slug(measure.machine(device))}.csv"
-    _write(path, found, _about(device, argv))
+    about = _about(device, argv)
+    old = _unfinished(path, about) if args.step and args.resume else []
+    if args.step:
+        done = {(row["op"], row["provider"]) for row in old}
+        found = step.rows(
+            device, norms, size, args.seconds or 10, done, args.budget, args.freeze_at
+        )
+    _write(path, itertools.chain(old, found), about)
     print(f"wrote {path}")
 
 
@@ -64,6 +71,18 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--shapes", nargs="+", metavar="NxCxHxW", help="these shapes instead")
     parser.add_argument("--norms", nargs="+", default=list(step.NORMS), help="norms of --step")
+    parser.add_argument(
+        "--recompute", action="store_true", help="--step: each GN and FRN also with RECOMPUTE"
+    )
+    parser.add_argument(
+        "--resume", action="store_true", help="--step: keep the rows of this command's stopped run"
+    )
+    parser.add_argument(
+        "--budget", type=float, metavar="GB", help="--step: find the largest batch within this"
+    )
+    parser.add_argument(
+        "--freeze-at", type=int, default=0, metavar="N", help="--step: frozen stages (0)"
+    )
     parser.add_argument("--size", type=int, help="short side of --step (320, on a GPU 800)")
     return parser.parse_args(argv)
 
@@ -79,6 +98,24 @@ def _layer_rows(args: argparse.Namespace, device: str) -> Iterable[dict]:
             for shape in shapes:
                 case = layers.Case(shape, DTYPES[dtype], last, device)
                 yield from layers.rows(case, bandwidth, args.seconds or 0.5, not args.no_compile)
+
+
+def _with_recompute(norms: list[str]) -> Iterable[str]:
+    """Each norm, and where one has a fused form of its own, again with its output computed anew."""
+    for norm in norms:
+        yield norm
+        if norm.split("+")[0] in ("GN", "LN", "IN", "FRN"):
+            yield norm + step.RECOMPUTE
+
+
+def _unfinished(path: Path, about: dict[str, str]) -> list[dict]:
+    """The rows that the very same command, stopped, has left on this machine."""
+    if not path.is_file():
+        return []
+    with path.open(newline="") as file:
+        rows = list(csv.DictReader(file))
+    alike = ("versions", "machine", "command")
+    return rows if all(row[key] == about[key] for row in rows for key in alike) else []
 
 
 def _shape(text: str) -> tuple[int, ...]:
@@ -107,7 +144,7 @@ def _about(device: str, argv: list[str]) -> dict[str, str]:
         "date": datetime.date.today().isoformat(),
         "versions": ", ".join(found),
         "machine": measure.machine(device) + threads,
-        "command": shlex.join(["normdet", "bench", *argv]),
+        "command": shlex.join(["normdet", "bench", *(a for a in argv if a != "--resume")]),
     }
 
 

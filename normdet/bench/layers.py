@@ -84,8 +84,11 @@ def providers(case: Case, compiled: bool) -> Iterator[tuple[str, list[Provider]]
     norm = nn.GroupNorm(GROUPS, channels).to(device)
     batch = nn.BatchNorm2d(channels).to(device)
 
+    def plain_group(x: Tensor, groups: int) -> Tensor:
+        return F.relu_(F.group_norm(x, groups, *map(_like(x), (norm.weight, norm.bias))))
+
     def group_relu(x: Tensor) -> Tensor:
-        return F.relu_(F.group_norm(x, GROUPS, *map(_like(x), (norm.weight, norm.bias))))
+        return plain_group(x, GROUPS)
 
     def batch_relu(x: Tensor) -> Tensor:
         return F.relu_(batch(x))
@@ -100,15 +103,24 @@ def providers(case: Case, compiled: bool) -> Iterator[tuple[str, list[Provider]]
     stock_frozen = Provider("FrozenBN+ReLU", partial(frozen, backend="reference"), fixed)
     yield "FRN+TLU", [*rows, torch_gn, torch_bn, stock_frozen]
 
-    def group(x: Tensor, backend: str) -> Tensor:
+    def frn_alone(x: Tensor, backend: str) -> Tensor:
+        return ops.frn_tlu(x, weight, bias, eps=1e-6, backend=backend)
+
+    yield "FRN", [Provider(f"normdet {b}", partial(frn_alone, backend=b), own) for b in kinds]
+
+    def group(x: Tensor, backend: str, groups: int = GROUPS) -> Tensor:
         return ops.group_norm_act(
-            x, GROUPS, weight, bias, eps=1e-5, activation="ReLU", backend=backend
+            x, groups, weight, bias, eps=1e-5, activation="ReLU", backend=backend
         )
 
     rows = [Provider(f"normdet {b}", partial(group, backend=b), own) for b in kinds[:2]]
     if compiled:
         rows.append(Provider("torch.compile", dynamo(group_relu), torch_gn.own))
     yield "GN+ReLU", [*rows, torch_gn, torch_bn]
+    for name, groups in (("LN+ReLU", 1), ("IN+ReLU", channels)):
+        ours = Provider("normdet auto", partial(group, backend="auto", groups=groups), own)
+        plain = partial(plain_group, groups=groups)
+        yield name, [ours, Provider("F.group_norm+ReLU", plain, torch_gn.own)]
     rows = [Provider("normdet auto", partial(frozen, backend="auto"), fixed), stock_frozen]
     if compiled:
         rows.append(Provider("torch.compile", dynamo(partial(_plain_frozen, fixed=fixed)), fixed))
@@ -189,6 +201,13 @@ def rows(case: Case, bandwidth: float, seconds: float, compiled: bool) -> Iterat
                 failed[provider.name] = str(error).strip().splitlines()[0][:80]
                 continue
             forward[provider.name], both[provider.name] = run, step
+        peaks = {
+            name: {
+                "forward": measure.peak_bytes(forward[name], case.device),
+                "both": measure.peak_bytes(both[name], case.device),
+            }
+            for name in forward
+        }
         times = {
             "forward": measure.interleaved(forward, case.device, seconds),
             "both": measure.interleaved(both, case.device, seconds),
@@ -212,7 +231,7 @@ def rows(case: Case, bandwidth: float, seconds: float, compiled: bool) -> Iterat
                     "q25_ms": round(a, 4),
                     "q75_ms": round(c, 4),
                     "kept_bytes": kept[name],
-                    "peak_bytes": measure.peak_bytes(both[name], case.device),
+                    "peak_bytes": peaks[name].get(mode),  # of backward: no more than of both
                     "share_of_copy_bandwidth": None if share is None else round(share, 3),
                 }
         for name, reason in failed.items():

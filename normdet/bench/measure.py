@@ -72,16 +72,50 @@ def kept_bytes(forward: Callable[[], Tensor], own: list[Tensor]) -> int:
     return sum(size for address, (size, _) in storages.items() if address not in parameters)
 
 
-def peak_bytes(step: Step, device: str) -> int | None:
-    """Most device memory that a step takes beyond what was held before it; CUDA alone."""
+def peak_bytes(step: Step, device: str) -> int:
+    """Most memory of tensors that a step takes beyond what was held before it.
+
+    On CUDA by the allocator's own count; on the CPU by torch's profiler, which sees each allocation
+    and release of a tensor, but not a library's scratch memory (oneDNN's, for one), nor the
+    release of what was there before.
+    """
     if device != "cuda":
-        return None
+        return _allocated(step)[0]
     torch.cuda.synchronize()
     before = torch.cuda.memory_allocated()
     torch.cuda.reset_peak_memory_stats()
     step()
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - before
+
+
+def held_bytes(forward: Callable[[], Tensor], device: str) -> int:
+    """Memory of tensors that `forward` leaves behind with its output, for backward above all.
+
+    Unlike :func:`kept_bytes` it uses no hooks, so that code that hooks what is saved counts too.
+    """
+    if device != "cuda":
+        return _allocated(forward)[1]
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    output = forward()
+    held = torch.cuda.memory_allocated() - before
+    del output
+    return held
+
+
+def _allocated(call: Callable[[], object]) -> tuple[int, int]:
+    """Bytes of CPU tensors allocated during `call`: the peak, and at its end, the result held."""
+    activities = [torch.profiler.ProfilerActivity.CPU]
+    with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
+        result = call()
+    events = [e for e in profiler.profiler.kineto_results.events() if e.name() == "[memory]"]
+    total = peak = 0
+    for event in sorted(events, key=lambda e: e.start_ns()):
+        total += event.nbytes()
+        peak = max(peak, total)
+    del result
+    return peak, total
 
 
 def copy_bandwidth(device: str) -> float:

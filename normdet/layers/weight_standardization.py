@@ -38,7 +38,7 @@ class WSConv2d(nn.Conv2d):
         self.dialect = _check_dialect(dialect)
         self.norm = norm
         self.activation = activation
-        self._folded: tuple[tuple, torch.Tensor] | None = None
+        self._folded: tuple[nn.Parameter, tuple[int, int], torch.Tensor] | None = None
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, dialect: str = "jhu") -> "WSConv2d":
@@ -58,10 +58,21 @@ class WSConv2d(nn.Conv2d):
         if self.training or learning or torch.compiler.is_compiling():
             self._folded = None
             return standardize_weight(self.weight, dialect=self.dialect)
-        key = (self.weight.data_ptr(), self.weight._version, self.weight.dtype, self.weight.device)
-        if self._folded is None or self._folded[0] != key:
-            self._folded = key, standardize_weight(self.weight.detach(), dialect=self.dialect)
-        return self._folded[1]
+        key = (self.weight.data_ptr(), self.weight._version)
+        # The parameter itself is held too: another in its place may come to lie at its address.
+        if self._folded is None or self._folded[0] is not self.weight or self._folded[1] != key:
+            folded = standardize_weight(self.weight.detach(), dialect=self.dialect)
+            self._folded = self.weight, key, folded
+        return self._folded[2]
+
+    def train(self, mode: bool = True) -> "WSConv2d":
+        """Fold anew: an edit of `weight.data` since then has left no other trace."""
+        self._folded = None
+        return super().train(mode)
+
+    def _apply(self, *args, **kwargs) -> "WSConv2d":
+        self._folded = None
+        return super()._apply(*args, **kwargs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         x = self._conv_forward(x, self.standardized_weight(), self.bias)

@@ -6,6 +6,7 @@ from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCH
 from ..config import norm_option
 from ..options import NormOption
 from .dress import dress_conv, dress_pair, without_norms
+from .lean import lean
 
 
 def normalize_box_head(
@@ -33,11 +34,24 @@ class NormdetFastRCNNConvFCHead(FastRCNNConvFCHead):
     """
 
     @configurable
-    def __init__(self, input_shape, *, norm: NormOption, fc_norm: NormOption, **kwargs):
+    def __init__(
+        self,
+        input_shape,
+        *,
+        norm: NormOption,
+        fc_norm: NormOption,
+        recompute: bool = False,
+        **kwargs,
+    ):
         super().__init__(input_shape, **kwargs)
-        normalize_box_head(self, norm, fc_norm)
+        lean(normalize_box_head(self, norm, fc_norm), recompute)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
         ret = super().from_config(without_norms(cfg, "MODEL.ROI_BOX_HEAD.NORM"), input_shape)
-        return {**ret, "norm": norm_option(cfg, "box_head"), "fc_norm": norm_option(cfg, "box_fc")}
+        return {
+            **ret,
+            "norm": norm_option(cfg, "box_head"),
+            "fc_norm": norm_option(cfg, "box_fc"),
+            "recompute": cfg.MODEL.NORMDET.RECOMPUTE,
+        }

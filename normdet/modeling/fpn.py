@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from ..config import norm_option
 from ..options import NormOption
 from .dress import dress_conv, without_norms
+from .lean import lean
 from .resnet import normalize_resnet
 
 
@@ -58,7 +59,8 @@ def _build(stock_builder, cfg, input_shape) -> FPN:
     fpn = stock_builder(bare, input_shape)
     freeze_at, depth = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.DEPTH
     normalize_resnet(fpn.bottom_up, norm_option(cfg, "backbone"), freeze_at, depth=depth)
-    return normalize_fpn(fpn, norm_option(cfg, "fpn"), norm_option(cfg, "fpn_top"))
+    normalize_fpn(fpn, norm_option(cfg, "fpn"), norm_option(cfg, "fpn_top"))
+    return lean(fpn, cfg.MODEL.NORMDET.RECOMPUTE)
 
 
 @BACKBONE_REGISTRY.register()

@@ -6,6 +6,7 @@ from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, KRCNNConvD
 from ..config import norm_option
 from ..options import NormOption
 from .dress import dress_pair
+from .lean import lean
 
 
 def normalize_keypoint_head(
@@ -24,11 +25,15 @@ class NormdetKRCNNConvDeconvUpsampleHead(KRCNNConvDeconvUpsampleHead):
     """detectron2's `KRCNNConvDeconvUpsampleHead` for any option in `NORMDET.KEYPOINT_HEAD_NORM`."""
 
     @configurable
-    def __init__(self, input_shape, *, norm: NormOption, **kwargs):
+    def __init__(self, input_shape, *, norm: NormOption, recompute: bool = False, **kwargs):
         super().__init__(input_shape, **kwargs)
-        normalize_keypoint_head(self, norm)
+        lean(normalize_keypoint_head(self, norm), recompute)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
         ret = super().from_config(cfg, input_shape)
-        return {**ret, "norm": norm_option(cfg, "keypoint_head")}
+        return {
+            **ret,
+            "norm": norm_option(cfg, "keypoint_head"),
+            "recompute": cfg.MODEL.NORMDET.RECOMPUTE,
+        }

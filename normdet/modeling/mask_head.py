@@ -6,6 +6,7 @@ from detectron2.modeling.roi_heads import ROI_MASK_HEAD_REGISTRY, MaskRCNNConvUp
 from ..config import norm_option
 from ..options import NormOption
 from .dress import dress_conv, dress_pair, without_norms
+from .lean import lean
 
 
 def normalize_mask_head(
@@ -32,9 +33,17 @@ class NormdetMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
     """
 
     @configurable
-    def __init__(self, input_shape, *, norm: NormOption, deconv_norm: NormOption, **kwargs):
+    def __init__(
+        self,
+        input_shape,
+        *,
+        norm: NormOption,
+        deconv_norm: NormOption,
+        recompute: bool = False,
+        **kwargs,
+    ):
         super().__init__(input_shape, **kwargs)
-        normalize_mask_head(self, norm, deconv_norm)
+        lean(normalize_mask_head(self, norm, deconv_norm), recompute)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
@@ -43,4 +52,5 @@ class NormdetMaskRCNNConvUpsampleHead(MaskRCNNConvUpsampleHead):
             **ret,
             "norm": norm_option(cfg, "mask_head"),
             "deconv_norm": norm_option(cfg, "mask_deconv"),
+            "recompute": cfg.MODEL.NORMDET.RECOMPUTE,
         }

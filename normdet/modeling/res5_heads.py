@@ -4,6 +4,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 
 from ..config import norm_option
 from .dress import without_norms
+from .lean import lean
 from .resnet import normalize_blocks
 
 
@@ -15,4 +16,5 @@ class NormdetRes5ROIHeads(Res5ROIHeads):
     def _build_res5_block(cls, cfg):
         blocks, channels = super()._build_res5_block(without_norms(cfg, "MODEL.RESNETS.NORM"))
         option, depth = norm_option(cfg, "res5_head"), cfg.MODEL.RESNETS.DEPTH
-        return normalize_blocks(blocks, option, depth), channels
+        stage = normalize_blocks(blocks, option, depth)
+        return lean(stage, cfg.MODEL.NORMDET.RECOMPUTE), channels

@@ -11,6 +11,7 @@ from ..layers import freeze_batch_norm
 from ..options import NormOption
 from .dress import dress_conv, without_norms
 from .fixup import fixup_block, fixup_stem
+from .lean import lean
 
 
 class _Dressed(CNNBlockBase):
@@ -135,4 +136,5 @@ def build_normdet_resnet_backbone(cfg, input_shape) -> ResNet:
     bare.MODEL.BACKBONE.FREEZE_AT = 0  # freezing comes after the norms are there
     resnet = build_resnet_backbone(bare, input_shape)
     freeze_at, depth = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.DEPTH
-    return normalize_resnet(resnet, option, freeze_at, depth=depth)
+    normalize_resnet(resnet, option, freeze_at, depth=depth)
+    return lean(resnet, cfg.MODEL.NORMDET.RECOMPUTE)

@@ -7,6 +7,7 @@ from torch import nn
 from ..config import norm_option
 from ..options import NormOption
 from .dress import without_norms
+from .lean import lean
 from .per_level import build_shared_norm
 
 
@@ -41,4 +42,5 @@ class NormdetRetinaNet(RetinaNet):
         ret = super().from_config(without_norms(cfg, "MODEL.RETINANET.NORM"))
         levels = len(cfg.MODEL.RETINANET.IN_FEATURES)
         normalize_retinanet_head(ret["head"], norm_option(cfg, "retinanet_head"), levels)
+        lean(ret["head"], cfg.MODEL.NORMDET.RECOMPUTE)
         return ret

@@ -8,6 +8,7 @@ from torch import nn
 from ..config import norm_option
 from ..options import NormOption
 from .dress import dress_conv
+from .lean import lean
 
 
 def normalize_rpn_head(head: StandardRPNHead, option: NormOption, levels: int) -> StandardRPNHead:
@@ -29,11 +30,16 @@ class NormdetStandardRPNHead(StandardRPNHead):
     """detectron2's `StandardRPNHead` for any norm option in `MODEL.NORMDET.RPN_HEAD_NORM`."""
 
     @configurable
-    def __init__(self, *, norm: NormOption, levels: int, **kwargs):
+    def __init__(self, *, norm: NormOption, levels: int, recompute: bool = False, **kwargs):
         super().__init__(**kwargs)
-        normalize_rpn_head(self, norm, levels)
+        lean(normalize_rpn_head(self, norm, levels), recompute)
 
     @classmethod
     def from_config(cls, cfg, input_shape):
         ret = super().from_config(cfg, input_shape)
-        return {**ret, "norm": norm_option(cfg, "rpn_head"), "levels": len(input_shape)}
+        return {
+            **ret,
+            "norm": norm_option(cfg, "rpn_head"),
+            "levels": len(input_shape),
+            "recompute": cfg.MODEL.NORMDET.RECOMPUTE,
+        }

@@ -55,7 +55,7 @@ def frn_tlu(
     number, learned = _split_eps(eps)
     return library.norm_act(
         x, weight, bias, tau, learned, "rms", x.shape[1], number, activation, backend
-    )[0]
+    )
 
 
 def group_norm_act(
@@ -86,7 +86,7 @@ def group_norm_act(
     number, learned = _split_eps(eps)
     return library.norm_act(
         x, weight, bias, tau, learned, "group", num_groups, number, activation, backend
-    )[0]
+    )
 
 
 def frozen_bn_act(
@@ -166,7 +166,7 @@ def standardize_weight(
     rows = weight.movedim(out_dim, 0)
     standard = library.norm_act(
         rows.flatten(1).unsqueeze(0), None, None, None, None, kind, len(rows), eps, None, backend
-    )[0]
+    )
     return standard.reshape(rows.shape).movedim(0, out_dim)
 
 

@@ -100,7 +100,7 @@ def norm_forward(x, weight, bias, tau, learned_eps, kind, groups, eps, activatio
     y = torch.empty_like(x)
     rstd = torch.empty(shape[0], groups, dtype=_wide_dtype(x))
     mean = torch.empty_like(rstd) if kind != "rms" else rstd.new_empty(0)
-    parameters = [_parameter(p, x) for p in (weight, bias, tau)]
+    parameters = _parameters(rstd.dtype, weight, bias, tau)
     if x.numel():
         _library().normdet_norm_forward(
             _DTYPES[x.dtype], last, _KINDS[kind], activation is not None, torch.get_num_threads(),
@@ -118,7 +118,7 @@ def norm_backward(
     dx = torch.empty_like(x)
     by_channel = torch.zeros(3, shape[1], dtype=rstd.dtype)
     deps = torch.zeros(1 if eps_gradient else 0, dtype=rstd.dtype)
-    parameters = [_parameter(p, x) for p in (weight, bias, tau)]
+    parameters = _parameters(rstd.dtype, weight, bias, tau)
     if x.numel():
         _library().normdet_norm_backward(
             _DTYPES[x.dtype], last, _KINDS[kind], activation is not None, torch.get_num_threads(),
@@ -142,7 +142,7 @@ def _point_forward(x, x2, scale, shift, tau, activation):
     if x2 is not None:
         x2 = _alike(x2, x)
     y = torch.empty_like(x)
-    parameters = [_parameter(p, x) for p in (scale, shift, tau)]
+    parameters = _parameters(_wide_dtype(x), scale, shift, tau)
     if x.numel():
         _library().normdet_point_forward(
             _DTYPES[x.dtype], last, activation is not None, torch.get_num_threads(), *shape,
@@ -156,7 +156,7 @@ def point_backward(dy, y, scale, tau, activation):
     dy = _alike(dy, y)
     dx = torch.empty_like(y)
     dtau = torch.zeros(shape[1], dtype=_wide_dtype(y))
-    parameters = [_parameter(p, y) for p in (scale, tau)]
+    parameters = _parameters(dtau.dtype, scale, tau)
     if y.numel():
         _library().normdet_point_backward(
             _DTYPES[y.dtype], last, torch.get_num_threads(), *shape,
@@ -190,10 +190,11 @@ def _wide_dtype(x: Tensor) -> torch.dtype:
     return torch.float64 if x.dtype == torch.float64 else torch.float32
 
 
-def _parameter(p: Tensor | None, x: Tensor) -> Tensor | None:
-    if p is None or (p.dtype is _wide_dtype(x) and p.is_contiguous()):
-        return p
-    return p.to(_wide_dtype(x)).contiguous()
+def _parameters(dtype: torch.dtype, *parameters: Tensor | None) -> list[Tensor | None]:
+    return [
+        p if p is None or (p.dtype is dtype and p.is_contiguous()) else p.to(dtype).contiguous()
+        for p in parameters
+    ]
 
 
 def _pointer(x: Tensor | None) -> int | None:

@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 
 from normdet.errors import NormdetError
-from normdet.ops import cpp, eager
+from normdet.ops import cpp, eager, recompute
 from normdet.ops.layout import memory_format
 
 BACKENDS = ("auto", "reference", "eager", "cpp", "triton")
@@ -112,14 +112,25 @@ def _save_norm(ctx, inputs, output):
 
 def _differentiate_norm(ctx, dy, *_):
     none = (None,) * 10
-    if dy is None:
-        return none
+    return none if dy is None else (*_norm_gradients(ctx, dy), *none[5:])
+
+
+def _norm_gradients(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
+    """Of x, weight, bias, tau and the learned eps."""
     x, mean, rstd, weight, bias, tau, learned_eps = ctx.saved_tensors
     dx, by_channel, deps = norm_act_backward(
         dy, x, mean, rstd, weight, bias, tau, *ctx.options, learned_eps is not None, ctx.backend
     )
-    channels = map(_gradient, by_channel.unbind(), (weight, bias, tau))
-    return dx, *channels, _gradient(deps, learned_eps), *none[5:]
+    if weight is None and bias is None and tau is None:
+        return dx, None, None, None, _gradient(deps, learned_eps)
+    dweight, dbias, dtau = by_channel.unbind()
+    return (
+        dx,
+        _gradient(dweight, weight),
+        _gradient(dbias, bias),
+        _gradient(dtau, tau),
+        _gradient(deps, learned_eps),
+    )
 
 
 def _gradient(value: Tensor, parameter: Tensor | None) -> Tensor | None:
@@ -212,7 +223,38 @@ def _watched(x: Tensor) -> bool:
     )
 
 
-norm_act = _shortcut("norm_act", _norm_act, _save_norm, _differentiate_norm)
+class _NormAct(torch.autograd.Function):
+    """The operator `norm_act` and its derivative; of few objects, which small maps feel."""
+
+    @staticmethod
+    def forward(ctx, x, weight, bias, tau, learned_eps, options):
+        y, mean, rstd = _norm_act(x, weight, bias, tau, learned_eps, *options)
+        *ctx.options, ctx.backend = options
+        ctx.save_for_backward(x, mean, rstd, weight, bias, tau, learned_eps)
+        return y
+
+    @staticmethod
+    def backward(ctx, dy):
+        return *_norm_gradients(ctx, dy), None
+
+
+def _norm_again(node) -> Tensor:
+    """The output, from what its node keeps: the same kernel on the same numbers."""
+    x, _, _, *parameters = node.saved_tensors
+    with torch.no_grad():
+        return _norm_act(x, *parameters, *node.options, node.backend)[0]
+
+
+def norm_act(x, weight, bias, tau, learned_eps, *options) -> Tensor:
+    """The output of the operator `norm_act`; see :func:`_shortcut`."""
+    if _watched(x):
+        return torch.ops.normdet.norm_act(x, weight, bias, tau, learned_eps, *options)[0]
+    if not torch.is_grad_enabled():
+        return _norm_act(x, weight, bias, tau, learned_eps, *options)[0]
+    y = _NormAct.apply(x, weight, bias, tau, learned_eps, options)
+    return recompute.made(y, _norm_again)
+
+
 norm_act_backward = _shortcut("norm_act_backward", _norm_act_backward)
 affine_act = _shortcut("affine_act", _affine_act, _save_affine, _differentiate_affine)
 add_act = _shortcut("add_act", _add_act, _save_add, _differentiate_add)

@@ -20,13 +20,14 @@ def test_one_table_with_every_peer(tmp_path):
     main(["--output", str(tmp_path), "--shapes", "2x32x5x7", "--seconds", "0.01", "--no-compile"])
     rows = table(tmp_path)
     assert {row["op"] for row in rows} == {
-        "FRN+TLU", "GN+ReLU", "FrozenBN+ReLU", "residual join",
+        "FRN+TLU", "FRN", "GN+ReLU", "LN+ReLU", "IN+ReLU", "FrozenBN+ReLU", "residual join",
     }  # fmt: skip
     frn = {row["provider"]: row for row in rows if row["op"] == "FRN+TLU"}
     assert {"normdet auto", "normdet reference", "nn.GroupNorm+ReLU", "FrozenBN+ReLU"} <= set(frn)
     activation = 2 * 32 * 5 * 7 * 4
     kept = int(frn["normdet auto"]["kept_bytes"])
     assert activation <= kept < 1.2 * activation < int(frn["normdet reference"]["kept_bytes"])
+    assert activation <= int(frn["normdet auto"]["peak_bytes"]) < 4 * activation
     for row in rows:
         assert row["date"] and "torch" in row["versions"] and "--shapes 2x32x5x7" in row["command"]
         assert float(row["q25_ms"]) <= float(row["median_ms"]) <= float(row["q75_ms"])
@@ -53,3 +54,39 @@ def test_kept_bytes_count_each_buffer_once():
     x = torch.randn(10, 10, requires_grad=True)
     weight = torch.randn(10, requires_grad=True)
     assert measure.kept_bytes(lambda: x * weight + x * x, [weight]) == 400
+
+
+def test_memory_is_counted_by_the_allocator():
+    x = torch.randn(100, 100, requires_grad=True)
+
+    def forward():
+        return (x * 2).relu().mul(3).exp().sum()
+
+    assert measure.held_bytes(forward, "cpu") // 1000 == 80  # relu's output and exp's
+    assert measure.peak_bytes(forward, "cpu") // 1000 == 120  # and mul's, for a moment
+
+
+def test_a_stopped_run_is_resumed(tmp_path, monkeypatch):
+    from normdet.bench import command, step
+
+    asked = []
+
+    def rows(device, norms, size, seconds, done, budget, freeze_at):
+        asked.append((norms, set(done)))
+        for op in ("training step", "inference"):
+            for norm in norms:
+                if (op, norm) not in done:
+                    yield step._row(op, norm, device, "2x3x64x96") | {"mode": "both"}
+            if len(asked) == 1:
+                raise KeyboardInterrupt
+
+    monkeypatch.setattr(command.step, "rows", rows)
+    args = ["--step", "--output", str(tmp_path), "--norms", "BN", "GN", "--recompute"]
+    with pytest.raises(KeyboardInterrupt):
+        main(args)
+    main([*args, "--resume"])
+    norms = ("BN", "GN", "GN, recompute")
+    assert asked == [(norms, set()), (norms, {("training step", norm) for norm in norms})]
+    assert len(table(tmp_path)) == 6
+    main(args)  # without the flag: measured anew
+    assert asked[-1] == (norms, set())

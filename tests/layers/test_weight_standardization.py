@@ -1,11 +1,14 @@
 """Weight standardization: its two dialects, its modules, and its folding at test time."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
 
 from normdet.errors import NormdetError
 from normdet.layers import WSConv2d, standardize
+from normdet.ops import standardize_weight
 from tests.layers import reference
 
 
@@ -85,3 +88,72 @@ def test_folded_once_at_test_time_and_anew_when_the_weight_changes(monkeypatch):
 def test_unknown_dialect_is_refused():
     with pytest.raises(NormdetError, match="dialect 'caffe'"):
         WSConv2d(3, 4, 3, dialect="caffe")
+
+
+def _load(conv):
+    conv.load_state_dict({"weight": torch.randn_like(conv.weight)})
+    return conv
+
+
+def _assign(conv):
+    conv.load_state_dict({"weight": torch.randn(4, 3, 3, 3)}, assign=True)
+    return conv
+
+
+def _replace(conv):
+    conv.weight = torch.nn.Parameter(torch.randn(4, 3, 3, 3))
+    return conv
+
+
+def _edit(conv):
+    with torch.no_grad():
+        conv.weight[0, 0] *= 3
+    return conv
+
+
+def _edit_data(conv):
+    conv.weight.data[0, 0] *= 3
+    return conv.eval()
+
+
+def _round(conv):
+    return conv.to(torch.bfloat16).to(torch.float32)
+
+
+def _copy(conv):
+    return _edit(copy.deepcopy(conv))
+
+
+def _optimize(conv):
+    optimizer = torch.optim.SGD(conv.parameters(), lr=0.5, momentum=0.9)
+    conv.train()(torch.randn(2, 3, 5, 5)).square().sum().backward()
+    optimizer.step()
+    return conv.eval()
+
+
+@pytest.mark.parametrize(
+    "change", [_load, _assign, _replace, _edit, _edit_data, _round, _copy, _optimize]
+)
+def test_a_fold_never_outlives_its_weight(change):
+    conv = WSConv2d(3, 4, 3, bias=False).eval()
+    with torch.no_grad():
+        conv(torch.randn(1, 3, 5, 5))  # folds
+    conv = change(conv)
+    with torch.no_grad():
+        folded = conv.standardized_weight()
+        assert conv.standardized_weight() is folded
+    torch.testing.assert_close(folded, standardize_weight(conv.weight.detach()))
+
+
+@pytest.mark.slow
+def test_export_and_compile_standardize_in_the_graph():
+    conv = WSConv2d(3, 4, 3, bias=False).eval()
+    x = torch.randn(1, 3, 5, 5)
+    with torch.no_grad():
+        expected = conv(x)
+        program = torch.export.export(conv, (x,))
+        compiled = torch.compile(conv, backend="aot_eager", fullgraph=True)
+        torch.testing.assert_close(program.module()(x), expected)
+        torch.testing.assert_close(compiled(x), expected)
+        _edit(conv)
+        torch.testing.assert_close(compiled(x), conv(x))

@@ -1,0 +1,92 @@
+"""Outputs that backward computes anew instead of keeping them.
+
+A fused norm keeps its input; what consumes its output, a convolution say, keeps that too. Within
+:class:`recomputed` the consumer keeps a handle to the norm's own node of the graph, and when its
+backward asks, the norm runs forward once more on the input it kept: the same kernel on the same
+numbers, so that every gradient has the same bits. Elementwise work buys a buffer per norm.
+
+A tensor is exchanged for a handle only if it is, to the last byte, an output just made: same
+memory, shape, strides and version. Anything else (changed in place, cast by autocast, a view of
+it, made by another backend's operator under torch.compile) is kept as always.
+"""
+
+import threading
+import weakref
+from collections.abc import Callable
+from functools import partial
+
+import torch
+from torch import Tensor
+
+_local = threading.local()
+
+
+class recomputed(torch.autograd.graph.saved_tensors_hooks):
+    """Context in which the outputs of fused norms are not kept for backward.
+
+    As with all such hooks of torch the innermost rule: in `torch.utils.checkpoint` its own do.
+    """
+
+    def __init__(self):
+        super().__init__(self._pack, _unpack)
+        self._made: dict[int, tuple[weakref.ref[Tensor], Callable]] = {}
+
+    def __enter__(self):
+        super().__enter__()
+        self._outer = getattr(_local, "current", None)
+        _local.current = self
+
+    def __exit__(self, *exception):
+        _local.current = self._outer
+        self._made.clear()
+        super().__exit__(*exception)
+
+    def _pack(self, x: Tensor):
+        find, again = self._made.get(x.data_ptr(), (None, None))
+        y = None if find is None else find()
+        # A living y owns its memory still: no other tensor can have come to lie there.
+        if y is None or y.grad_fn is None or not _same(x, y):
+            return x, x._version
+        return partial(again, y.grad_fn)  # the graph holds the node anyway
+
+
+def enter() -> None:
+    """Enter a context, for hooks that cannot say `with`."""
+    recomputed().__enter__()
+
+
+def leave() -> None:
+    """Leave the innermost context; without one nothing happens."""
+    current = getattr(_local, "current", None)
+    if current is not None:
+        current.__exit__(None, None, None)
+
+
+def made(y: Tensor, again: Callable[..., Tensor]) -> Tensor:
+    """Tell the context around, if any, that `again(y.grad_fn)` computes `y` once more."""
+    current = getattr(_local, "current", None)
+    if current is not None and y.requires_grad and y.numel():
+        current._made[y.data_ptr()] = weakref.ref(y), again
+    return y
+
+
+def _same(x: Tensor, y: Tensor) -> bool:
+    return (
+        x._version == 0 == y._version
+        and x.dtype is y.dtype
+        and x.shape == y.shape
+        and x.stride() == y.stride()
+    )
+
+
+def _unpack(kept: tuple[Tensor, int] | partial) -> Tensor:
+    """What was saved; torch leaves its check of versions to the hooks, so it is made here."""
+    if isinstance(kept, partial):
+        return kept()
+    x, version = kept
+    if x._version != version:
+        raise RuntimeError(
+            f"a tensor {tuple(x.shape)} needed for backward has been modified by an inplace "
+            f"operation: it is at version {x._version}, expected version {version}"
+        )
+    return x

@@ -1,0 +1,51 @@
+"""`MODEL.NORMDET.RECOMPUTE` on a whole backbone: same keys, same bits, less kept."""
+
+import copy
+
+import pytest
+import torch
+from detectron2.layers import ShapeSpec
+from detectron2.modeling import build_backbone
+
+from normdet.bench.measure import held_bytes
+from normdet.config import config_file, load_config
+
+
+def backbone(norm, recompute, freeze_at=0):
+    options = [
+        "MODEL.DEVICE", "cpu", "MODEL.RESNETS.DEPTH", "18", "MODEL.FPN.OUT_CHANNELS", "32",
+        "MODEL.RESNETS.RES2_OUT_CHANNELS", "64", "MODEL.BACKBONE.FREEZE_AT", str(freeze_at),
+        "MODEL.NORMDET.RECOMPUTE", str(recompute),
+    ]  # fmt: skip
+    cfg = load_config(config_file("coco/mask_rcnn_R_50_FPN_1x.yaml"), options, norm)
+    torch.manual_seed(0)
+    return build_backbone(cfg, ShapeSpec(channels=3)).train()
+
+
+def outcome(model, x):
+    sum(y.square().mean() for y in model(x).values()).backward()
+    return {name: p.grad for name, p in model.named_parameters()}
+
+
+@pytest.mark.parametrize("freeze_at", [0, 2])
+@pytest.mark.parametrize("norm", ["GN", "FRN+TLU"])
+def test_same_bits_for_less(norm, freeze_at):
+    x = torch.randn(1, 3, 64, 64)
+    plain, lean = (backbone(norm, recompute, freeze_at) for recompute in (False, True))
+    assert list(plain.state_dict()) == list(lean.state_dict())
+    lean = copy.deepcopy(lean)
+    first, second = outcome(plain, x), outcome(lean, x)
+    for name, gradient in first.items():
+        other = second[name]
+        assert (gradient is other is None) or torch.equal(gradient, other), name
+    kept = [held_bytes(lambda m=m: m(x), "cpu") for m in (plain, lean)]
+    assert kept[1] < 0.9 * kept[0]
+
+
+def test_a_failing_forward_leaves_no_context():
+    from normdet.ops import recompute
+
+    model = backbone("GN", True)
+    with pytest.raises(RuntimeError):
+        model(torch.zeros(1, 5, 64, 64))
+    assert getattr(recompute._local, "current", None) is None
