@@ -6,11 +6,13 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
+from normdet.layers import WSConv2d
 from normdet.layers.moments import instance_moments
 from normdet.modeling.per_level import PerLevelNorm
 
 from .channels import Samples
 from .sites import Site, affine_of, find_sites, linear
+from .standardized import Patches
 from .views import Views
 
 
@@ -35,7 +37,7 @@ def _hooked(sites: list[Site], old: bool, act) -> Iterator[None]:
 @torch.no_grad()
 def measure(
     original: nn.Module, converted: nn.Module, views: Views, images: Tensor
-) -> dict[str, Samples]:
+) -> tuple[dict[str, Samples], dict[str, Patches]]:
     """What single examples are before each norm of the original, or where it would stand.
 
     Args:
@@ -45,20 +47,28 @@ def measure(
         images: `(N, 3, H, W)` pixels.
 
     Returns:
-        By the norm's name; examples are images, in heads regions.
+        By the norm's name, the moments of examples (images, in heads regions), and the inputs of
+        convolutions that the converted network standardizes.
     """
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
+    patches: dict[str, Patches] = {}
 
     def record(site: Site, x: Tensor) -> None:
+        if not x.numel():
+            return
         mean, var = instance_moments(linear(site.old_layer, x))
         found.setdefault(site.name, []).append((mean, var + mean.square()))
+        if isinstance(site.layer, WSConv2d) and site.layer.groups == 1:
+            more = Patches.of(site.layer, x)
+            patches[site.name] = patches[site.name] + more if site.name in patches else more
 
     with _hooked(find_sites(original, converted), True, record):
         for batch in images.split(8):
             views(batch, views.regions(batch))
-    return {
+    samples = {
         name: Samples(*map(torch.cat, zip(*parts, strict=True))) for name, parts in found.items()
     }
+    return samples, patches
 
 
 @torch.no_grad()

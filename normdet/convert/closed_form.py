@@ -28,6 +28,7 @@ from .sites import (
     stored_moments,
     used_weight,
 )
+from .standardized import Patches, sum_to_zero
 
 
 @torch.no_grad()
@@ -36,6 +37,7 @@ def convert_norms(
     converted: nn.Module,
     *,
     samples: Mapping[str, Samples] | None = None,
+    patches: Mapping[str, Patches] | None = None,
     keep: float = 0.0,
     leave_later: bool = False,
 ) -> list[Site]:
@@ -46,6 +48,7 @@ def convert_norms(
         converted: the same network under another, as built; only its norms may differ.
         samples: by a norm's name, what single examples were there (:func:`.moments.measure`);
             without them the statistics that the original has stored serve.
+        patches: by a norm's name, the inputs of its convolution where that will be standardized.
         keep: the share of what a per-example norm divides by that stays as it is on average,
             through its learned epsilon: 0 for the norm as its authors have it, towards 1 for what
             the original does. The norms must be built with `LEARNED_EPS "always"`.
@@ -69,7 +72,8 @@ def convert_norms(
             if not isinstance(site.old_norm, PerLevelNorm):
                 raise NormdetError(f"{site.name}: statistics of each level are not to be had")
             continue  # copied with the rest
-        expected = _convert_site(site, known, keep, orders)
+        inputs = (patches or {}).get(site.name)
+        expected = _convert_site(site, known, inputs, keep, orders)
         if leave_later and isinstance(site.norm, PerExampleNorm):
             site.norm.stored = StoredMoments(*expected)
     return sites
@@ -86,7 +90,11 @@ def _copy(original: nn.Module, converted: nn.Module) -> None:
 
 
 def _convert_site(
-    site: Site, samples: Samples | None, keep: float, orders: dict[nn.Module, Tensor]
+    site: Site,
+    samples: Samples | None,
+    patches: Patches | None,
+    keep: float,
+    orders: dict[nn.Module, Tensor],
 ) -> tuple[Tensor, Tensor]:
     """Convert one norm and its layer; returns the moments that the norm expects, `(C,)` each."""
     norm, layer = site.norm, site.layer
@@ -94,6 +102,9 @@ def _convert_site(
     scale, shift = affine_of(site, mean, square)
 
     weight = learned_weight(site.old_layer).detach()
+    if patches is not None:
+        weight, mean, square, lacks = sum_to_zero(weight, patches)
+        shift = shift + scale * lacks
     if layer in orders:
         weight = weight.index_select(1, orders[layer])
     factors = channel_scales(norm, mean, square, scale, keep > 0)

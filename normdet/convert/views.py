@@ -19,6 +19,9 @@ class Views:
         model: a GeneralizedRCNN or RetinaNet.
         loaded: names of the tensors that were loaded: a part that has none of them is left out, as
             it computes nothing yet.
+
+    Attributes:
+        blocks: the backbone's stem and residual blocks, by name: `stem`, `res2.0`, ...
     """
 
     def __init__(self, model: nn.Module, loaded: Iterable[str]):
@@ -35,7 +38,7 @@ class Views:
         self._keypoint = has("roi_heads.keypoint_head.")
         self._retinanet = has("head.")
         bottom = getattr(model.backbone, "bottom_up", model.backbone)
-        self._blocks = {
+        self.blocks = {
             name.replace("stages.", ""): block
             for name, block in bottom.named_modules()
             if isinstance(block, CNNBlockBase)
@@ -105,7 +108,7 @@ class Views:
         def record(name):
             return lambda block, inputs, output: outputs.__setitem__(name, output)
 
-        hooks = [b.register_forward_hook(record(name)) for name, b in self._blocks.items()]
+        hooks = [b.register_forward_hook(record(name)) for name, b in self.blocks.items()]
         try:
             yield outputs
         finally:

@@ -1,0 +1,177 @@
+"""The command: arguments, images, and what is printed and written."""
+
+import argparse
+import json
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from detectron2.config import CfgNode
+from tabulate import tabulate
+from torch import Tensor
+
+from normdet.config import load_config
+from normdet.data import image_files, register_datasets
+from normdet.data.images import Images, find_images, sample
+from normdet.engine import Trainer
+from normdet.engine.run import use_device_at_hand
+from normdet.errors import NormdetError
+from normdet.options import parse
+from normdet.weights.files import atomic_file
+
+from .distill import Schedule
+from .eval_norm import to_fitted_eval_norm
+from .run import PER_EXAMPLE, RUNGS, Conversion, Settings, convert
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Convert the checkpoint that the arguments name, and say what was kept.
+
+    Raises:
+        NormdetError: what cannot be converted, read or written.
+    """
+    args = _parse(argv)
+    option = parse(args.to)
+    cfg = load_config(args.config_file, ["MODEL.WEIGHTS", args.weights, *args.opts], args.norm)
+    use_device_at_hand(cfg)
+    if args.out.suffix not in (".pth", ".pt", ".safetensors"):
+        raise NormdetError(f"--out {args.out}: weights are written as .pth or .safetensors")
+    if option.norm == "EvalNorm" and args.rung in (None, "calibrated"):
+        _eval_norm(cfg, args)
+        return 0
+    files = _files(args, cfg)
+    rung = args.rung or ("calibrated" if files and option.norm in PER_EXAMPLE else "closed")
+    settings = Settings(
+        str(option), rung, args.keep, args.parts and args.parts.split(","), args.size,
+        args.batch_size, args.seed, Schedule(args.steps, args.rate, args.all_weights),
+    )  # fmt: skip
+    images = _read(sample(files, args.max_images), cfg)
+    check = _read(find_images(args.check_images), cfg) if args.check_images else None
+    done = convert(
+        cfg, settings, images, check=check, allow_unsafe=args.allow_unsafe_weights,
+        state_file=args.out.with_name(f".{args.out.stem}.distilling.pth"),
+    )  # fmt: skip
+    if args.evaluate:
+        _evaluate(cfg, done)
+    done.save(args.out)
+    _write(done, args)
+    _print(done, args)
+    return 0
+
+
+def _files(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
+    if args.images and args.dataset:
+        raise NormdetError("--dataset names the images: give it or --images, not both")
+    if args.images:
+        return find_images(args.images)
+    return image_files(args.dataset, cfg.DATASETS.ROOT) if args.dataset else []
+
+
+def _read(files: Sequence[Path], cfg: CfgNode) -> list[Tensor]:
+    """Images resized as in a test; what cannot be read is named and left out."""
+    reader = Images(files, cfg, 1)
+    images = [batch[0]["image"] for batch in reader] if files else []
+    for fault in reader.faults:
+        print(f"left out: {fault}")
+    return images
+
+
+def _eval_norm(cfg: CfgNode, args: argparse.Namespace) -> None:
+    rows = to_fitted_eval_norm(cfg, args.out, args.batches, args.allow_unsafe_weights)
+    table = [(row.layer, row.blend, row.error_of_bn, row.error) for row in rows]
+    headers = ("layer", "blend", "distance under BN", "distance")
+    print(tabulate(table, headers, floatfmt=".3f", missingval="-"))
+    print(f"{args.out}: read it with the same config and --norm EvalNorm")
+
+
+def _evaluate(cfg: CfgNode, done: Conversion) -> None:
+    """AP of both on `DATASETS.TEST`."""
+    register_datasets(cfg)
+    if not cfg.DATASETS.TEST:
+        raise NormdetError("--evaluate: DATASETS.TEST names no images with annotations")
+    for name, model in (("original", done.original), ("converted", done.converted)):
+        results = Trainer.test(cfg, model)
+        flat = {f"{task} AP": found["AP"] for task, found in results.items() if "AP" in found}
+        done.achieved.setdefault(f"AP {name}", {}).update(flat)
+
+
+def _write(done: Conversion, args: argparse.Namespace) -> None:
+    """Beside the weights, the config that reads them and what was achieved."""
+    cfg = done.cfg.clone()
+    cfg.MODEL.WEIGHTS = str(args.out)
+    record = {
+        "from": args.weights, "to": args.to, "rung": list(done.achieved), "keep": args.keep,
+        "achieved": done.achieved, "losses": done.losses, "torch": torch.__version__,
+        "warnings": done.report.warnings,
+    }  # fmt: skip
+    for suffix, text in ((".yaml", cfg.dump()), (".json", json.dumps(record, indent=1) + "\n")):
+        with atomic_file(args.out.with_suffix(suffix)) as file:
+            file.write(text.encode())
+
+
+def _print(done: Conversion, args: argparse.Namespace) -> None:
+    names = dict.fromkeys(name for found in done.achieved.values() for name in found)
+    rows = [
+        [name, *(found.get(name) for found in done.achieved.values())] for name in names
+    ]
+    if rows:
+        headers = ["on images that were not fitted", *done.achieved]
+        print(tabulate(rows, headers, floatfmt=".3f", missingval=""))
+    for warning in done.report.warnings:
+        print(f"warning: {warning}")
+    config = args.out.with_suffix(".yaml")
+    print(f"\n{args.out}: {len(done.loaded)} tensors under {args.to}\nnext:")
+    later = " MODEL.NORMDET.ANNEAL_UNTIL 0.5" if args.rung == "annealed" else ""
+    print(f"  normdet train --config-file {config} OUTPUT_DIR output/{args.out.stem}{later}")
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="normdet convert",
+        description="Give a trained model another norm and keep its function.",
+    )
+    add = parser.add_argument
+    add("weights", help="the trained model's checkpoint, or an ImageNet backbone's")
+    add("--to", required=True, metavar="OPTION", help="the norm it gets: GN, FRN+TLU, ...")
+    add("--config-file", required=True, metavar="FILE", help="the config it was trained with")
+    add("--norm", metavar="OPTION", help="the --norm it was trained with, if it was given one")
+    add("--out", required=True, type=Path, metavar="FILE", help="where the result goes")
+    add(
+        "--images", action="append", metavar="PATH",
+        help="unlabelled images or a folder of them, 16 to 64 do; may be repeated",
+    )  # fmt: skip
+    add("--dataset", metavar="NAME", help="instead of --images; as in DATASETS.TRAIN")
+    add(
+        "--check-images", action="append", metavar="PATH",
+        help="images to measure on; by default every fourth of those given",
+    )  # fmt: skip
+    add(
+        "--rung", choices=RUNGS,
+        help="closed: from stored statistics; calibrated (with images, the default): and from "
+        "images; distilled: and some hundred steps on them; annealed: exactly the original, whose "
+        "statistics training leaves by and by",
+    )  # fmt: skip
+    add(
+        "--keep", type=float, default=0.0, metavar="SHARE",
+        help="of what GN, LN, IN or FRN divides by, keep this share fixed through a learned "
+        "epsilon (0.9: nearly the original's function)",
+    )  # fmt: skip
+    add("--parts", metavar="A,B", help="parts that get the norm; by default those that have one")
+    add("--steps", type=int, default=300, metavar="N", help="of distillation (300)")
+    add("--rate", type=float, default=1e-4, metavar="R", help="of distillation (1e-4)")
+    add("--all-weights", action="store_true", help="distill every weight, not the norms' alone")
+    add("--size", type=int, default=224, metavar="N", help="pixels a side of what is seen (224)")
+    add("--batch-size", type=int, default=8, metavar="N", help="in a step of distillation (8)")
+    add("--max-images", type=int, default=64, metavar="N", help="take N, evenly spaced (64)")
+    add("--seed", type=int, default=0, metavar="N", help="of distillation's crops (0)")
+    add("--evaluate", action="store_true", help="AP before and after, on DATASETS.TEST")
+    add("--batches", type=int, default=50, metavar="N", help="to learn EvalNorm's blend from (50)")
+    add("--allow-unsafe-weights", action="store_true", help="load a file that can run code")
+    add("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
+    args = parser.parse_intermixed_args(argv)
+    for flag in ("batches", "steps", "batch_size", "max_images", "size"):
+        if getattr(args, flag) < 1:
+            raise NormdetError(
+                f"--{flag.replace('_', '-')} {getattr(args, flag)}: at least one is needed"
+            )
+    return args

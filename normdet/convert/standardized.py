@@ -1,0 +1,80 @@
+"""Filters whose weights sum to zero, as standardization makes them, that compute what others did.
+
+Standardization takes a filter's mean away, which the sum of its inputs was multiplied by. Inputs
+are not free: they vary along some directions and hardly along others. So the mean can be taken out
+along the directions that vary least, at the smallest change of the output: with the inputs'
+covariance `S`, `w' = w - S^-1 1 (1^T w) / (1^T S^-1 1)` minimizes `Var((w' - w)^T x)` under
+`1^T w' = 0`.
+"""
+
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+# Added to the covariance, as a share of its mean diagonal: no weight grows along what is constant.
+_RIDGE = 1e-2
+# Patches an input adds at most to the covariance.
+_PATCHES = 2048
+
+
+@dataclass
+class Patches:
+    """Moments of the inputs of a convolution's filters.
+
+    Attributes:
+        count: of patches.
+        total: their sum, `(C_in * kH * kW,)`.
+        products: the sum of their outer products.
+    """
+
+    count: int
+    total: Tensor
+    products: Tensor
+
+    @classmethod
+    def of(cls, conv: nn.Conv2d, x: Tensor) -> "Patches":
+        """Of `(N, C_in, H, W)`: a sample, evenly spaced, as the products cost its size squared."""
+        columns = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
+        columns = columns.transpose(1, 2).flatten(0, 1)
+        step = -(-len(columns) // _PATCHES)
+        # An odd step: an even one would meet the same columns of the image in every row.
+        columns = columns[:: step | 1].double()
+        return cls(len(columns), columns.sum(0), columns.T @ columns)
+
+    def __add__(self, other: "Patches") -> "Patches":
+        return Patches(
+            self.count + other.count, self.total + other.total, self.products + other.products
+        )
+
+    @property
+    def mean(self) -> Tensor:
+        return self.total / self.count
+
+    @property
+    def covariance(self) -> Tensor:
+        return self.products / self.count - self.mean.outer(self.mean)
+
+
+def sum_to_zero(weight: Tensor, patches: Patches) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The filters `(C_out, C_in, kH, kW)` with their sums taken out where it matters least.
+
+    Returns:
+        The new filters; mean and mean square `(C_out,)` of their outputs; and what their outputs
+        lack on average, `(C_out,)`.
+    """
+    old = weight.flatten(1).double()
+    covariance = patches.covariance
+    ridge = _RIDGE * covariance.diagonal().mean().clamp(min=1e-12)
+    softened = covariance + ridge * torch.eye(len(covariance), dtype=torch.float64)
+    ones = old.new_ones(old.shape[1])
+    along = torch.linalg.solve(softened, ones)
+    new = old - (old.sum(1) / along.sum()).outer(along)
+    mean = new @ patches.mean
+    square = ((new @ covariance) * new).sum(1).clamp(min=0) + mean.square()
+    lacks = (old - new) @ patches.mean
+    return (
+        new.view(weight.shape).to(weight),
+        *(value.to(weight) for value in (mean, square, lacks)),
+    )
