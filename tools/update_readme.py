@@ -14,6 +14,8 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from normdet.report.figures import Panel, draw_over_batch
+
 REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "results"
 
@@ -57,6 +59,101 @@ def bench_table() -> str:
     return _table(["shape", *(f"over {peer}" for peer in peers)], rows)
 
 
+_METHODS = (
+    "original", "copy", "closed form", "calibrated", "distilled", "calibrated, keep 0.9",
+    "distilled, keep 0.9",
+)  # fmt: skip
+
+
+def _conversion(model: str) -> dict[tuple[str, str, str], list[float]]:
+    """Values over seeds by target, method and metric, of one model of results/conversion.csv."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    with (RESULTS / "conversion.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            if row["model"].startswith(model):
+                key = row["target"], row["method"], row["metric"]
+                found.setdefault(key, []).append(float(row["value"]))
+    return found
+
+
+def _spread(values: list[float] | None, digits: int) -> str:
+    """The mean, and the lowest and highest seed where there are several."""
+    if not values:
+        return ""
+    mean = f"{sum(values) / len(values):.{digits}f}"
+    ends = f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return mean + (ends if len(values) > 1 else "")
+
+
+def agreement_table() -> str:
+    """First names that an ImageNet network keeps, and the error of its last features."""
+    found = _conversion("resnet50-imagenet")
+    targets = list(dict.fromkeys(target for target, *_ in found))
+    methods = [m for m in _METHODS if any(method == m for _, method, _ in found)]
+    rows = [[t, *(_spread(found.get((t, m, "agreement")), 2) for m in methods)] for t in targets]
+    errors = [
+        [f"{t}, error of res5", *(_spread(found.get((t, m, "error res5")), 2) for m in methods)]
+        for t in targets
+    ]
+    return _table(["target", *methods], rows + errors)
+
+
+def kept_table() -> str:
+    """AP of detectors trained with BN, after each conversion without labels."""
+    found = _conversion("R18-FPN, BN")
+    rows = []
+    for target, method in dict.fromkeys((t, m) for t, m, _ in found):
+        values = [found.get((target, method, f"{kind} AP")) for kind in ("box", "mask")]
+        kept = [
+            f"{100 * sum(v) / len(v) / (sum(o) / len(o)):.0f}%"
+            for v, o in (
+                (value, found["BN", "original", f"{kind} AP"])
+                for value, kind in zip(values, ("box", "mask"), strict=True)
+            )
+        ]
+        texts = [f"{_spread(v, 1)}, {k}" for v, k in zip(values, kept, strict=True)]
+        rows.append([target, method, *texts])
+    rows.sort(key=lambda row: (row[0] != "BN", row[0], _METHODS.index(row[1])))
+    return _table(["norm", "converted by", "box AP, share kept", "mask AP, share kept"], rows)
+
+
+def finetune_table() -> str:
+    """The last AP of each kind of start, and the picture of its way there."""
+    with (RESULTS / "conversion.csv").open(newline="") as file:
+        lines = [row for row in csv.DictReader(file) if row["model"] == "R50-FPN"]
+    if not lines:
+        return "Not run yet."
+    values: dict[tuple[str, str, int], list[float]] = {}
+    for row in lines:
+        task, _, iteration = row["metric"].partition(" AP @")
+        if task == ("mask" if row["dataset"] == "nuclei" else "box"):
+            key = row["dataset"], row["method"], int(iteration)
+            values.setdefault(key, []).append(float(row["value"]))
+    data = list(dict.fromkeys(dataset for dataset, *_ in values))
+    arms = list(dict.fromkeys(arm for _, arm, _ in values))
+    panels, columns = [], []
+    for dataset in data:
+        at = sorted({i for d, _, i in values if d == dataset})
+        series = {
+            arm: [
+                (i, sum(v) / len(v), min(v), max(v))
+                for i in at
+                if (v := values.get((dataset, arm, i)))
+            ]
+            for arm in arms
+        }
+        series = {arm: points for arm, points in series.items() if points}
+        panels.append(Panel(dataset, "AP", series, xlabel="iterations"))
+        columns.append({arm: values.get((dataset, arm, at[-1])) for arm in arms})
+    draw_over_batch(panels, RESULTS / "conversion_finetune.png")
+    seeds = {arm: max(len(c[arm] or ()) for c in columns) for arm in arms}
+    rows = [[arm, *(_spread(c[arm], 1) for c in columns), str(seeds[arm])] for arm in arms]
+    names = {"nuclei": "nuclei, mask AP", "bccd": "blood cells, box AP"}
+    picture = "![AP against iterations from each kind of start](results/conversion_finetune.png)"
+    headers = ["start of the FRN+TLU backbone", *(names[d] for d in data), "seeds"]
+    return f"{_table(headers, rows)}\n\n{picture}"
+
+
 def _table(headers: list[str], rows: list[list[str]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -67,6 +164,9 @@ BLOCKS = {
     "norms": partial(norms_table, "quickstart_norms.csv"),
     "evalnorm": partial(norms_table, "evalnorm_nuclei.csv"),
     "bench": bench_table,
+    "agreement": agreement_table,
+    "kept": kept_table,
+    "finetune": finetune_table,
 }
 
 

@@ -165,19 +165,21 @@ def save(figure: Figure, file: Path | IO[bytes]) -> None:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot over batch sizes.
+    """One plot over batch sizes, or over another number that few values of are measured.
 
     Attributes:
         title: above it.
         ylabel: what goes up.
         series: by name, points of (images, mean, low, high); low and high None for no interval.
         from_zero: whether the axis starts at 0, as befits costs.
+        xlabel: what the series are over.
     """
 
     title: str
     ylabel: str
     series: Mapping[str, Sequence[tuple[int, float, float | None, float | None]]]
     from_zero: bool = False
+    xlabel: str = "images a step"
 
 
 def draw_over_batch(panels: Sequence[Panel], path: Path) -> None:
@@ -201,7 +203,7 @@ def draw_over_batch(panels: Sequence[Panel], path: Path) -> None:
             for place, (_, _, low, high) in zip(x, points, strict=True):
                 if low is not None:
                     axes.plot([place, place], [low, high], color=style["color"], lw=1.2)
-        axes.set(title=panel.title, xlabel="images a step", ylabel=panel.ylabel)
+        axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
         axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
         axes.set_xlim(-0.6, len(sizes) - 0.4)
         axes.set_ylim(*_frame(panel))
