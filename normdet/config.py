@@ -93,6 +93,9 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # Iterations between two looks at the norms (curves, and norms.html at the end); 0 for none.
     # Curves are written every 20 iterations: fewer than that show no more.
     node.STATISTICS_PERIOD = 100
+    # Over which share of training norms leave the moments that `normdet convert --rung annealed`
+    # has put beside them: `(1 - t) * stored + t * own`, t from 0 to 1.
+    node.ANNEAL_UNTIL = 0.5
     # Keep no output of a fused norm (GN, LN, IN, FRN) for backward but compute it anew there: less
     # memory for one more elementwise pass per norm, and the same gradients to the last bit.
     node.RECOMPUTE = False
@@ -208,6 +211,9 @@ def check_config(cfg: CfgNode) -> None:
         raise NormdetError(
             f"SOLVER.ACCUMULATE_STEPS {steps} does not divide SOLVER.IMS_PER_BATCH {images}"
         )
+    until = cfg.MODEL.NORMDET.ANNEAL_UNTIL
+    if not 0 < until <= 1:
+        raise NormdetError(f"MODEL.NORMDET.ANNEAL_UNTIL is {until}: a share of training, up to 1")
     if cfg.SOLVER.AMP.DTYPE not in ("float16", "bfloat16"):
         raise NormdetError(
             f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}: use 'float16' or 'bfloat16'"

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     rung = args.rung or ("calibrated" if files and option.norm in PER_EXAMPLE else "closed")
     settings = Settings(
         str(option), rung, args.keep, args.parts and args.parts.split(","), args.size,
-        args.batch_size, args.seed, Schedule(args.steps, args.rate, args.all_weights),
+        args.crop, args.batch_size, args.seed, Schedule(args.steps, args.rate, args.all_weights),
     )  # fmt: skip
     images = _read(sample(files, args.max_images), cfg)
     check = _read(find_images(args.check_images), cfg) if args.check_images else None
@@ -161,6 +161,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--rate", type=float, default=1e-4, metavar="R", help="of distillation (1e-4)")
     add("--all-weights", action="store_true", help="distill every weight, not the norms' alone")
     add("--size", type=int, default=224, metavar="N", help="pixels a side of what is seen (224)")
+    add("--crop", type=int, default=0, metavar="N", help="the same in distillation (as --size)")
     add("--batch-size", type=int, default=8, metavar="N", help="in a step of distillation (8)")
     add("--max-images", type=int, default=64, metavar="N", help="take N, evenly spaced (64)")
     add("--seed", type=int, default=0, metavar="N", help="of distillation's crops (0)")

@@ -57,4 +57,4 @@ def check_size(size: int, divisor: int) -> None:
         NormdetError: naming the flag.
     """
     if size < divisor or size % max(divisor, 1):
-        raise NormdetError(f"--size {size}: this model takes multiples of {divisor} pixels")
+        raise NormdetError(f"squares of {size} pixels: this model takes multiples of {divisor}")

@@ -91,15 +91,15 @@ def distill(
                 wanted = original(images, regions)
             errors = relative_errors(converted(images, regions), wanted)
             loss = torch.stack(list(errors.values())).mean()
-            if not loss.isfinite():
+            losses.append(float(loss.detach()))
+            if not math.isfinite(losses[-1]):
                 raise NormdetError(
-                    f"distillation: the loss is {float(loss)} at step {step}: lower --rate"
+                    f"distillation: the loss is {losses[-1]} at step {step}: lower --rate"
                 )
             optimizer.zero_grad()
             loss.backward()
             optimizer.step()
             after_step(model)
-            losses.append(float(loss))
             if (step + 1) % _SAVE_EVERY == 0:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 save_file({**state, "step": step + 1, "schedule": str(schedule)}, state_file)

@@ -41,6 +41,7 @@ class Settings:
         keep: see :func:`.closed_form.convert_norms`.
         parts: names out of :data:`normdet.config.PARTS`; by default those that have a norm.
         size: pixels a side of the squares of images that are looked at.
+        crop: the same in a step of distillation, where smaller ones are faster; 0 for `size`.
         batch: squares in a step of distillation.
         seed: of the squares.
         schedule: of distillation.
@@ -51,6 +52,7 @@ class Settings:
     keep: float = 0.0
     parts: Sequence[str] | None = None
     size: int = 224
+    crop: int = 0
     batch: int = 8
     seed: int = 0
     schedule: Schedule = field(default_factory=Schedule)
@@ -112,7 +114,8 @@ def convert(
     original, report = _load(cfg, allow_unsafe)
     converted = build_model(_unfrozen(target)).eval()
     views = Views(original, report.matched)
-    check_size(settings.size, original.backbone.size_divisibility)
+    for size in filter(None, (settings.size, settings.crop)):
+        check_size(size, original.backbone.size_divisibility)
     if settings.rung in ("calibrated", "distilled") and not images:
         raise NormdetError(f"--rung {settings.rung} takes images: give --images or --dataset")
     fitted, checked = held_out(images) if check is None else (list(images), list(check))
@@ -153,7 +156,8 @@ def _distill(
     state_file: Path | None,
 ) -> list[float]:  # fmt: skip
     def batch(step: int) -> Tensor:
-        return random_crops(images, settings.size, settings.batch, settings.seed, step)
+        size = settings.crop or settings.size
+        return random_crops(images, size, settings.batch, settings.seed, step)
 
     return distill(views, ours, sites, batch, settings.schedule, state_file or Path("distill.pth"))
 
@@ -183,6 +187,8 @@ def target_config(cfg: CfgNode, settings: Settings) -> CfgNode:
             raise NormdetError(f"unknown part {part!r}: one of {', '.join(old)}")
         _check_source(part, old[part], option)
         put(target, PARTS[part], str(option))
+    if option.norm in PER_EXAMPLE:  # frozen, a norm that took BN's place could not settle
+        target.MODEL.BACKBONE.FREEZE_AT = 0
     if settings.keep:
         target.MODEL.NORMDET[option.norm].LEARNED_EPS = "always"
     check_config(target)

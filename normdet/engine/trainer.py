@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from normdet.data import build_mapper, register_datasets
-from normdet.engine.hooks import NormPage, NormScalars, ProgressBar
+from normdet.engine.hooks import LeaveStored, NormPage, NormScalars, ProgressBar
 from normdet.engine.launch import Interrupted
 from normdet.engine.loader import build_train_loader, derived_seed
 from normdet.engine.log import LoggedOutput
@@ -95,6 +95,7 @@ class Trainer(DefaultTrainer):
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0
         built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
+        built.append(LeaveStored(self.model, cfg.MODEL.NORMDET.ANNEAL_UNTIL))
         if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
             loader = self.build_train_loader(cfg)
             images = cfg.TEST.PRECISE_BN.NUM_ITER

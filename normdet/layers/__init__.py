@@ -19,6 +19,7 @@ from .frn import FilterResponseNorm1d, FilterResponseNorm2d, FilterResponseNorm3
 from .group_norm import GroupNorm, InstanceNorm, LayerNorm, groups_for
 from .inplace_abn import InPlaceABN
 from .mean_only_batch_norm import MeanOnlyBatchNorm
+from .per_example import PerExampleNorm, StoredMoments, leave_stored
 from .reparametrized import Reparametrized, WeightMethod, reparametrize
 from .spectral_norm import SpectralNorm, spectral_norm
 from .switch_norm import SwitchNorm
@@ -48,8 +49,10 @@ __all__ = [
     "LayerNorm",
     "MeanOnlyBatchNorm",
     "NormLayer",
+    "PerExampleNorm",
     "Reparametrized",
     "SpectralNorm",
+    "StoredMoments",
     "SwitchNorm",
     "SyncBatchNorm1d",
     "SyncBatchNorm2d",
@@ -61,6 +64,7 @@ __all__ = [
     "after_step",
     "freeze_batch_norm",
     "groups_for",
+    "leave_stored",
     "reparametrize",
     "spectral_norm",
     "standardize",

@@ -249,6 +249,7 @@ class Checkpointer(DetectionCheckpointer):
                 f"(their first names are {examples})"
             )
         incompatible = super()._load_model(checkpoint)
+        state = self.model.state_dict()  # converted norms bring the moments that they leave along
 
         missing, unexpected = set(incompatible.missing_keys), set(incompatible.unexpected_keys)
         misfits = {key: theirs for key, theirs, _ in incompatible.incorrect_shapes}

@@ -1,0 +1,210 @@
+"""Conversion between norms: exact where the norm allows it, nearer with each rung elsewhere."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from normdet.convert import Settings, convert
+from normdet.convert.distill import Schedule
+from normdet.convert.run import _load
+from normdet.convert.views import Views
+from normdet.errors import NormdetError
+from normdet.layers import PerExampleNorm, leave_stored
+from normdet.weights import Checkpointer
+
+SIZE = 96
+
+
+def errors(done, rung=None):
+    found = done.achieved[rung or list(done.achieved)[-1]]
+    return {name: value for name, value in found.items() if name.startswith("error")}
+
+
+def worst(done, rung=None):
+    return max(errors(done, rung).values())
+
+
+def mean(done, rung=None):
+    found = errors(done, rung)
+    return sum(found.values()) / len(found)
+
+
+def run(cfg, to, pictures, rung="closed", **settings):
+    return convert(cfg, Settings(to, rung, size=SIZE, batch=4, **settings), pictures)
+
+
+@pytest.mark.parametrize(
+    "to",
+    [
+        "BN", "SyncBN", "FrozenBN", "EvalNorm", "BRN", "BIN", "BN+AWS", "BN+WN", "MeanOnlyBN+WN",
+        "BN+SpectralNorm", "BN+TLU",
+    ],
+)  # fmt: skip
+def test_a_norm_with_running_averages_keeps_the_function(to, small_cfg, pictures):
+    assert worst(run(small_cfg(), to, pictures)) < 2e-3
+
+
+def test_switch_norm_is_nearly_bn_at_first(small_cfg, pictures):
+    assert worst(run(small_cfg(), "SwitchNorm", pictures)) < 0.2
+
+
+@pytest.mark.parametrize("to", ["GN", "LN", "IN", "FRN+TLU", "FRN", "GN+WS", "FRN+TLU+AWS"])
+def test_stored_moments_keep_the_function_and_leave_nothing(to, small_cfg, pictures, tmp_path):
+    """Scales, signs and orders of channels included: at t = 0 it is the original."""
+    done = run(small_cfg(), to, pictures, "annealed")
+    if not to.endswith("+WS"):  # standardized filters cannot be the original's
+        assert worst(done) < 2e-3
+    norms = [m for m in done.converted.modules() if isinstance(m, PerExampleNorm)]
+    assert norms and all(norm.stored is not None for norm in norms)
+    done.save(tmp_path / "annealed.pth")
+    fresh = build_model(done.cfg).eval()
+    checkpointer = Checkpointer(fresh, cfg=done.cfg)
+    checkpointer.load(str(tmp_path / "annealed.pth"), checkpointables=[])
+    assert not checkpointer.report.missing and not checkpointer.report.unexpected
+    images = torch.stack(pictures[:2]).float()
+    loaded = fresh.state_dict().keys()
+    regions = Views(done.original, done.loaded).regions(images)
+    with torch.no_grad():
+        ours, theirs = (Views(m, loaded)(images, regions) for m in (fresh, done.converted))
+    assert all(torch.equal(ours[name], value) for name, value in theirs.items())
+
+    assert leave_stored(fresh, 1.0) == len(norms)
+    assert fresh.state_dict().keys() == build_model(done.cfg).state_dict().keys()
+    plain = run(small_cfg(), to, pictures)
+    with torch.no_grad():
+        ours, theirs = (Views(m, loaded)(images, regions) for m in (fresh, plain.converted))
+    for name, value in theirs.items():
+        torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-4)
+
+
+@pytest.mark.parametrize("to", ["GN", "FRN+TLU"])
+def test_what_is_kept_in_epsilon_brings_it_nearer(to, small_cfg, pictures):
+    found = [mean(run(small_cfg(), to, pictures, keep=keep)) for keep in (0.0, 0.5, 0.9)]
+    assert found == sorted(found, reverse=True) and found[2] < 0.85 * found[0]
+
+
+def test_frn_keeps_all_in_the_limit(small_cfg, pictures):
+    assert worst(run(small_cfg(), "FRN+TLU", pictures, keep=0.9999)) < 0.01
+
+
+@pytest.mark.parametrize("to", ["GN", "LN", "FRN+TLU"])
+def test_the_closed_form_is_nearer_than_copies(to, small_cfg, pictures):
+    done = run(small_cfg(), to, pictures)
+    naive = build_model(done.cfg).eval()
+    state = done.original.state_dict()
+    naive.load_state_dict({k: v for k, v in state.items() if k in naive.state_dict()}, strict=False)
+    from normdet.convert.crops import centre_crops
+    from normdet.convert.measure import compare
+
+    views = Views(done.original, done.loaded), Views(naive, done.loaded)
+    copied = compare(*views, centre_crops(pictures[3::4], SIZE))
+    copied = [value for name, value in copied.items() if name.startswith("error")]
+    assert mean(done) < 0.8 * sum(copied) / len(copied)
+
+
+def test_each_rung_is_nearer_than_the_one_before(small_cfg, pictures, tmp_path):
+    settings = Settings(
+        "GN", "distilled", size=SIZE, batch=4, schedule=Schedule(40, 3e-4, all_weights=True)
+    )
+    closed = mean(run(small_cfg(), "GN", pictures))
+    done = convert(small_cfg(), settings, pictures, state_file=tmp_path / "state.pth")
+    calibrated, distilled = (mean(done, rung) for rung in ("calibrated", "distilled"))
+    assert distilled < calibrated < 1.1 * closed
+    assert distilled < 0.9 * calibrated
+    assert not (tmp_path / "state.pth").exists()
+
+
+def test_distillation_repeats_and_resumes(small_cfg, pictures, tmp_path, monkeypatch):
+    from normdet.convert import distill
+
+    monkeypatch.setattr(distill, "_SAVE_EVERY", 2)
+    settings = Settings("GN", "distilled", size=SIZE, batch=2, schedule=Schedule(6, 1e-4, True))
+    whole = convert(small_cfg(), settings, pictures, state_file=tmp_path / "a.pth")
+
+    class Killed(Exception):
+        pass
+
+    def dying(model, count=[0]):  # noqa: B006
+        count[0] += 1
+        if count[0] == 4:
+            raise Killed
+
+    with monkeypatch.context() as patched:
+        patched.setattr(distill, "after_step", dying)
+        with pytest.raises(Killed):
+            convert(small_cfg(), settings, pictures, state_file=tmp_path / "b.pth")
+    assert (tmp_path / "b.pth").exists()
+    resumed = convert(small_cfg(), settings, pictures, state_file=tmp_path / "b.pth")
+    assert len(whole.losses) == 6 and len(resumed.losses) == 4
+    assert resumed.losses == whole.losses[2:]
+    theirs = whole.converted.state_dict()
+    assert all(torch.equal(v, theirs[k]) for k, v in resumed.converted.state_dict().items())
+
+    other = Settings("GN", "distilled", size=SIZE, batch=2, schedule=Schedule(7, 1e-4, True))
+    (tmp_path / "c.pth").write_bytes(b"")
+    with pytest.raises(NormdetError, match="is empty"):
+        convert(small_cfg(), other, pictures, state_file=tmp_path / "c.pth")
+
+
+def test_gn_becomes_frn_with_images(small_cfg, pictures, tmp_path):
+    gn = run(small_cfg(), "GN", pictures)
+    gn.save(tmp_path / "gn.pth")
+    cfg = gn.cfg.clone()
+    cfg.MODEL.WEIGHTS = str(tmp_path / "gn.pth")
+    with pytest.raises(NormdetError, match="takes images"):
+        run(cfg, "FRN+TLU", ())
+    done = run(cfg, "FRN+TLU", pictures)
+    assert done.loaded and mean(done) < 1.0
+
+
+def test_a_part_without_a_norm_gets_one_with_images(small_cfg, pictures):
+    cfg = small_cfg("MODEL.FPN.NORM", "", "MODEL.ROI_BOX_HEAD.NORM", "")
+    original, _ = _load(cfg, False)
+    assert original.backbone.fpn_output4.norm is None
+    done = run(cfg, "GN", pictures, parts=["fpn"], keep=0.9)
+    assert done.converted.backbone.fpn_output4.norm.num_groups == 8
+    assert errors(done)["error res5"] == 0
+    assert mean(done) < 0.3
+
+
+def test_folded_statistics_take_images(small_cfg, small_weights, pictures, tmp_path):
+    from normdet.weights import load_file, save_file
+
+    state = load_file(small_weights)["model"]
+    for key in [k for k in state if k.startswith("backbone.bottom_up") and "running_mean" in k]:
+        layer = key.removesuffix("running_mean")
+        scale = state[f"{layer}weight"] * (state[f"{layer}running_var"] + 1e-5).rsqrt()
+        state[f"{layer}bias"] -= state[key] * scale
+        state[f"{layer}weight"] = scale
+        state[key] = torch.zeros_like(scale)
+        state[f"{layer}running_var"] = torch.ones_like(scale) - 1e-5
+    save_file({"model": state}, tmp_path / "folded.pth")
+    cfg = small_cfg("MODEL.RESNETS.NORM", "FrozenBN", "MODEL.WEIGHTS", str(tmp_path / "folded.pth"))
+    with pytest.raises(NormdetError, match="folded into its affine.*--images"):
+        run(cfg, "GN", (), parts=["backbone"])
+    folded = run(cfg, "GN", pictures, parts=["backbone"])
+    assert mean(folded) == pytest.approx(
+        mean(run(small_cfg(), "GN", pictures, parts=["backbone"])), rel=0.25
+    )
+
+
+@pytest.mark.parametrize(
+    ("to", "settings", "sentence"),
+    [
+        ("Fixup", {}, "no norms"),
+        ("BN", {"keep": 0.5}, "--keep is for GN, LN, IN, FRN"),
+        ("GN", {"keep": 1.0}, "below 1"),
+        ("SwitchNorm", {"rung": "annealed"}, "--rung annealed is for"),
+        ("GN", {"rung": "distilled"}, "takes images"),
+        ("GN", {"parts": ["neck"]}, "unknown part 'neck'"),
+        ("GNN", {}, "did you mean"),
+    ],
+)
+def test_what_cannot_be_converted_is_said(to, settings, sentence, small_cfg):
+    with pytest.raises(NormdetError, match=sentence):
+        convert(small_cfg(), Settings(to, **settings, size=SIZE))
+
+
+def test_a_size_that_would_be_padded_is_refused(small_cfg, pictures):
+    with pytest.raises(NormdetError, match="squares of 100 pixels: this model takes multiples of 32"):
+        convert(small_cfg(), Settings("GN", size=100), pictures)
