@@ -5,8 +5,8 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import pytest
 import pycocotools.mask as mask_util
+import pytest
 from PIL import Image
 
 # In every tag that may tell who a patient is.
