@@ -220,7 +220,8 @@ def finetune(args: argparse.Namespace, table: Table) -> None:
                 continue
             folder = args.runs / f"finetune_{args.dataset}" / f"{arm.replace(' ', '_')}_{seed}"
             run("train", "--config-file", f"compare/{name}_pretrained.yaml", "--norm", norm,
-                "--norm-parts", "backbone", "--resume", "OUTPUT_DIR", folder, "SEED", seed, "MODEL.DEVICE", "cpu",
+                "--norm-parts", "backbone", "--resume", "OUTPUT_DIR", folder, "SEED", seed,
+                "MODEL.DEVICE", "cpu",
                 "DATASETS.ROOT", args.data / args.dataset, "MODEL.WEIGHTS", weights,
                 "SOLVER.MAX_ITER", args.iterations, "SOLVER.WARMUP_ITERS", args.iterations // 5,
                 "SOLVER.CHECKPOINT_PERIOD", 100000, "TEST.EVAL_PERIOD", args.iterations // 4,
