@@ -105,7 +105,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name, text, run, within=commands):
-        added = within.add_parser(name, help=text, description=text)
+        added = within.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
         added.set_defaults(run=run)
         return added
 
@@ -143,13 +143,13 @@ def _prepend(variable: str, rules: list[str]) -> None:
 # Subcommands that parse their own arguments: normdet.<name>.main(argv), or of the module below.
 _DELEGATED = {
     "demo": "train FRN+TLU and GN on real microscopy, and report",
-    "bench": "measure the layers and their fast forms",
-    "convert": "give a trained model another norm",
-    "predict": "find objects in images: COCO JSON, overlays, label images, counts",
     "prepare": "make images of labs and hospitals ready to train on",
-    "compare": "train norms against each other on your data, and report with intervals",
-    "inspect": "say what a weights file is, and which config keys it needs",
+    "predict": "find objects in images: COCO JSON, overlays, label images, counts",
     "doctor": "say whether stored batch statistics fit your images",
+    "convert": "give a trained model another norm and keep its function",
+    "inspect": "say what a weights file is, and which config keys it needs",
+    "compare": "train norms against each other on your data, and report with intervals",
+    "bench": "measure the layers and their fast forms",
 }
 _MODULES = {"inspect": "inspect_weights"}  # not by the name of Python's own module
 

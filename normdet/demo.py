@@ -78,8 +78,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="normdet demo", description=__doc__)
-    parser.add_argument("--output", type=Path, default=Path("output/demo"), metavar="DIR")
+    parser = argparse.ArgumentParser(
+        prog="normdet demo",
+        description="Train Mask R-CNN with GN and with FRN+TLU on real microscopy, and report.",
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("output/demo"), metavar="DIR",
+        help="of the runs and the report (output/demo)",
+    )  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="forget an earlier demo's runs")
     parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
     return parser.parse_args(argv)

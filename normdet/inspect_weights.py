@@ -131,7 +131,10 @@ def _config(args: argparse.Namespace) -> CfgNode:
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
-    parser = argparse.ArgumentParser(prog="normdet inspect", description=__doc__)
+    parser = argparse.ArgumentParser(
+        prog="normdet inspect",
+        description="Say what a weights file is, which config it needs, and what a model takes.",
+    )
     add = parser.add_argument
     add("weights", help="a weights file, or its address in detectron2's model zoo")
     add("--config-file", metavar="FILE", help="build its model, load the file, and report")

@@ -89,3 +89,11 @@ def test_options_may_follow_the_keys(monkeypatch):
     argv = ["train", "--config-file", "a.yaml", "SOLVER.X", "-1", "A", "b", "--norm", "GN"]
     assert cli.main(argv) == 0
     assert seen[0].opts == ["SOLVER.X", "-1", "A", "b"] and seen[0].norm == "GN"
+
+
+@pytest.mark.parametrize("name", sorted(cli._DELEGATED))
+def test_every_command_has_a_help(name, capsys):
+    with pytest.raises(SystemExit) as end:
+        cli.main([name, "--help"])
+    assert end.value.code == 0
+    assert capsys.readouterr().out.startswith(f"usage: normdet {name}")

@@ -284,7 +284,8 @@ def _numbers(kind: type, least: float):
 
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
-        prog="normdet compare", description=__doc__, epilog=_EPILOG,
+        prog="normdet compare", epilog=_EPILOG,
+        description="Train norms against each other on your data, and report with intervals.",
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument

@@ -4,6 +4,8 @@ Every machine sees the output folder and the data under the same paths, and has 
 """
 
 import os
+import signal
+import threading
 
 from normdet.compare.cell import CRASHED, Task, run_cell
 from normdet.errors import NormdetError
@@ -29,11 +31,16 @@ class RayPool:
             raise NormdetError("--ray needs Ray: pip install 'normdet[ray]'") from error
         self._ray = ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+        # Ray takes SIGTERM for itself and keeps it, even where it finds no cluster.
+        handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address, log_to_driver=False, configure_logging=False)
         except (ConnectionError, ValueError, RuntimeError) as error:
             reason = " ".join(str(error).split())
             raise NormdetError(f"--ray {address}: no cluster answers there: {reason}") from error
+        finally:
+            if threading.current_thread() is threading.main_thread():
+                signal.signal(signal.SIGTERM, handler)
         # A machine that is lost takes its cells along: Ray starts them again on another.
         self._run = ray.remote(run_cell).options(num_cpus=threads, num_gpus=share, max_retries=2)
         self._env = {"OMP_NUM_THREADS": str(threads)}

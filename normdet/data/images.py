@@ -4,17 +4,22 @@ import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
+import numpy as np
 import torch
 from detectron2.config import CfgNode
 from detectron2.data import detection_utils
 from detectron2.data import transforms as T
-from PIL import Image
 from torch import Tensor
 
 from normdet.data import build_augmentation
+from normdet.data.channels import to_format
+from normdet.data.mapper import is_deep, read_deep
+from normdet.data.readers import Source, image
+from normdet.data.window import apply_window, parse_window
+from normdet.data.windowed import read_windowed
 from normdet.errors import NormdetError
 
-SUFFIXES = (".bmp", ".jpeg", ".jpg", ".png", ".tif", ".tiff", ".webp")
+SUFFIXES = (*image.SUFFIXES, ".webp")
 
 
 def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
@@ -52,14 +57,17 @@ class Images:
         cfg: `INPUT` says channel order and test size.
         divisor: the model pads sides to multiples of this; they are cut to multiples instead, as
             the padding would count as part of the image.
+        window: what brings images of more than 8 bits to 8, as `normdet prepare --window`; under
+            `none` they stay as they are.
     """
 
-    def __init__(self, files: Sequence[Path], cfg: CfgNode, divisor: int):
+    def __init__(self, files: Sequence[Path], cfg: CfgNode, divisor: int, window: str = "auto"):
         self.files = files
         self.faults: list[str] = []
         self._format = cfg.INPUT.FORMAT
         self._augmentations = T.AugmentationList(build_augmentation(cfg, False))
         self._divisor = max(divisor, 1)
+        self._window = parse_window(window)
 
     def __iter__(self) -> Iterator[list[dict[str, Tensor]]]:
         """Batches of one image, `{"image": (C, H, W)}`.
@@ -71,6 +79,8 @@ class Images:
         for file in self.files:
             try:
                 image = self._read(file)
+            except NormdetError as error:
+                self.faults.append(str(error))
             # Pillow raises what its many readers raise.
             except Exception as error:
                 self.faults.append(f"{file}: {' '.join(str(error).split()) or 'not readable'}")
@@ -81,12 +91,22 @@ class Images:
             raise NormdetError(f"none of the {count} images can be read, {first}")
 
     def _read(self, file: Path) -> Tensor:
-        with Image.open(file) as image:
-            if image.mode.startswith(("I", "F")):
-                raise ValueError("16-bit or float; `normdet prepare` brings it to 8 bits")
-        pixels = T.AugInput(detection_utils.read_image(file, self._format))
+        pixels = T.AugInput(self._pixels(file))
         self._augmentations(pixels)
         height, width = (max(n - n % self._divisor, 1) for n in pixels.image.shape[:2])
         if min(pixels.image.shape[:2]) < self._divisor:
             raise ValueError(f"too small: {self._divisor} pixels a side are needed")
-        return torch.as_tensor(pixels.image[:height, :width].transpose(2, 0, 1).copy())
+        cut = pixels.image[:height, :width]
+        # Not every transform keeps the one channel of a grey image.
+        return torch.as_tensor(cut.reshape(height, width, -1).transpose(2, 0, 1).copy())
+
+    def _pixels(self, file: Path) -> np.ndarray:
+        """`(H, W, C)` in the channels of `INPUT.FORMAT`, as the model was trained on."""
+        if not is_deep(str(file)):
+            return detection_utils.read_image(file, self._format)
+        if self._window.kind == "none":
+            return read_deep(str(file), self._format)
+        source = Source("image", (file,), file.stem)
+        item, limits = next(iter(read_windowed(source, self._window)))
+        pixels = apply_window(item.pixels, limits)
+        return np.ascontiguousarray(to_format(pixels, self._format))

@@ -16,6 +16,7 @@ from torch import nn
 from normdet.config import load_config, norm_option
 from normdet.data import image_files
 from normdet.data.images import Images, find_images, sample
+from normdet.data.input_record import read_record
 from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
 from normdet.report.training import write_training_page
@@ -49,10 +50,14 @@ def main(argv: Sequence[str] | None = None) -> int:
     layers_to_watch(model)  # refuses before anything is fetched
     checkpointer = Checkpointer(model, cfg=cfg, allow_unsafe=args.allow_unsafe_weights)
     checkpointer.load(args.weights, checkpointables=[])
-    images = _reader(files, args.max_images, cfg, model)
+    trained_with = read_record(cfg, Path(args.weights).parent).window
+    # A dataset's files are what training reads, others are as they left the microscope.
+    window = "none" if args.dataset else trained_with
+    images = _reader(files, args.max_images, cfg, model, window)
     reference = None
     if args.reference:
-        reference = _reader(find_images(args.reference), args.max_images, cfg, model)
+        others = find_images(args.reference)
+        reference = _reader(others, args.max_images, cfg, model, trained_with)
     found = examine(
         model,
         _shown(images, "images"),
@@ -98,8 +103,10 @@ def body(model: nn.Module) -> Callable[[Any], Any]:
     return model
 
 
-def _reader(files: Sequence[Path], count: int, cfg: CfgNode, model: nn.Module) -> Images:
-    return Images(sample(files, count), cfg, model.backbone.size_divisibility)
+def _reader(
+    files: Sequence[Path], count: int, cfg: CfgNode, model: nn.Module, window: str
+) -> Images:
+    return Images(sample(files, count), cfg, model.backbone.size_divisibility, window)
 
 
 def _shown(images: Images, what: str):

@@ -262,5 +262,7 @@ def test_an_address_where_no_cluster_answers_is_named():
     from normdet import NormdetError
     from normdet.compare.ray_pool import RayPool
 
+    before = signal.getsignal(signal.SIGTERM)
     with pytest.raises(NormdetError, match="--ray nonsense"):
         RayPool("nonsense", 1, 0)
+    assert signal.getsignal(signal.SIGTERM) is before

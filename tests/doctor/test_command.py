@@ -54,11 +54,11 @@ def test_unreadable_images_are_named_and_left_out(config, weights, folder, tmp_p
     bad = tmp_path / "bad"
     bad.mkdir()
     (bad / "broken.png").write_bytes(b"\x89PNG no more")
-    Image.fromarray(np.full((80, 80), 40000, np.uint16)).save(bad / "deep.png")
+    (bad / "deep.tif").write_bytes(b"II*\0 no more")
     assert run(config, weights, folder, bad, "--out", tmp_path / "out") == 0
     printed = capsys.readouterr().out
     assert "left out 2 of 10 images" in printed and "broken.png" in printed
-    assert "16-bit" in printed and "8 images: " in printed
+    assert "deep.tif holds no image" in printed and "8 images: " in printed
     assert run(config, weights, bad, "--out", tmp_path / "out") == 2
     assert "none of the 2 images can be read" in capsys.readouterr().err
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
+import pytest
 from PIL import Image
 
 # In every tag that may tell who a patient is.
@@ -131,7 +132,7 @@ def write_series(folder: Path, cases: list[Case], **options) -> list:
 
 def write_segmentation(path: Path, slices: list, cases: list[Case]) -> None:
     """A DICOM-SEG with a segment for each instance of each slice."""
-    import highdicom
+    highdicom = pytest.importorskip("highdicom")
     from pydicom.sr.codedict import codes
 
     parts = [
