@@ -113,26 +113,32 @@ def agreement(args: argparse.Namespace, table: Table) -> None:
             found = compare(*views, centre_crops(check, 224), classifier)
             table.add(found, **place, method="copy", seed="")
             table.add(done.achieved["closed"], **place, method="closed form", seed="")
-    for seed in args.seeds:
-        # SwitchNorm is nearly the original from the start.
-        strict = [(target, 0.0) for target in PHOTOGRAPHS if target != "SwitchNorm"]
-        for target, keep in sorted(strict + [(target, KEEP) for target in SOFT]):
-            kept = f", keep {keep}" if keep else ""
-            place = {**key, "target": target, "seed": seed}
-            if table.has(**place, method=f"distilled{kept}"):
-                continue
-            settings = Settings(
-                target, "distilled", keep=keep, batch=4, seed=seed,
-                schedule=Schedule(args.steps, 5e-5, all_weights=True),
-            )  # fmt: skip
-            done = convert(
-                cfg, settings, read(train, cfg, seed), check=check,
-                state_file=args.runs / f"agreement_{target}_{keep}_{seed}.pth",
-            )  # fmt: skip
-            note = f"64 photographs of coco train2017; {args.steps} steps of 4 at 224, all weights"
-            table.add(done.achieved["calibrated"], **place, method=f"calibrated{kept}")
+    # The cheap rung first; SwitchNorm is nearly the original from the start.
+    strict = [(target, 0.0) for target in PHOTOGRAPHS if target != "SwitchNorm"]
+    soft = [(target, KEEP) for target in SOFT]
+    for rung, seed, target, keep in (
+        (rung, seed, *which)
+        for rung in ("calibrated", "distilled")
+        for seed in args.seeds
+        for which in soft + strict
+    ):
+        method = f"{rung}, keep {keep}" if keep else rung
+        place = {**key, "target": target, "method": method, "seed": seed}
+        if table.has(**place):
+            continue
+        settings = Settings(
+            target, rung, keep=keep, batch=4, seed=seed,
+            schedule=Schedule(args.steps, 5e-5, all_weights=True),
+        )  # fmt: skip
+        done = convert(
+            cfg, settings, read(train, cfg, seed), check=check,
+            state_file=args.runs / f"agreement_{target}_{keep}_{seed}.pth",
+        )  # fmt: skip
+        note = "64 photographs of coco train2017"
+        if rung == "distilled":
+            note += f"; {args.steps} steps of 4 at 224, all weights"
             done.save(weights_file(args, target, keep, seed))
-            table.add(done.achieved["distilled"], note, **place, method=f"distilled{kept}")
+        table.add(done.achieved[rung], note, **place)
 
 
 def weights_file(args: argparse.Namespace, target: str, keep: float, seed: int) -> Path:

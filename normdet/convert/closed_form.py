@@ -115,7 +115,7 @@ def _convert_site(
         order, signs = arrange(norm.num_groups, *evened, examples, reorder)
         factors = factors * signs
         if reorder:
-            orders[site.reader] = site.order = order
+            orders[site.reader] = order
     else:
         order = torch.arange(len(mean))
     dim = out_dim(layer)

@@ -13,6 +13,7 @@ from torch import Tensor
 from normdet.config import load_config
 from normdet.data import image_files, register_datasets
 from normdet.data.images import Images, find_images, sample
+from normdet.data.input_record import read_record
 from normdet.engine import Trainer
 from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
@@ -21,7 +22,7 @@ from normdet.weights.files import atomic_file
 
 from .distill import Schedule
 from .eval_norm import to_fitted_eval_norm
-from .run import PER_EXAMPLE, RUNGS, Conversion, Settings, convert
+from .run import RUNGS, Conversion, Settings, convert
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -40,13 +41,14 @@ def main(argv: Sequence[str] | None = None) -> int:
         _eval_norm(cfg, args)
         return 0
     files = _files(args, cfg)
-    rung = args.rung or ("calibrated" if files and option.norm in PER_EXAMPLE else "closed")
+    rung = args.rung or ("calibrated" if files else "closed")
     settings = Settings(
         str(option), rung, args.keep, args.parts and args.parts.split(","), args.size,
         args.crop, args.batch_size, args.seed, Schedule(args.steps, args.rate, args.all_weights),
     )  # fmt: skip
-    images = _read(sample(files, args.max_images), cfg)
-    check = _read(find_images(args.check_images), cfg) if args.check_images else None
+    window = "none" if args.dataset else read_record(cfg, Path(args.weights).parent).window
+    images = _read(sample(files, args.max_images), cfg, window)
+    check = _read(find_images(args.check_images), cfg, window) if args.check_images else None
     done = convert(
         cfg, settings, images, check=check, allow_unsafe=args.allow_unsafe_weights,
         state_file=args.out.with_name(f".{args.out.stem}.distilling.pth"),
@@ -67,9 +69,9 @@ def _files(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
     return image_files(args.dataset, cfg.DATASETS.ROOT) if args.dataset else []
 
 
-def _read(files: Sequence[Path], cfg: CfgNode) -> list[Tensor]:
+def _read(files: Sequence[Path], cfg: CfgNode, window: str) -> list[Tensor]:
     """Images resized as in a test; what cannot be read is named and left out."""
-    reader = Images(files, cfg, 1)
+    reader = Images(files, cfg, 1, window)
     images = [batch[0]["image"] for batch in reader] if files else []
     for fault in reader.faults:
         print(f"left out: {fault}")

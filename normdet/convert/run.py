@@ -16,7 +16,7 @@ from normdet.weights import Checkpointer, LoadReport, load_file, save_file
 from normdet.weights.facts import describe
 from normdet.weights.importers import unwrap
 
-from .calibrate import match_moments, measure
+from .calibrate import measure
 from .closed_form import convert_norms
 from .crops import centre_crops, check_size, held_out, random_crops
 from .distill import Schedule, distill
@@ -131,20 +131,15 @@ def convert(
             done.achieved[rung] = compare(views, ours, squares, classifier)
 
     samples = patches = None
-    if fitted:
+    if fitted and settings.rung != "closed":
         pixels = centre_crops(fitted, settings.size)
         samples, patches = measure(original, converted, views, pixels)
     sites = convert_norms(
         original, converted, samples=samples, patches=patches, keep=settings.keep,
         leave_later=settings.rung == "annealed",
     )  # fmt: skip
-    if settings.rung in ("closed", "annealed"):
-        measured(settings.rung)
-        done.loaded = _loaded(converted, report)
-        return done
-    if not settings.keep:  # a soft norm is nearer without, see the tests
-        match_moments(sites, samples, ours, pixels, views.regions(pixels))
-    measured("calibrated")
+    measured(settings.rung if settings.rung != "distilled" else "calibrated")
+    done.loaded = _loaded(converted, report)
     if settings.rung == "distilled":
         done.losses = _distill(views, ours, sites, fitted, settings, state_file)
         measured("distilled")

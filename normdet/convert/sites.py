@@ -34,8 +34,6 @@ class Site:
         old_norm: the original's norm; `None` where it had none.
         reader: the one layer of the converted network that reads what comes out, where its input
             channels may follow an order of these outputs; else `None`.
-        order: `(C,)`, which of the original's channels each of the converted is; `None` if all
-            kept their places.
     """
 
     name: str
@@ -44,7 +42,6 @@ class Site:
     old_layer: nn.Module
     old_norm: nn.Module | None
     reader: nn.Module | None = None
-    order: Tensor | None = None
 
 
 def find_sites(original: nn.Module, converted: nn.Module) -> list[Site]:

@@ -25,9 +25,12 @@ def write_configs(folder: Path, home: Path, fingerprint: Mapping) -> None:
     """
     (folder / "dataset.yaml").write_text(_dataset(home, fingerprint), encoding="utf-8")
     base = config_file("medical/Base-R_50-FPN.yaml")
+    scaled = [round(value / _IMAGENET_STD, 4) for value in fingerprint["pixel_std"]]
     text = (
         "# Mask R-CNN R50-FPN with GN on the data beside this file; --norm takes another norm.\n"
         f'_BASE_:\n  - {_quoted(base)}\n  - "dataset.yaml"\n'
+        "MODEL:\n  # Its weights were trained with PIXEL_STD 1: the data are as varied to it as\n"
+        f"  # ImageNet is.\n  PIXEL_STD: {scaled}\n"
     )
     (folder / "train.yaml").write_text(text, encoding="utf-8")
 
@@ -64,8 +67,8 @@ def _dataset(home: Path, fingerprint: Mapping) -> str:
     lines = [
         "# What the data ask of a detector; written by normdet prepare, see fingerprint.json.",
         "MODEL:",
-        "  # Of the training images as written, BGR. FrozenBN with weights of PIXEL_STD 1, as",
-        f"  # detectron2's MSRA ones, wants {[round(value / _IMAGENET_STD, 4) for value in std]}.",
+        "  # Of the training images as written, BGR. Weights of PIXEL_STD 1, as detectron2's MSRA",
+        "  # and GN ones are, take these over 57, as train.yaml has them.",
         f"  PIXEL_MEAN: {mean}",
         f"  PIXEL_STD: {std}",
         f"  MASK_ON: {fingerprint['masks']}",

@@ -139,9 +139,9 @@ def _suits(cfg: CfgNode, key: str, theirs: Any) -> bool:
         return {ours, theirs} != {"RGB", "BGR"}
     if key != STD:
         return _lists(ours) == _lists(theirs)
-    # Statistics of one's own images are fine; 1 in place of 57 is another network.
+    # Statistics of one's own images are fine, dark ones too; 1 in place of 57 is another network.
     return len(ours) != len(theirs) or all(
-        b / 4 < a < b * 4 for a, b in zip(ours, theirs, strict=True)
+        b / 20 < a < b * 4 for a, b in zip(ours, theirs, strict=True)
     )
 
 
