@@ -59,6 +59,29 @@ def bench_table() -> str:
     return _table(["shape", *(f"over {peer}" for peer in peers)], rows)
 
 
+def step_table() -> str:
+    """A whole training step under each norm over one under FrozenBN, from the newest bench."""
+    path = max(RESULTS.glob("bench-step-*.csv"), key=lambda path: path.stat().st_mtime)
+    with path.open(newline="") as file:
+        lines = list(csv.DictReader(file))
+    columns = (
+        ("training step", "median_ms"), ("training step", "kept_bytes"),
+        ("training step", "peak_bytes"), ("inference", "median_ms"), ("largest batch", ""),
+    )  # fmt: skip
+    found = {(row["op"], row["provider"]): row for row in lines}
+    first = lines[0]["provider"]
+    rows = []
+    for norm in dict.fromkeys(row["provider"] for row in lines):
+        cells = [
+            found.get((op, norm), {}).get("largest_batch", "") if not column
+            else f"{float(found[op, norm][column]) / float(found[op, first][column]):.2f}"
+            for op, column in columns
+        ]  # fmt: skip
+        rows.append([norm, *cells])
+    headers = ["norm", "time", "kept for backward", "peak", "inference", "largest batch"]
+    return _table(headers, rows)
+
+
 _METHODS = (
     "original", "copy", "closed form", "calibrated", "distilled", "calibrated, keep 0.9",
     "distilled, keep 0.9",
@@ -164,6 +187,7 @@ BLOCKS = {
     "norms": partial(norms_table, "quickstart_norms.csv"),
     "evalnorm": partial(norms_table, "evalnorm_nuclei.csv"),
     "bench": bench_table,
+    "step": step_table,
     "agreement": agreement_table,
     "kept": kept_table,
     "finetune": finetune_table,

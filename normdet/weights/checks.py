@@ -188,7 +188,8 @@ def _check_norm(
         return []
     return [
         f"{name} was trained with {theirs or 'no norm'} and {key} is {ours or 'no norm'}: what "
-        "fits is copied, but the network's function is lost until trained again"
+        "fits is copied, but the network's function is lost until trained again; `normdet "
+        "convert` keeps what that norm can hold"
     ]
 
 
