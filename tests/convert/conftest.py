@@ -1,5 +1,7 @@
 """A small detector whose BN statistics are those of its images."""
 
+import copy
+
 import numpy as np
 import pytest
 import torch
@@ -9,51 +11,15 @@ from PIL import Image
 
 from normdet.config import load_config
 from normdet.weights import save_file
+from tests.engine.conftest import TINY
 
-SMALL = {
-    "MODEL": {
-        "META_ARCHITECTURE": "GeneralizedRCNN",
-        "DEVICE": "cpu",
-        "WEIGHTS": "",
-        "MASK_ON": True,
-        "BACKBONE": {"NAME": "build_resnet_fpn_backbone", "FREEZE_AT": 0},
-        "RESNETS": {
-            "DEPTH": 50,
-            "STEM_OUT_CHANNELS": 16,
-            "RES2_OUT_CHANNELS": 16,
-            "WIDTH_PER_GROUP": 8,
-            "OUT_FEATURES": ["res4", "res5"],
-            "NORM": "BN",
-        },
-        "FPN": {"IN_FEATURES": ["res4", "res5"], "OUT_CHANNELS": 32, "NORM": "BN"},
-        "ANCHOR_GENERATOR": {"SIZES": [[16], [32], [64]], "ASPECT_RATIOS": [[1.0]]},
-        "RPN": {"IN_FEATURES": ["p4", "p5", "p6"], "POST_NMS_TOPK_TEST": 10},
-        "ROI_HEADS": {
-            "NAME": "StandardROIHeads",
-            "IN_FEATURES": ["p4", "p5"],
-            "NUM_CLASSES": 1,
-        },
-        "ROI_BOX_HEAD": {
-            "NAME": "FastRCNNConvFCHead",
-            "NUM_CONV": 1,
-            "CONV_DIM": 32,
-            "NUM_FC": 1,
-            "FC_DIM": 32,
-            "POOLER_RESOLUTION": 4,
-            "NORM": "BN",
-        },
-        "ROI_MASK_HEAD": {
-            "NAME": "MaskRCNNConvUpsampleHead",
-            "NUM_CONV": 1,
-            "CONV_DIM": 32,
-            "POOLER_RESOLUTION": 4,
-            "NORM": "BN",
-        },
-        "NORMDET": {"GN": {"NUM_GROUPS": 8}},
-    },
-    "INPUT": {"MIN_SIZE_TEST": 96, "MAX_SIZE_TEST": 160},
-    "VERSION": 2,
-}
+# The engine's detector, with BN wherever a norm may stand.
+SMALL = copy.deepcopy({key: TINY[key] for key in ("MODEL", "INPUT", "VERSION")})
+SMALL["MODEL"]["RESNETS"]["NORM"] = SMALL["MODEL"]["FPN"]["NORM"] = "BN"
+SMALL["MODEL"]["ROI_BOX_HEAD"].update(NUM_CONV=1, CONV_DIM=32, NORM="BN")
+SMALL["MODEL"]["ROI_MASK_HEAD"].update(CONV_DIM=32, NORM="BN")
+SMALL["MODEL"]["NORMDET"] = {"GN": {"NUM_GROUPS": 8}}
+SMALL["INPUT"].update(MIN_SIZE_TEST=96, MAX_SIZE_TEST=160)
 
 
 def scenes(count: int) -> list[torch.Tensor]:
