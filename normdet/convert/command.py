@@ -102,7 +102,7 @@ def _write(done: Conversion, args: argparse.Namespace) -> None:
     cfg = done.cfg.clone()
     cfg.MODEL.WEIGHTS = str(args.out)
     record = {
-        "from": args.weights, "to": args.to, "rung": list(done.achieved), "keep": args.keep,
+        "from": args.weights, "to": args.to, "rung": [rung for rung in RUNGS if rung in done.achieved], "keep": args.keep,
         "achieved": done.achieved, "losses": done.losses, "torch": torch.__version__,
         "warnings": done.report.warnings,
     }  # fmt: skip
