@@ -102,7 +102,8 @@ def _write(done: Conversion, args: argparse.Namespace) -> None:
     cfg = done.cfg.clone()
     cfg.MODEL.WEIGHTS = str(args.out)
     record = {
-        "from": args.weights, "to": args.to, "rung": [rung for rung in RUNGS if rung in done.achieved], "keep": args.keep,
+        "from": args.weights, "to": args.to, "keep": args.keep,
+        "rung": [rung for rung in RUNGS if rung in done.achieved],
         "achieved": done.achieved, "losses": done.losses, "torch": torch.__version__,
         "warnings": done.report.warnings,
     }  # fmt: skip
@@ -113,9 +114,7 @@ def _write(done: Conversion, args: argparse.Namespace) -> None:
 
 def _print(done: Conversion, args: argparse.Namespace) -> None:
     names = dict.fromkeys(name for found in done.achieved.values() for name in found)
-    rows = [
-        [name, *(found.get(name) for found in done.achieved.values())] for name in names
-    ]
+    rows = [[name, *(found.get(name) for found in done.achieved.values())] for name in names]
     if rows:
         headers = ["on images that were not fitted", *done.achieved]
         print(tabulate(rows, headers, floatfmt=".3f", missingval=""))
