@@ -30,7 +30,7 @@ from normdet.convert import Settings, convert
 from normdet.convert.crops import centre_crops
 from normdet.convert.distill import Schedule
 from normdet.convert.measure import compare
-from normdet.convert.run import Conversion, _classifier
+from normdet.convert.run import Conversion, classifier_of
 from normdet.convert.views import Views
 from normdet.data import image_files, register_datasets
 from normdet.data.images import Images, find_images
@@ -109,7 +109,7 @@ def agreement(args: argparse.Namespace, table: Table) -> None:
         if not table.has(**place, method="closed form"):
             done = convert(cfg, Settings(target, "closed"), (), check=check)
             views = Views(done.original, done.report.matched), Views(copied(done), done.loaded)
-            classifier = _classifier(cfg, done.original, False)
+            classifier = classifier_of(cfg, done.original)
             found = compare(*views, centre_crops(check, 224), classifier)
             table.add(found, **place, method="copy", seed="")
             table.add(done.achieved["closed"], **place, method="closed form", seed="")

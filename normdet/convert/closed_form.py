@@ -46,7 +46,7 @@ def convert_norms(
     Args:
         original: a detector, or any module, under one norm; in test mode.
         converted: the same network under another, as built; only its norms may differ.
-        samples: by a norm's name, what single examples were there (:func:`.moments.measure`);
+        samples: by a norm's name, what single examples were there (:func:`.calibrate.measure`);
             without them the statistics that the original has stored serve.
         patches: by a norm's name, the inputs of its convolution where that will be standardized.
         keep: the share of what a per-example norm divides by that stays as it is on average,

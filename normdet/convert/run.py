@@ -67,7 +67,6 @@ class Conversion:
         original: the network it was made from, in test mode.
         converted: the network under its new norm, in test mode.
         report: how the original was loaded.
-        loaded: the converted network's tensors that come from the file.
         achieved: by rung, what :func:`.measure.compare` found on held-out images.
         losses: of distillation.
     """
@@ -76,16 +75,26 @@ class Conversion:
     original: nn.Module
     converted: nn.Module
     report: LoadReport
-    loaded: list[str]
     achieved: dict[str, dict[str, float]] = field(default_factory=dict)
     losses: list[float] = field(default_factory=list)
+
+    @property
+    def loaded(self) -> list[str]:
+        """The tensors of the parts that the file filled; what started anew there stays out."""
+
+        def part(name: str) -> str:
+            return ".".join(name.split(".")[:2])
+
+        parts = {part(name) for name in self.report.matched}
+        anew = {*self.report.missing, *self.report.reinitialized}
+        names = self.converted.state_dict()
+        return [name for name in names if part(name) in parts and name not in anew]
 
     def save(self, path: Path) -> None:
         """Write the converted tensors with what a checkpoint says of itself."""
         state = self.converted.state_dict()
-        tensors = {name: state[name] for name in self.loaded if name in state}
-        extra = {"normdet": describe(self.cfg)}
-        save_file({"model": tensors, **extra}, path)
+        tensors = {name: state[name] for name in self.loaded}
+        save_file({"model": tensors, "normdet": describe(self.cfg)}, path)
 
 
 def convert(
@@ -120,10 +129,9 @@ def convert(
         raise NormdetError(f"--rung {settings.rung} takes images: give --images or --dataset")
     fitted, checked = held_out(images) if check is None else (list(images), list(check))
 
-    done = Conversion(target, original, converted, report, [])
-    done.loaded = _loaded(converted, report)
-    ours = Views(converted, done.loaded)
-    classifier = _classifier(cfg, original, allow_unsafe) if checked else None
+    done = Conversion(target, original, converted, report)
+    ours = Views(converted, report.matched)
+    classifier = classifier_of(cfg, original, allow_unsafe) if checked else None
     squares = centre_crops(checked, settings.size) if checked else None
 
     def measured(rung: str) -> None:
@@ -139,7 +147,6 @@ def convert(
         leave_later=settings.rung == "annealed",
     )  # fmt: skip
     measured(settings.rung if settings.rung != "distilled" else "calibrated")
-    done.loaded = _loaded(converted, report)
     if settings.rung == "distilled":
         done.losses = _distill(views, ours, sites, fitted, settings, state_file)
         measured("distilled")
@@ -219,18 +226,9 @@ def _load(cfg: CfgNode, allow_unsafe: bool) -> tuple[nn.Module, LoadReport]:
     return original, checkpointer.report
 
 
-def _loaded(converted: nn.Module, report: LoadReport) -> list[str]:
-    """The tensors of the parts that the file filled; what started anew there stays out."""
-
-    def part(name: str) -> str:
-        return ".".join(name.split(".")[:2])
-
-    parts = {part(name) for name in report.matched}
-    anew = {*report.missing, *report.reinitialized}
-    return [name for name in converted.state_dict() if part(name) in parts and name not in anew]
-
-
-def _classifier(cfg: CfgNode, original: nn.Module, allow_unsafe: bool) -> Classifier | None:
+def classifier_of(
+    cfg: CfgNode, original: nn.Module, allow_unsafe: bool = False
+) -> Classifier | None:
     """The classifier that an ImageNet file has beside the backbone, if there is one that fits."""
     path = cfg.MODEL.WEIGHTS
     if not Path(path).is_file():

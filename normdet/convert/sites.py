@@ -113,11 +113,10 @@ def used_weight(layer: nn.Module) -> Tensor:
 @torch.no_grad()
 def put_weight(layer: nn.Module, weight: Tensor) -> None:
     """Give a layer the weight that it learns; what its method keeps beside it is fitted anew."""
-    learned = learned_weight(layer)
     if isinstance(layer, Reparametrized):
         layer.load_state_dict({"weight": weight}, strict=False)
     else:
-        learned.copy_(weight)
+        learned_weight(layer).copy_(weight)
 
 
 def learned_weight(layer: nn.Module) -> Tensor:
