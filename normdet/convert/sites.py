@@ -11,6 +11,7 @@ from normdet.errors import NormdetError
 from normdet.layers import BatchStatistics, EvalNorm, FrozenBatchNorm2d, NormLayer, WSConv2d
 from normdet.layers.batch_norm import _BatchNorm
 from normdet.layers.batch_renorm import BatchRenorm
+from normdet.layers.batch_statistics import of_no_data
 from normdet.layers.per_example import PerExampleNorm
 from normdet.layers.reparametrized import Reparametrized
 from normdet.modeling.per_level import PerLevelNorm
@@ -162,9 +163,8 @@ def stored_moments(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
 
 def is_folded(norm: nn.Module) -> bool:
     """Whether a frozen norm's statistics are folded into its affine."""
-    if not isinstance(norm, FrozenBatchNorm2d) or norm.running_mean.any():
-        return False
-    return bool(((norm.running_var - 1).abs() < 2e-5).all())
+    frozen = isinstance(norm, FrozenBatchNorm2d)
+    return frozen and of_no_data(norm.running_mean, norm.running_var)
 
 
 @torch.no_grad()

@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from ..errors import NormdetError
 from ..layers import AddAct, NormLayer
+from ..layers.batch_statistics import of_no_data
 from ..modeling.describe import PARTS, part_of
 from .rows import BATCHES, FITS, Channels, Row, measure, summarize
 from .traces import Moments, has_stored_statistics, trace
@@ -68,9 +69,7 @@ def untrained_layers(layers: Mapping[str, NormLayer]) -> list[str]:
     return [
         name
         for name, layer in layers.items()
-        if has_stored_statistics(layer)
-        and not layer.running_mean.any()
-        and bool(((layer.running_var - 1).abs() < 2e-5).all())
+        if has_stored_statistics(layer) and of_no_data(layer.running_mean, layer.running_var)
     ]
 
 

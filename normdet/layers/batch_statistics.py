@@ -11,6 +11,14 @@ from .moments import affine, instance_moments, pool, pool_workers, several_worke
 _RANKS = {None: None, 0: (2,), 1: (3,), 2: (4,), 3: (5,)}
 
 
+def of_no_data(mean: Tensor, var: Tensor) -> bool:
+    """Whether statistics `(C,)` are the start values, mean 0 and variance 1, less an epsilon.
+
+    A norm has these before it is trained, and where folding left it none.
+    """
+    return not mean.any() and bool(((var - 1).abs() < 2e-5).all())
+
+
 class BatchStatistics(NormLayer):
     """What batch norm and its kin do: normalize by their batch, learn running averages of it.
 

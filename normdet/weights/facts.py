@@ -17,6 +17,7 @@ from fvcore.common.config import CfgNode
 from normdet.config import PART_TENSORS
 from normdet.config import PARTS as PART_KEYS
 from normdet.errors import NormdetError
+from normdet.layers.batch_statistics import of_no_data
 from normdet.options import names
 
 BACKBONE = "MODEL.RESNETS.NORM"
@@ -167,11 +168,8 @@ def is_folded(state: Mapping[str, Any], norm: str) -> bool:
 
 def _is_identity(state: Mapping[str, Any], layer: str) -> bool:
     """Whether a layer has the statistics of no data: mean 0 and variance 1, less an eps."""
-    mean, variance = (
-        torch.as_tensor(state.get(layer + name, math.nan))
-        for name in ("running_mean", "running_var")
-    )
-    return not mean.any() and bool(((variance - 1).abs() < 2e-5).all())
+    names = ("running_mean", "running_var")
+    return of_no_data(*(torch.as_tensor(state.get(layer + name, math.nan)) for name in names))
 
 
 def _is_start(state: Mapping[str, Any], layer: str) -> bool:
