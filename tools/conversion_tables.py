@@ -230,15 +230,16 @@ def finetune(args: argparse.Namespace, table: Table) -> None:
                 "MODEL.DEVICE", "cpu",
                 "DATASETS.ROOT", args.data / args.dataset, "MODEL.WEIGHTS", weights,
                 "SOLVER.MAX_ITER", args.iterations, "SOLVER.WARMUP_ITERS", args.iterations // 5,
-                "SOLVER.CHECKPOINT_PERIOD", 100000, "TEST.EVAL_PERIOD", args.iterations // 4,
+                "SOLVER.CHECKPOINT_PERIOD", 100000, "TEST.EVAL_PERIOD", args.iterations // 3,
                 "MODEL.NORMDET.ANNEAL_UNTIL", 0.5,
                 "INPUT.MIN_SIZE_TRAIN", "(192,)", "INPUT.MIN_SIZE_TEST", 192, *opts)  # fmt: skip
             found = {}
             for line in (folder / "metrics.json").read_text().splitlines():
                 entry = json.loads(line)
-                for task, name in (("bbox", "box"), ("segm", "mask")):
+                done = min(entry["iteration"] + 1, args.iterations)
+                for task, kind in (("bbox", "box"), ("segm", "mask")):
                     if f"{task}/AP" in entry:
-                        found[f"{name} AP @{entry['iteration'] + 1}"] = entry[f"{task}/AP"]
+                        found[f"{kind} AP @{done}"] = entry[f"{task}/AP"]
             note = f"{args.iterations} iterations of 2 images at 192 pixels, FREEZE_AT 0"
             table.add(found, note, **key, seed=seed)
             for checkpoint in folder.glob("*.pth"):

@@ -96,11 +96,15 @@ def _layer_rows(args: argparse.Namespace, device: str) -> Iterable[dict]:
         shapes = [_shape(text) for text in args.shapes]
     bandwidth = measure.copy_bandwidth(device)
     dtypes = args.dtype or (["bf16", "fp32"] if device == "cuda" else ["fp32"])
+    seconds, compiled = args.seconds or 0.5, not args.no_compile
     for dtype in dtypes:
         for last in (False, True) if args.channels_last else (False,):
             for shape in shapes:
                 case = layers.Case(shape, DTYPES[dtype], last, device)
-                yield from layers.rows(case, bandwidth, args.seconds or 0.5, not args.no_compile)
+                yield from layers.rows(case, bandwidth, seconds, compiled)
+    for shape in () if args.shapes else layers.WEIGHTS:
+        case = layers.Case(shape, torch.float32, False, device)
+        yield from layers.rows(case, bandwidth, seconds, compiled, layers.weight_providers)
 
 
 def _with_recompute(norms: list[str]) -> Iterable[str]:

@@ -36,6 +36,8 @@ SHAPES = {
         (1024, 256, 7, 7),
     ],
 }
+# (C_out, C_in, kH, kW) of convolutions of a ResNet-50 and of its heads.
+WEIGHTS = [(64, 64, 3, 3), (256, 256, 3, 3), (2048, 512, 1, 1), (512, 512, 3, 3)]
 GROUPS = 32
 # Reads and writes of the activation that an operation cannot do without: forward, backward.
 TRAFFIC = {"norm": (3, 4), "frozen": (2, 3), "join": (3, 3)}
@@ -63,85 +65,139 @@ class Provider:
 
 
 def providers(case: Case, compiled: bool) -> Iterator[tuple[str, list[Provider]]]:
-    """Every operation with its providers, ours first."""
+    """Every operation on an activation with its providers, ours first."""
     channels, device = case.shape[1], case.device
+    make = _Makers(channels, device, compiled)
+    batch, batch_relu = make.torch_bn()
+    yield "FRN+TLU", [*make.frn("TLU"), make.torch_gn(GROUPS), batch_relu, make.frozen_stock()]
+    yield "FRN", [*make.frn(None), batch]
+    for name, groups in (("GN+ReLU", GROUPS), ("LN+ReLU", 1), ("IN+ReLU", channels)):
+        yield name, [*make.group(groups), make.torch_gn(groups), batch_relu]
+    yield "FrozenBN+ReLU", make.frozen()
+    yield "residual join", make.join(case.tensor())
 
-    def parameter(value: float) -> nn.Parameter:
-        return nn.Parameter(torch.full((channels,), value, device=device))
 
-    weight, bias, tau = parameter(1.0), parameter(0.0), parameter(0.0)
-    own = [weight, bias, tau]
-    kinds = ["auto", "eager", "reference"]
-    dynamo = partial(torch.compile, dynamic=False)
+def weight_providers(case: Case, compiled: bool) -> Iterator[tuple[str, list[Provider]]]:
+    """Weight standardization, of a convolution's weight: what it takes beside the layer's rest."""
+    make = _Makers(case.shape[0], case.device, compiled)
+    yield "WS", make.standardize()
 
-    def frn(x: Tensor, backend: str) -> Tensor:
-        return ops.frn_tlu(x, *own, eps=1e-6, activation="TLU", backend=backend)
 
-    rows = [Provider(f"normdet {b}", partial(frn, backend=b), own) for b in kinds]
-    if compiled:
-        rows.append(Provider("torch.compile", dynamo(partial(_plain_frn, own=own)), own))
-    rows += _timm(channels, device)
-    norm = nn.GroupNorm(GROUPS, channels).to(device)
-    batch = nn.BatchNorm2d(channels).to(device)
+class _Makers:
+    """The providers of each operation, over parameters that all of them share."""
 
-    def plain_group(x: Tensor, groups: int) -> Tensor:
-        return F.relu_(F.group_norm(x, groups, *map(_like(x), (norm.weight, norm.bias))))
+    def __init__(self, channels: int, device: str, compiled: bool):
+        self.channels, self.device, self.compiled = channels, device, compiled
+        self.weight, self.bias, self.tau = (
+            nn.Parameter(torch.full((channels,), value, device=device)) for value in (1.0, 0.0, 0.0)
+        )
+        self.own = [self.weight, self.bias, self.tau]
+        self.fixed = [t.detach() for t in (self.weight, self.bias, self.bias, self.weight)]
 
-    def group_relu(x: Tensor) -> Tensor:
-        return plain_group(x, GROUPS)
+    def _compile(self, call: Callable[[Tensor], Tensor], own: list[Tensor]) -> list[Provider]:
+        if not self.compiled:
+            return []
+        return [Provider("torch.compile", torch.compile(call, dynamic=False), own)]
 
-    def batch_relu(x: Tensor) -> Tensor:
-        return F.relu_(batch(x))
+    def frn(self, activation: str | None) -> list[Provider]:
+        tau = self.tau if activation else None
+        own = self.own[: 3 if activation else 2]
 
-    torch_gn = Provider("nn.GroupNorm+ReLU", group_relu, list(norm.parameters()))
-    torch_bn = Provider("nn.BatchNorm2d+ReLU", batch_relu, [*batch.parameters(), *batch.buffers()])
-    fixed = [t.detach() for t in (weight, bias, bias, weight)]
+        def ours(x: Tensor, backend: str) -> Tensor:
+            return ops.frn_tlu(x, *own[:2], tau, eps=1e-6, activation=activation, backend=backend)
 
-    def frozen(x: Tensor, backend: str) -> Tensor:
-        return ops.frozen_bn_act(x, *fixed, eps=1e-5, activation="ReLU", backend=backend)
+        kinds = ("auto", "eager", "reference")
+        rows = [Provider(f"normdet {b}", partial(ours, backend=b), own) for b in kinds]
+        rows += self._compile(partial(_plain_frn, own=own), own)
+        return rows + self._timm_frn(activation)
 
-    stock_frozen = Provider("FrozenBN+ReLU", partial(frozen, backend="reference"), fixed)
-    yield "FRN+TLU", [*rows, torch_gn, torch_bn, stock_frozen]
+    def _timm_frn(self, activation: str | None) -> list[Provider]:
+        try:
+            from timm.layers import FilterResponseNormAct2d, FilterResponseNormTlu2d
+        except ImportError:
+            return []
+        if activation:
+            layer = FilterResponseNormTlu2d(self.channels)
+        else:
+            layer = FilterResponseNormAct2d(self.channels, apply_act=False)
+        layer = layer.to(self.device)
+        return [Provider("timm", layer, list(layer.parameters()))]
 
-    def frn_alone(x: Tensor, backend: str) -> Tensor:
-        return ops.frn_tlu(x, weight, bias, eps=1e-6, backend=backend)
+    def torch_gn(self, groups: int) -> Provider:
+        own = self.own[:2]
 
-    yield "FRN", [Provider(f"normdet {b}", partial(frn_alone, backend=b), own) for b in kinds]
+        def group_relu(x: Tensor) -> Tensor:
+            return F.relu_(F.group_norm(x, groups, *map(_like(x), own)))
 
-    def group(x: Tensor, backend: str, groups: int = GROUPS) -> Tensor:
-        return ops.group_norm_act(
-            x, groups, weight, bias, eps=1e-5, activation="ReLU", backend=backend
+        return Provider("nn.GroupNorm+ReLU", group_relu, own)
+
+    def torch_bn(self) -> tuple[Provider, Provider]:
+        """Without and with ReLU."""
+        layer = nn.BatchNorm2d(self.channels).to(self.device)
+        own = [*layer.parameters(), *layer.buffers()]
+        return (
+            Provider("nn.BatchNorm2d", layer, own),
+            Provider("nn.BatchNorm2d+ReLU", lambda x: F.relu_(layer(x)), own),
         )
 
-    rows = [Provider(f"normdet {b}", partial(group, backend=b), own) for b in kinds[:2]]
-    if compiled:
-        rows.append(Provider("torch.compile", dynamo(group_relu), torch_gn.own))
-    yield "GN+ReLU", [*rows, torch_gn, torch_bn]
-    for name, groups in (("LN+ReLU", 1), ("IN+ReLU", channels)):
-        ours = Provider("normdet auto", partial(group, backend="auto", groups=groups), own)
-        plain = partial(plain_group, groups=groups)
-        yield name, [ours, Provider("F.group_norm+ReLU", plain, torch_gn.own)]
-    rows = [Provider("normdet auto", partial(frozen, backend="auto"), fixed), stock_frozen]
-    if compiled:
-        rows.append(Provider("torch.compile", dynamo(partial(_plain_frozen, fixed=fixed)), fixed))
-    yield "FrozenBN+ReLU", rows
-    other = case.tensor()
+    def group(self, groups: int) -> list[Provider]:
+        own = self.own[:2]
 
-    def join(x: Tensor, backend: str) -> Tensor:
-        return ops.add_act(x, other, tau, activation="TLU", backend=backend)
+        def ours(x: Tensor, backend: str) -> Tensor:
+            return ops.group_norm_act(x, groups, *own, eps=1e-5, activation="ReLU", backend=backend)
 
-    def join_relu(x: Tensor) -> Tensor:
-        return ops.add_act(x, other, activation="ReLU")
+        kinds = ("auto", "eager")
+        rows = [Provider(f"normdet {b}", partial(ours, backend=b), own) for b in kinds]
+        rows += self._compile(self.torch_gn(groups).call, own)
+        return rows + self._timm_group(groups)
 
-    yield (
-        "residual join",
-        [
-            Provider("normdet auto, TLU", partial(join, backend="auto"), [tau]),
-            Provider("normdet reference, TLU", partial(join, backend="reference"), [tau]),
-            Provider("normdet auto, ReLU", join_relu, []),
+    def _timm_group(self, groups: int) -> list[Provider]:
+        try:
+            from timm.layers import GroupNormAct
+        except ImportError:
+            return []
+        layer = GroupNormAct(self.channels, num_groups=groups).to(self.device)
+        return [Provider("timm", layer, list(layer.parameters()))]
+
+    def frozen_stock(self) -> Provider:
+        return Provider("FrozenBN+ReLU", partial(self._frozen, backend="reference"), self.fixed)
+
+    def _frozen(self, x: Tensor, backend: str) -> Tensor:
+        return ops.frozen_bn_act(x, *self.fixed, eps=1e-5, activation="ReLU", backend=backend)
+
+    def frozen(self) -> list[Provider]:
+        ours = Provider("normdet auto", partial(self._frozen, backend="auto"), self.fixed)
+        plain = partial(_plain_frozen, fixed=self.fixed)
+        return [ours, self.frozen_stock(), *self._compile(plain, self.fixed)]
+
+    def join(self, other: Tensor) -> list[Provider]:
+        def with_tlu(x: Tensor, backend: str) -> Tensor:
+            return ops.add_act(x, other, self.tau, activation="TLU", backend=backend)
+
+        def with_relu(x: Tensor) -> Tensor:
+            return ops.add_act(x, other, activation="ReLU")
+
+        return [
+            Provider("normdet auto, TLU", partial(with_tlu, backend="auto"), [self.tau]),
+            Provider("normdet reference, TLU", partial(with_tlu, backend="reference"), [self.tau]),
+            Provider("normdet auto, ReLU", with_relu, []),
             Provider("x + y, relu_", lambda x: F.relu_(x + other), []),
-        ],
-    )
+        ]
+
+    def standardize(self) -> list[Provider]:
+        kinds = ("auto", "reference")
+        rows = [
+            Provider(f"normdet {b}", partial(ops.standardize_weight, backend=b), []) for b in kinds
+        ]
+        rows += self._compile(_plain_standardize, [])
+        return [*rows, Provider("timm", self._timm_standardize, [])]
+
+    def _timm_standardize(self, weight: Tensor) -> Tensor:
+        """What timm's StdConv2d does to its weight at every forward."""
+        rows = weight.reshape(1, len(weight), -1)
+        return F.batch_norm(rows, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(
+            weight
+        )
 
 
 def _spread(p: Tensor, x: Tensor) -> Tensor:
@@ -149,11 +205,12 @@ def _spread(p: Tensor, x: Tensor) -> Tensor:
 
 
 def _plain_frn(x: Tensor, own: list[Tensor]) -> Tensor:
-    """FRN+TLU in the words that torch.compile makes the most of."""
-    weight, bias, tau = (_spread(p, x) for p in own)
+    """FRN, with TLU where there is a tau, in the words that torch.compile makes the most of."""
+    weight, bias, *tau = (_spread(p, x) for p in own)
     mean_square = x.float().square().mean((2, 3), keepdim=True)
     scale = torch.rsqrt(mean_square + 1e-6).to(x.dtype)
-    return torch.maximum(x * scale * weight + bias, tau)
+    y = x * scale * weight + bias
+    return torch.maximum(y, tau[0]) if tau else y
 
 
 def _plain_frozen(x: Tensor, fixed: list[Tensor]) -> Tensor:
@@ -163,25 +220,28 @@ def _plain_frozen(x: Tensor, fixed: list[Tensor]) -> Tensor:
     return F.relu(x * _spread(scale, x) + _spread(bias - mean * scale, x))
 
 
+def _plain_standardize(weight: Tensor) -> Tensor:
+    """Weight standardization as its authors write it."""
+    centred = weight - weight.mean((1, 2, 3), keepdim=True)
+    return centred / (centred.flatten(1).std(1).view(-1, 1, 1, 1) + 1e-5)
+
+
 def _like(x: Tensor) -> Callable[[Tensor], Tensor]:
     """CUDA's group_norm wants its parameters in the input's dtype; the CPU's takes fp32."""
     return (lambda p: p.to(x.dtype)) if x.is_cuda else (lambda p: p)
 
 
-def _timm(channels: int, device: str) -> list[Provider]:
-    try:
-        from timm.layers import FilterResponseNormTlu2d
-    except ImportError:
-        return []
-    layer = FilterResponseNormTlu2d(channels).to(device)
-    return [Provider("timm", layer, list(layer.parameters()))]
+def rows(
+    case: Case, bandwidth: float, seconds: float, compiled: bool, operations=providers
+) -> Iterator[dict]:
+    """One row per operation, provider and mode.
 
-
-def rows(case: Case, bandwidth: float, seconds: float, compiled: bool) -> Iterator[dict]:
-    """One row per operation, provider and mode."""
+    Args:
+        operations: :func:`providers`, or :func:`weight_providers` where the case is a weight.
+    """
     x = case.tensor().requires_grad_()
     dy = case.tensor()
-    for op, group in providers(case, compiled):
+    for op, group in operations(case, compiled):
         forward, both, kept, failed = {}, {}, {}, {}
         for provider in group:
 

@@ -162,9 +162,7 @@ def _image(height: int, width: int, seed: int) -> dict:
     return {"image": image, "height": height, "width": width, "instances": instances}
 
 
-def _largest_batch(
-    norm: str, device: str, size: int, budget: float | None, freeze_at: int
-) -> int:
+def _largest_batch(norm: str, device: str, size: int, budget: float | None, freeze_at: int) -> int:
     """Doubles, then halves the gap, until a step no longer fits: each batch is tried, none guessed.
 
     Args:

@@ -13,6 +13,7 @@ import os
 import platform
 import shlex
 import shutil
+import struct
 import subprocess
 import tempfile
 from pathlib import Path
@@ -27,6 +28,7 @@ _SOURCE = Path(__file__).parent / "csrc" / "ops.cpp"
 _FLAGS = "-std=gnu++17 -O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -fopenmp"
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _KINDS = {"rms": 0, "group": 1, "deviation": 2}
+_CALL = struct.Struct("@9q d 10P")  # `Call` of ops.cpp: one pointer passes faster than 20 words
 _log = logging.getLogger(__name__)
 
 
@@ -52,13 +54,9 @@ def _library() -> ctypes.CDLL:
         _log.info("building the CPU kernels (once): %s", path)
         _build(shlex.split(compiler), path)
     library = ctypes.CDLL(str(path))
-    p, i, n, d = ctypes.c_void_p, ctypes.c_int, ctypes.c_int64, ctypes.c_double
-    library.normdet_norm_forward.argtypes = [i, i, i, i, i, n, n, n, n, d] + [p] * 7
-    library.normdet_norm_backward.argtypes = [i, i, i, i, i, n, n, n, n, d] + [p] * 10
-    library.normdet_point_forward.argtypes = [i, i, i, i, n, n, n] + [p] * 6
-    library.normdet_point_backward.argtypes = [i, i, i, n, n, n] + [p] * 6
     for name in ("norm_forward", "norm_backward", "point_forward", "point_backward"):
-        getattr(library, f"normdet_{name}").restype = None
+        function = getattr(library, f"normdet_{name}")
+        function.argtypes, function.restype = [ctypes.c_char_p], None
     return library
 
 
@@ -100,13 +98,13 @@ def norm_forward(x, weight, bias, tau, learned_eps, kind, groups, eps, activatio
     y = torch.empty_like(x)
     rstd = torch.empty(shape[0], groups, dtype=_wide_dtype(x))
     mean = torch.empty_like(rstd) if kind != "rms" else rstd.new_empty(0)
-    parameters = _parameters(rstd.dtype, weight, bias, tau)
+    weight, bias, tau = _parameters(rstd.dtype, weight, bias, tau)
     if x.numel():
-        _library().normdet_norm_forward(
-            _DTYPES[x.dtype], last, _KINDS[kind], activation is not None, torch.get_num_threads(),
-            *shape, groups, eps, x.data_ptr(), y.data_ptr(),
-            *map(_pointer, parameters), _pointer(mean), rstd.data_ptr(),
+        call = _call(
+            x, last, shape, activation, None, weight, bias, tau, y,
+            mean, rstd, None, None, _KINDS[kind], groups, eps,
         )  # fmt: skip
+        _library().normdet_norm_forward(call)
     return y, mean, rstd
 
 
@@ -118,14 +116,13 @@ def norm_backward(
     dx = torch.empty_like(x)
     by_channel = torch.zeros(3, shape[1], dtype=rstd.dtype)
     deps = torch.zeros(1 if eps_gradient else 0, dtype=rstd.dtype)
-    parameters = _parameters(rstd.dtype, weight, bias, tau)
+    weight, bias, tau = _parameters(rstd.dtype, weight, bias, tau)
     if x.numel():
-        _library().normdet_norm_backward(
-            _DTYPES[x.dtype], last, _KINDS[kind], activation is not None, torch.get_num_threads(),
-            *shape, groups, eps, dy.data_ptr(), x.data_ptr(), dx.data_ptr(),
-            *map(_pointer, parameters), _pointer(mean), rstd.data_ptr(),
-            by_channel.data_ptr(), _pointer(deps),
+        call = _call(
+            x, last, shape, activation, dy, weight, bias, tau, dx,
+            mean, rstd, by_channel, deps, _KINDS[kind], groups, eps,
         )  # fmt: skip
+        _library().normdet_norm_backward(call)
     return dx, by_channel, deps
 
 
@@ -142,12 +139,11 @@ def _point_forward(x, x2, scale, shift, tau, activation):
     if x2 is not None:
         x2 = _alike(x2, x)
     y = torch.empty_like(x)
-    parameters = _parameters(_wide_dtype(x), scale, shift, tau)
+    scale, shift, tau = _parameters(_wide_dtype(x), scale, shift, tau)
     if x.numel():
         _library().normdet_point_forward(
-            _DTYPES[x.dtype], last, activation is not None, torch.get_num_threads(), *shape,
-            x.data_ptr(), _pointer(x2), y.data_ptr(), *map(_pointer, parameters),
-        )  # fmt: skip
+            _call(x, last, shape, activation, x2, scale, shift, tau, y)
+        )
     return y
 
 
@@ -156,14 +152,25 @@ def point_backward(dy, y, scale, tau, activation):
     dy = _alike(dy, y)
     dx = torch.empty_like(y)
     dtau = torch.zeros(shape[1], dtype=_wide_dtype(y))
-    parameters = _parameters(dtau.dtype, scale, tau)
+    scale, tau = _parameters(dtau.dtype, scale, tau)
     if y.numel():
         _library().normdet_point_backward(
-            _DTYPES[y.dtype], last, torch.get_num_threads(), *shape,
-            dy.data_ptr(), y.data_ptr(), dx.data_ptr(), *map(_pointer, parameters),
-            dtau.data_ptr(),
-        )  # fmt: skip
+            _call(y, last, shape, activation, dy, scale, None, tau, dx, by_channel=dtau)
+        )
     return dx, dtau
+
+
+def _call(
+    x, last, shape, activation, x2, weight, bias, tau, out,
+    mean=None, rstd=None, by_channel=None, deps=None, kind=0, groups=1, eps=0.0,
+) -> bytes:  # fmt: skip
+    """The arguments of a kernel, as `Call` of ops.cpp lays them out."""
+    return _CALL.pack(
+        _DTYPES[x.dtype], last, kind, activation is not None, torch.get_num_threads(),
+        *shape, groups, eps, x.data_ptr(), _pointer(x2), _pointer(weight), _pointer(bias),
+        _pointer(tau), out.data_ptr(), _pointer(mean), _pointer(rstd), _pointer(by_channel),
+        _pointer(deps),
+    )  # fmt: skip
 
 
 def _prepare(x: Tensor) -> tuple[Tensor, bool, tuple[int, int, int]]:
@@ -197,5 +204,5 @@ def _parameters(dtype: torch.dtype, *parameters: Tensor | None) -> list[Tensor |
     ]
 
 
-def _pointer(x: Tensor | None) -> int | None:
-    return None if x is None else x.data_ptr() or None
+def _pointer(x: Tensor | None) -> int:
+    return 0 if x is None else x.data_ptr()

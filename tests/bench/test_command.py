@@ -5,7 +5,7 @@ import csv
 import pytest
 import torch
 
-from normdet.bench import main, measure
+from normdet.bench import layers, main, measure
 from normdet.errors import NormdetError
 
 
@@ -31,6 +31,33 @@ def test_one_table_with_every_peer(tmp_path):
     for row in rows:
         assert row["date"] and "torch" in row["versions"] and "--shapes 2x32x5x7" in row["command"]
         assert float(row["q25_ms"]) <= float(row["median_ms"]) <= float(row["q75_ms"])
+
+
+@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
+def test_providers_of_an_operation_compute_the_same(compiled):
+    other_layers = ("nn.BatchNorm2d", "nn.GroupNorm+ReLU", "FrozenBN+ReLU")
+    for shape, operations in (
+        ((2, 32, 5, 7), layers.providers),
+        ((32, 16, 3, 3), layers.weight_providers),
+    ):
+        case = layers.Case(shape, torch.float32, False, "cpu")
+        x = case.tensor()
+        for op, group in operations(case, compiled):
+            skipped = other_layers[: 3 if "FRN" in op else 1]
+            # The dialects of WS differ by their epsilon, and by n against n - 1.
+            close = {"rtol": 1e-2 if op == "WS" else 1e-4, "atol": 1e-4}
+            expected = group[0].call(x)
+            for provider in group[1:]:
+                if not provider.name.startswith(skipped):
+                    torch.testing.assert_close(provider.call(x), expected, **close)
+
+
+@pytest.mark.slow
+def test_weight_standardization_has_rows():
+    case = layers.Case((32, 16, 3, 3), torch.float32, False, "cpu")
+    rows = list(layers.rows(case, 1e6, 0.01, False, layers.weight_providers))
+    assert {row["provider"] for row in rows} >= {"normdet auto", "normdet reference", "timm"}
+    assert {row["mode"] for row in rows} == {"forward", "backward", "both"}
 
 
 def test_bad_arguments_are_one_sentence(tmp_path):

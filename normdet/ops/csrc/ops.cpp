@@ -725,83 +725,90 @@ template <class F> void by_flag(bool flag, const F& f) {
 
 extern "C" {
 
-void normdet_norm_forward(int dtype, int last, int kind, int act, int threads, i64 n, i64 c, i64 s,
-                          i64 groups, double eps, const void* x, void* y, const void* weight,
-                          const void* bias, const void* tau, void* mean, void* rstd) {
-  by_type(dtype, [&](auto type) {
+// All that a kernel is told, as cpp.py packs it. What a kernel does not use, or has no value, is 0.
+struct Call {
+  i64 dtype, last, kind, act, threads, n, c, s, groups;
+  double eps;
+  const void *x, *x2, *weight, *bias, *tau;  // x2: the join's summand, or the output's gradient
+  void *out, *mean, *rstd, *by_channel, *deps;
+};
+
+}  // extern "C"
+
+namespace {
+
+// f(job, x, x2, out) in the element type of the call.
+template <class F> void normalization(const Call& call, const F& f) {
+  by_type(call.dtype, [&](auto type) {
     using T = decltype(type);
     using A = typename Wide<T>::type;
-    const std::vector<A> ones(weight ? 0 : c, A(1)), zeros(bias && tau ? 0 : c, A(0));
-    const Problem<A> job{{n, c, s, groups},
-                         Kind(kind),
-                         eps,
-                         threads,
-                         weight ? (const A*)weight : ones.data(),
-                         bias ? (const A*)bias : zeros.data(),
-                         tau ? (const A*)tau : zeros.data(),
-                         (A*)mean,
-                         (A*)rstd};
-    by_flag(act, [&](auto flag) {
+    const std::vector<A> ones(call.weight ? 0 : call.c, A(1));
+    const std::vector<A> zeros(call.bias && call.tau ? 0 : call.c, A(0));
+    const Problem<A> job{{call.n, call.c, call.s, call.groups},
+                         Kind(call.kind),
+                         call.eps,
+                         int(call.threads),
+                         call.weight ? (const A*)call.weight : ones.data(),
+                         call.bias ? (const A*)call.bias : zeros.data(),
+                         call.tau ? (const A*)call.tau : zeros.data(),
+                         (A*)call.mean,
+                         (A*)call.rstd};
+    f(job, (const T*)call.x, (const T*)call.x2, (T*)call.out);
+  });
+}
+
+}  // namespace
+
+extern "C" {
+
+void normdet_norm_forward(const Call* call) {
+  normalization(*call, [&](const auto& job, auto x, auto, auto y) {
+    by_flag(call->act, [&](auto flag) {
       constexpr bool Act = decltype(flag)::value;
-      if (last) forward_last<Act>(job, (const T*)x, (T*)y);
-      else forward_rows<Act>(job, (const T*)x, (T*)y);
+      if (call->last) forward_last<Act>(job, x, y);
+      else forward_rows<Act>(job, x, y);
     });
   });
 }
 
-void normdet_norm_backward(int dtype, int last, int kind, int act, int threads, i64 n, i64 c, i64 s,
-                           i64 groups, double eps, const void* dy, const void* x, void* dx,
-                           const void* weight, const void* bias, const void* tau, void* mean,
-                           void* rstd, void* by_channel, void* deps) {
-  by_type(dtype, [&](auto type) {
-    using T = decltype(type);
-    using A = typename Wide<T>::type;
-    const std::vector<A> ones(weight ? 0 : c, A(1)), zeros(bias && tau ? 0 : c, A(0));
-    const Problem<A> job{{n, c, s, groups},
-                         Kind(kind),
-                         eps,
-                         threads,
-                         weight ? (const A*)weight : ones.data(),
-                         bias ? (const A*)bias : zeros.data(),
-                         tau ? (const A*)tau : zeros.data(),
-                         (A*)mean,
-                         (A*)rstd};
-    std::vector<A> s0(n * c), s1(n * c), st(n * c);
+void normdet_norm_backward(const Call* call) {
+  normalization(*call, [&](const auto& job, auto x, auto dy, auto dx) {
+    using A = std::decay_t<decltype(*job.weight)>;
+    std::vector<A> s0(job.rows()), s1(job.rows()), st(job.rows());
     const Sums<A*> sums{s0.data(), s1.data(), st.data()};
-    by_flag(act, [&](auto flag) {
+    by_flag(call->act, [&](auto flag) {
       constexpr bool Act = decltype(flag)::value;
-      if (last) backward_last<Act>(job, (const T*)dy, (const T*)x, (T*)dx, sums);
-      else backward_rows<Act>(job, (const T*)dy, (const T*)x, (T*)dx, sums);
+      if (call->last) backward_last<Act>(job, dy, x, dx, sums);
+      else backward_rows<Act>(job, dy, x, dx, sums);
     });
-    parameter_gradients(job, sums, (A*)by_channel, (A*)deps);
+    parameter_gradients(job, sums, (A*)call->by_channel, (A*)call->deps);
   });
 }
 
-void normdet_point_forward(int dtype, int last, int act, int threads, i64 n, i64 c, i64 s,
-                           const void* x, const void* x2, void* y, const void* scale,
-                           const void* shift, const void* tau) {
-  by_type(dtype, [&](auto type) {
+void normdet_point_forward(const Call* call) {
+  by_type(call->dtype, [&](auto type) {
     using T = decltype(type);
     using A = typename Wide<T>::type;
-    by_flag(last && (scale || tau), [&](auto last_flag) {
-      by_flag(act, [&](auto flag) {
+    by_flag(call->last && (call->weight || call->tau), [&](auto last_flag) {
+      by_flag(call->act, [&](auto flag) {
         point_forward<decltype(last_flag)::value, decltype(flag)::value>(
-            Shape{n, c, s, 1}, threads, (const T*)x, (const T*)x2, (T*)y, (const A*)scale,
-            (const A*)shift, (const A*)tau);
+            Shape{call->n, call->c, call->s, 1}, call->threads, (const T*)call->x,
+            (const T*)call->x2, (T*)call->out, (const A*)call->weight, (const A*)call->bias,
+            (const A*)call->tau);
       });
     });
   });
 }
 
-void normdet_point_backward(int dtype, int last, int threads, i64 n, i64 c, i64 s, const void* dy,
-                            const void* y, void* dx, const void* scale, const void* tau,
-                            void* dtau) {
-  by_type(dtype, [&](auto type) {
+void normdet_point_backward(const Call* call) {
+  by_type(call->dtype, [&](auto type) {
     using T = decltype(type);
     using A = typename Wide<T>::type;
-    by_flag(last && (scale || tau), [&](auto flag) {
-      point_backward<decltype(flag)::value>(Shape{n, c, s, 1}, threads, (const T*)dy, (const T*)y,
-                                            (T*)dx, (const A*)scale, (const A*)tau, (A*)dtau);
+    by_flag(call->last && (call->weight || call->tau), [&](auto flag) {
+      point_backward<decltype(flag)::value>(
+          Shape{call->n, call->c, call->s, 1}, call->threads, (const T*)call->x2,
+          (const T*)call->x, (T*)call->out, (const A*)call->weight, (const A*)call->tau,
+          (A*)call->by_channel);
     });
   });
 }
