@@ -6,9 +6,14 @@ import pytest
 import torch
 from detectron2.layers import ShapeSpec
 from detectron2.modeling import build_backbone
+from torch import nn
+from torch.nn.parallel import DistributedDataParallel
 
 from normdet.bench.measure import held_bytes
 from normdet.config import config_file, load_config
+from normdet.layers import FilterResponseNorm2d
+from normdet.modeling.lean import lean
+from tests.workers import run_workers
 
 
 def backbone(norm, recompute, freeze_at=0):
@@ -49,3 +54,36 @@ def test_a_failing_forward_leaves_no_context():
     with pytest.raises(RuntimeError):
         model(torch.zeros(1, 5, 64, 64))
     assert getattr(recompute._local, "current", None) is None
+
+
+def in_two_processes(rank, recompute):
+    model = DistributedDataParallel(backbone("FRN+TLU", recompute))
+    x = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(1))
+    outcome(model, x[rank : rank + 1])
+    return {name: p.grad for name, p in model.module.named_parameters()}
+
+
+@pytest.mark.slow
+def test_same_bits_in_two_processes():
+    plain, lean = (run_workers(in_two_processes, 2, recompute) for recompute in (False, True))
+    for first, second in zip(plain, lean, strict=True):
+        assert all(torch.equal(gradient, second[name]) for name, gradient in first.items())
+
+
+@pytest.mark.slow
+def test_compiled_it_gives_the_same():
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), FilterResponseNorm2d(8, activation="TLU"), nn.Conv2d(8, 4, 3)
+    )
+    model = lean(model, True)
+    x = torch.randn(2, 3, 16, 16)
+
+    def gradients(forward):
+        model.zero_grad()
+        forward(x).square().mean().backward()
+        return [p.grad for p in model.parameters()]
+
+    expected = gradients(model)
+    for found, gradient in zip(gradients(torch.compile(model)), expected, strict=True):
+        torch.testing.assert_close(found, gradient, rtol=1e-4, atol=1e-6)
