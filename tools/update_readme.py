@@ -183,6 +183,43 @@ def finetune_table() -> str:
     return f"{_table(headers, rows)}\n\n{picture}"
 
 
+_MEDICAL = {"nuclei": ("nuclei, mask AP", "mask"), "bccd": ("blood cells, box AP", "box")}
+
+
+def medical_table() -> str:
+    """AP and AP50 of every norm on the medical sets, and what some of the models predict."""
+    values: dict[tuple, list[tuple[float, float]]] = {}
+    with (RESULTS / "medical.csv").open(newline="") as file:
+        for row in csv.DictReader(file):
+            _, task = _MEDICAL[row["dataset"]]
+            key = row["init"], row["norm"], row["dataset"], int(row["batch_size"])
+            if row["status"] == "done":
+                found = (float(row[f"{task}_AP"]), float(row[f"{task}_AP50"] or 0))
+                values.setdefault(key, []).append(found)
+    columns = [(dataset, size) for dataset in _MEDICAL for size in (1, 2)]
+    rows = [
+        [init, norm, *(_ap_cell(values.get((init, norm, *column))) for column in columns)]
+        for init, norm in dict.fromkeys(key[:2] for key in values)
+    ]
+    headers = [
+        f"{_MEDICAL[dataset][0]}, {size} image{'s' * (size > 1)}" for dataset, size in columns
+    ]
+    pictures = [
+        f"![What models of three norms find in {dataset}](results/{path.name})"
+        for dataset in _MEDICAL
+        if (path := RESULTS / f"medical_{dataset}.png").exists()
+    ]
+    return "\n\n".join([_table(["start", "norm", *headers], rows), *pictures])
+
+
+def _ap_cell(found: list[tuple[float, float]] | None) -> str:
+    """AP with its range over seeds, and AP50."""
+    if not found:
+        return ""
+    ap, ap50 = zip(*found, strict=True)
+    return f"{_spread(list(ap), 1)}; {sum(ap50) / len(ap50):.0f}"
+
+
 def _table(headers: list[str], rows: list[list[str]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -197,6 +234,7 @@ BLOCKS = {
     "agreement": agreement_table,
     "kept": kept_table,
     "finetune": finetune_table,
+    "medical": medical_table,
 }
 
 
