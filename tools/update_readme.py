@@ -3,7 +3,8 @@
 
 python tools/update_readme.py [--demo output/demo]
 
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`; nothing else is touched.
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`, in README.md or results/PROTOCOL.md;
+nothing else is touched.
 """
 
 import argparse
@@ -33,22 +34,38 @@ def demo_table() -> str:
 
 def norms_table(name: str) -> str:
     """Every option's AP in the demo's detector, from one of its tables."""
-    with (RESULTS / name).open(newline="") as file:
-        lines = list(csv.DictReader(file))
     keys = ["option", "seed", "box_AP", "mask_AP", "note"]
-    rows = [[line[key] or ("" if key == "note" else "none") for key in keys] for line in lines]
+    rows = [
+        [line[key] or ("" if key == "note" else "none") for key in keys]
+        for line in _lines(RESULTS / name)
+    ]
     return _table(["option", "seed", "box AP", "mask AP", ""], rows)
 
 
 def bench_table() -> str:
-    """Forward and backward of FRN+TLU on the CPU over its peers, from the newest bench."""
-    path = max(RESULTS.glob("bench-ops-*.csv"), key=lambda path: path.stat().st_mtime)
+    """Forward and backward of FRN+TLU over its peers, on every CPU that was measured."""
+    parts = []
+    for path in sorted(RESULTS.glob("bench-ops-*.csv")):
+        lines = _lines(path)
+        parts += [f"On {_about(lines[0])}:", _ratios(lines)]
+    return "\n\n".join(parts)
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
     with path.open(newline="") as file:
-        lines = [
-            line for line in csv.DictReader(file)
-            if (line["op"], line["mode"], line["dtype"]) == ("FRN+TLU", "both", "float32")
-            and line["layout"] == "contiguous" and line["median_ms"]
-        ]  # fmt: skip
+        return list(csv.DictReader(file))
+
+
+def _about(line: dict[str, str]) -> str:
+    return f"{line['machine']} ({line['versions']}; {line['date']})"
+
+
+def _ratios(lines: list[dict[str, str]]) -> str:
+    lines = [
+        line for line in lines
+        if (line["op"], line["mode"], line["dtype"]) == ("FRN+TLU", "both", "float32")
+        and line["layout"] == "contiguous" and line["median_ms"]
+    ]  # fmt: skip
     shapes = list(dict.fromkeys(line["shape"] for line in lines))
     times = {(line["shape"], line["provider"]): float(line["median_ms"]) for line in lines}
     peers = ("nn.GroupNorm+ReLU", "nn.BatchNorm2d+ReLU", "FrozenBN+ReLU", "torch.compile", "timm")
@@ -60,10 +77,15 @@ def bench_table() -> str:
 
 
 def step_table() -> str:
-    """A whole training step under each norm over one under FrozenBN, from the newest bench."""
-    path = max(RESULTS.glob("bench-step-*.csv"), key=lambda path: path.stat().st_mtime)
-    with path.open(newline="") as file:
-        lines = list(csv.DictReader(file))
+    """A whole training step under each norm over one under FrozenBN, on every CPU measured."""
+    parts = []
+    for path in sorted(RESULTS.glob("bench-step-*.csv")):
+        lines = _lines(path)
+        parts += [f"On {_about(lines[0])}:", _steps(lines)]
+    return "\n\n".join(parts)
+
+
+def _steps(lines: list[dict[str, str]]) -> str:
     columns = (
         ("training step", "median_ms"), ("training step", "kept_bytes"),
         ("training step", "peak_bytes"), ("inference", "median_ms"), ("largest batch", ""),
@@ -97,11 +119,10 @@ _METHODS = (
 def _conversion(model: str) -> dict[tuple[str, str, str], list[float]]:
     """Values over seeds by target, method and metric, of one model of results/conversion.csv."""
     found: dict[tuple[str, str, str], list[float]] = {}
-    with (RESULTS / "conversion.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            if row["model"].startswith(model):
-                key = row["target"], row["method"], row["metric"]
-                found.setdefault(key, []).append(float(row["value"]))
+    for row in _lines(RESULTS / "conversion.csv"):
+        if row["model"].startswith(model):
+            key = row["target"], row["method"], row["metric"]
+            found.setdefault(key, []).append(float(row["value"]))
     return found
 
 
@@ -148,8 +169,7 @@ def kept_table() -> str:
 
 def finetune_table() -> str:
     """The last AP of each kind of start, and the picture of its way there."""
-    with (RESULTS / "conversion.csv").open(newline="") as file:
-        lines = [row for row in csv.DictReader(file) if row["model"] == "R50-FPN"]
+    lines = [row for row in _lines(RESULTS / "conversion.csv") if row["model"] == "R50-FPN"]
     if not lines:
         return "Not run yet."
     values: dict[tuple[str, str, int], list[float]] = {}
@@ -189,13 +209,12 @@ _MEDICAL = {"nuclei": ("nuclei, mask AP", "mask"), "bccd": ("blood cells, box AP
 def medical_table() -> str:
     """AP and AP50 of every norm on the medical sets, and what some of the models predict."""
     values: dict[tuple, list[tuple[float, float]]] = {}
-    with (RESULTS / "medical.csv").open(newline="") as file:
-        for row in csv.DictReader(file):
-            _, task = _MEDICAL[row["dataset"]]
-            key = row["init"], row["norm"], row["dataset"], int(row["batch_size"])
-            if row["status"] == "done":
-                found = (float(row[f"{task}_AP"]), float(row[f"{task}_AP50"] or 0))
-                values.setdefault(key, []).append(found)
+    for row in _lines(RESULTS / "medical.csv"):
+        _, task = _MEDICAL[row["dataset"]]
+        key = row["init"], row["norm"], row["dataset"], int(row["batch_size"])
+        if row["status"] == "done":
+            found = (float(row[f"{task}_AP"]), float(row[f"{task}_AP50"] or 0))
+            values.setdefault(key, []).append(found)
     columns = [(dataset, size) for dataset in _MEDICAL for size in (1, 2)]
     rows = [
         [init, norm, *(_ap_cell(values.get((init, norm, *column))) for column in columns)]
@@ -220,6 +239,25 @@ def _ap_cell(found: list[tuple[float, float]] | None) -> str:
     return f"{_spread(list(ap), 1)}; {sum(ap50) / len(ap50):.0f}"
 
 
+_PUBLISHED = re.compile(
+    r"# (?P<what>.+) Published(?P<at> at \w+)?: box (?P<box>[\d.]+), mask (?P<mask>[\d.]+) "
+    r"\((?P<source>.+)\)\.$"
+)
+
+
+def published_table() -> str:
+    """What others measured on COCO, from the first lines of the configs that repeat it."""
+    rows = []
+    for file in sorted((REPO / "configs" / "coco").glob("*.yaml")):
+        if found := _PUBLISHED.match(file.read_text().partition("\n")[0]):
+            what = found["what"].rstrip(".:") + (found["at"] or "")
+            command = f"`normdet train --num-gpus 8 --config-file coco/{file.name}`"
+            rows.append([what, found["box"], found["mask"], found["source"], "not run", command])
+    theirs = "mask AP, others' measurement"
+    headers = ["", "box AP, others' measurement", theirs, "their source", "ours", "command"]
+    return _table(headers, rows)
+
+
 def _table(headers: list[str], rows: list[list[str]]) -> str:
     lines = [headers, ["---"] * len(headers), *rows]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
@@ -235,6 +273,7 @@ BLOCKS = {
     "kept": kept_table,
     "finetune": finetune_table,
     "medical": medical_table,
+    "published": published_table,
 }
 
 
@@ -246,8 +285,12 @@ def main() -> None:
         (RESULTS / "demo").mkdir(parents=True, exist_ok=True)
         for name in ("metrics.json", "predictions.png", "curves.png"):
             shutil.copyfile(args.demo / name, RESULTS / "demo" / name)
-    readme = REPO / "README.md"
-    text = readme.read_text()
+    for page in (REPO / "README.md", RESULTS / "PROTOCOL.md"):
+        page.write_text(_filled(page.read_text()))
+
+
+def _filled(text: str) -> str:
+    """A page with its tables as results/ has them."""
     for name, table in BLOCKS.items():
         pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
         if re.search(pattern, text, re.DOTALL):
@@ -255,7 +298,7 @@ def main() -> None:
             text = re.sub(
                 pattern, lambda m, block=block: m[1] + block + m[2], text, flags=re.DOTALL
             )
-    readme.write_text(text)
+    return text
 
 
 if __name__ == "__main__":
