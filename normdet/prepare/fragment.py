@@ -1,22 +1,26 @@
-"""The config that fits the data: what `normdet train` needs to know of it."""
+"""The configs that fit the data: what `normdet train` needs to know of it.
+
+They name nothing outside their folder but `DATASETS.ROOT`, which is the folder itself.
+"""
 
 import json
 from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
+import yaml
+from detectron2.config import CfgNode
 
-from normdet.config import config_file
+from normdet.config import IMAGENET_STD, config_file
 
 # A detector of stride 4 wants the median object about this large, and images no longer than this.
 _OBJECT, _LONGEST = 32, 1600
 _LEVELS = 5
-# ImageNet's std in grey values: weights trained with PIXEL_STD 1 expect images this varied.
-_IMAGENET_STD = 57.0
+_BASE = "medical/Base-R_50-FPN.yaml"
 
 
 def write_configs(folder: Path, home: Path, fingerprint: Mapping) -> None:
-    """Write `dataset.yaml`, to be a base of any config, and `train.yaml`, which has it as one.
+    """Write `dataset.yaml`, to be a base of any config, a detector, and `train.yaml` of both.
 
     Args:
         folder: where they are written.
@@ -24,11 +28,17 @@ def write_configs(folder: Path, home: Path, fingerprint: Mapping) -> None:
         fingerprint: of the data set.
     """
     (folder / "dataset.yaml").write_text(_dataset(home, fingerprint), encoding="utf-8")
-    base = config_file("medical/Base-R_50-FPN.yaml")
-    scaled = [round(value / _IMAGENET_STD, 4) for value in fingerprint["pixel_std"]]
+    detector = CfgNode.load_yaml_with_base(config_file(_BASE))
+    (folder / "detector.yaml").write_text(
+        f"# normdet's {_BASE} with its bases written out; see there for the reasons.\n"
+        + yaml.safe_dump(detector, sort_keys=False, default_flow_style=None),
+        encoding="utf-8",
+    )
+    scaled = [round(value / IMAGENET_STD, 4) for value in fingerprint["pixel_std"]]
     text = (
         "# Mask R-CNN R50-FPN with GN on the data beside this file; --norm takes another norm.\n"
-        f'_BASE_:\n  - {_quoted(base)}\n  - "dataset.yaml"\n'
+        "# Where the folder was moved: DATASETS.ROOT NEW/PLACE behind the command.\n"
+        '_BASE_: ["detector.yaml", "dataset.yaml"]\n'
         "MODEL:\n  # Its weights were trained with PIXEL_STD 1: the data are as varied to it as\n"
         f"  # ImageNet is.\n  PIXEL_STD: {scaled}\n"
     )
@@ -85,6 +95,8 @@ def _dataset(home: Path, fingerprint: Mapping) -> str:
         f"  TRAIN: [{_quoted(splits['train'])}]",
         f"  TEST: [{', '.join(map(_quoted, tests))}]",
         "INPUT:",
+        "  # That of the pixels above: PIXEL_STD is right or wrong for weights by it.",
+        f"  IMAGE_STD: {round(float(np.mean(std)), 4)}",
         "  MASK_FORMAT: " + _quoted("bitmask" if fingerprint["rle"] else "polygon"),
         f"  MIN_SIZE_TRAIN: {near}",
         f"  MIN_SIZE_TEST: {middle}",
