@@ -80,10 +80,7 @@ def _configs_ls(args: argparse.Namespace) -> None:
 
 def _configs_cp(args: argparse.Namespace) -> None:
     """Copy a config with its base files merged in, so that the copy stands alone."""
-    import yaml
-    from fvcore.common.config import CfgNode
-
-    from normdet.config import config_file
+    from normdet.config import config_file, written_out
 
     source = Path(config_file(args.name))
     target = Path(args.target or source.name)
@@ -92,8 +89,7 @@ def _configs_cp(args: argparse.Namespace) -> None:
         raise NormdetError(f"{target} already exists")
     lines = source.read_text().splitlines(keepends=True)
     comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
-    merged = CfgNode.load_yaml_with_base(str(source), allow_unsafe=False)
-    target.write_text(comment + yaml.safe_dump(merged, default_flow_style=None))
+    target.write_text(comment + written_out(args.name))
     print(target)
 
 
@@ -109,8 +105,8 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    add_train_arguments(command("train", "train a detector and evaluate it", _train))
-    add_train_arguments(command("eval", "evaluate the weights of a detector", _eval))
+    for name, (text, _) in _RUNS.items():
+        commands.add_parser(name, help=text, add_help=False)
     command("norms", "list the norms, activations and weight methods of an option", _norms)
     configs = commands.add_parser("configs", help="list and copy the configs that come along")
     actions = configs.add_subparsers(metavar="ACTION", required=True)
@@ -121,6 +117,16 @@ def _parser() -> argparse.ArgumentParser:
     for name, text in _DELEGATED.items():
         commands.add_parser(name, help=text, add_help=False)
     return parser
+
+
+def _parse(argv: Sequence[str]) -> argparse.Namespace:
+    if not argv or argv[0] not in _RUNS:
+        return _parser().parse_args(argv)
+    text, run = _RUNS[argv[0]]
+    parser = argparse.ArgumentParser(f"normdet {argv[0]}", description=f"{text.capitalize()}.")
+    add_train_arguments(parser)
+    # Flags may stand among the KEY VALUE pairs, which argparse allows no subcommand.
+    return parser.parse_intermixed_args(argv[1:], argparse.Namespace(run=run))
 
 
 def _quiet_warnings() -> None:
@@ -140,6 +146,10 @@ def _prepend(variable: str, rules: list[str]) -> None:
         os.environ[variable] = ",".join(rules + ([users] if users else []))
 
 
+_RUNS = {
+    "train": ("train a detector and evaluate it", _train),
+    "eval": ("evaluate the weights of a detector", _eval),
+}
 # Subcommands that parse their own arguments: normdet.<name>.main(argv), or of the module below.
 _DELEGATED = {
     "demo": "train FRN+TLU and GN on real microscopy, and report",
@@ -166,7 +176,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         if argv and argv[0] in _DELEGATED:
             module = _MODULES.get(argv[0], argv[0])
             return importlib.import_module(f"normdet.{module}").main(argv[1:]) or 0
-        args = _parser().parse_args(argv)
+        args = _parse(argv)
         args.run(args)
     except NormdetError as error:
         # Under torchrun every worker has its own copy of this line.

@@ -5,6 +5,7 @@ import importlib.resources
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+import yaml
 from detectron2.config import CfgNode, get_cfg
 
 from .errors import NormdetError
@@ -253,6 +254,12 @@ def config_file(name: str) -> str:
     close = difflib.get_close_matches(name, config_names(), n=3, cutoff=0.3)
     hint = f"; did you mean {' or '.join(close)}?" if close else ""
     raise NormdetError(f"normdet has no config {name!r}{hint} (`normdet configs ls` lists them)")
+
+
+def written_out(name: str) -> str:
+    """One of normdet's own configs as YAML with its bases merged in, which stands alone."""
+    merged = CfgNode.load_yaml_with_base(config_file(name), allow_unsafe=False)
+    return yaml.safe_dump(merged, default_flow_style=None)
 
 
 def load_config(

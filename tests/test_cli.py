@@ -83,15 +83,15 @@ def test_exit_codes(monkeypatch, capsys, raised, code, text):
     assert capsys.readouterr().err == text
 
 
-def test_options_may_follow_the_keys(monkeypatch):
+def test_options_may_stand_among_the_keys(monkeypatch):
     seen = []
-    monkeypatch.setattr(cli, "_train", seen.append)
-    argv = ["train", "--config-file", "a.yaml", "SOLVER.X", "-1", "A", "b", "--norm", "GN"]
+    monkeypatch.setitem(cli._RUNS, "train", ("", seen.append))
+    argv = ["train", "SOLVER.X", "-1", "--config-file", "a.yaml", "A", "b", "--norm", "GN"]
     assert cli.main(argv) == 0
     assert seen[0].opts == ["SOLVER.X", "-1", "A", "b"] and seen[0].norm == "GN"
 
 
-@pytest.mark.parametrize("name", sorted(cli._DELEGATED))
+@pytest.mark.parametrize("name", sorted([*cli._RUNS, *cli._DELEGATED]))
 def test_every_command_has_a_help(name, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([name, "--help"])

@@ -8,10 +8,8 @@ from collections.abc import Mapping
 from pathlib import Path
 
 import numpy as np
-import yaml
-from detectron2.config import CfgNode
 
-from normdet.config import IMAGENET_STD, config_file
+from normdet.config import IMAGENET_STD, written_out
 
 # A detector of stride 4 wants the median object about this large, and images no longer than this.
 _OBJECT, _LONGEST = 32, 1600
@@ -28,10 +26,9 @@ def write_configs(folder: Path, home: Path, fingerprint: Mapping) -> None:
         fingerprint: of the data set.
     """
     (folder / "dataset.yaml").write_text(_dataset(home, fingerprint), encoding="utf-8")
-    detector = CfgNode.load_yaml_with_base(config_file(_BASE))
     (folder / "detector.yaml").write_text(
         f"# normdet's {_BASE} with its bases written out; see there for the reasons.\n"
-        + yaml.safe_dump(detector, sort_keys=False, default_flow_style=None),
+        + written_out(_BASE),
         encoding="utf-8",
     )
     scaled = [round(value / IMAGENET_STD, 4) for value in fingerprint["pixel_std"]]
