@@ -11,8 +11,8 @@ from tabulate import tabulate
 from torch import Tensor
 
 from normdet.config import load_config
-from normdet.data import image_files, register_datasets
-from normdet.data.images import Images, find_images, sample
+from normdet.data import register_datasets
+from normdet.data.images import Images, find_images, named_images, sample
 from normdet.data.input_record import read_record
 from normdet.engine import Trainer
 from normdet.engine.run import use_device_at_hand
@@ -40,7 +40,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if option.norm == "EvalNorm" and args.rung in (None, "calibrated"):
         _eval_norm(cfg, args)
         return 0
-    files = _files(args, cfg)
+    files = named_images(args.images, args.dataset, cfg.DATASETS.ROOT)
     rung = args.rung or ("calibrated" if files else "closed")
     settings = Settings(
         str(option), rung, args.keep, args.parts and args.parts.split(","), args.size,
@@ -59,14 +59,6 @@ def main(argv: Sequence[str] | None = None) -> int:
     _write(done, args)
     _print(done, args)
     return 0
-
-
-def _files(args: argparse.Namespace, cfg: CfgNode) -> list[Path]:
-    if args.images and args.dataset:
-        raise NormdetError("--dataset names the images: give it or --images, not both")
-    if args.images:
-        return find_images(args.images)
-    return image_files(args.dataset, cfg.DATASETS.ROOT) if args.dataset else []
 
 
 def _read(files: Sequence[Path], cfg: CfgNode, window: str) -> list[Tensor]:

@@ -11,7 +11,7 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from torch import Tensor
 
-from normdet.data import build_augmentation
+from normdet.data import build_augmentation, image_files
 from normdet.data.channels import to_format
 from normdet.data.mapper import is_deep, read_deep
 from normdet.data.readers import Source, image
@@ -40,6 +40,28 @@ def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
         where = ", ".join(map(str, paths))
         raise NormdetError(f"no images in {where}: looked for {', '.join(SUFFIXES)}")
     return sorted(found)
+
+
+def named_images(
+    paths: Sequence[str | os.PathLike], dataset: str | None, root: str | os.PathLike
+) -> list[Path]:
+    """The images that a command line names, by paths or as a dataset; none if it names none.
+
+    Args:
+        paths: as in :func:`find_images`.
+        dataset: as in `DATASETS.TRAIN`, which `root` is `DATASETS.ROOT` of.
+
+    Raises:
+        NormdetError: both are given, or what is given has no images.
+    """
+    if dataset and paths:
+        raise NormdetError("--dataset names the images: give it or paths of images, not both")
+    if dataset:
+        files = image_files(dataset, root)
+        if not files:
+            raise NormdetError(f"--dataset {dataset} has no images")
+        return files
+    return find_images(paths) if paths else []
 
 
 def sample(files: Sequence[Path], count: int) -> list[Path]:

@@ -14,8 +14,7 @@ from tabulate import tabulate
 from torch import nn
 
 from normdet.config import load_config, norm_option
-from normdet.data import image_files
-from normdet.data.images import Images, find_images, sample
+from normdet.data.images import Images, find_images, named_images, sample
 from normdet.data.input_record import read_record
 from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
@@ -44,7 +43,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = load_config(args.config_file, args.opts, args.norm)
     cfg.MODEL.WEIGHTS = args.weights
     use_device_at_hand(cfg)
-    files = _files(args.images, args.dataset, cfg)
+    files = named_images(args.images, args.dataset, cfg.DATASETS.ROOT)
+    if not files:
+        raise NormdetError("no images: name files or folders, or --dataset NAME")
     folder = _folder(args.out)
     model = build_model(cfg)
     layers_to_watch(model)  # refuses before anything is fetched
@@ -112,19 +113,6 @@ def _reader(
 def _shown(images: Images, what: str):
     """The images, with a bar where there is a terminal."""
     return track(images, what, total=len(images.files), disable=not os.isatty(1), transient=True)
-
-
-def _files(paths: Sequence[str], dataset: str | None, cfg: CfgNode) -> list[Path]:
-    if dataset and paths:
-        raise NormdetError("--dataset names the images: give it or paths, not both")
-    if dataset:
-        files = image_files(dataset, cfg.DATASETS.ROOT)
-        if not files:
-            raise NormdetError(f"--dataset {dataset} has no images")
-        return files
-    if not paths:
-        raise NormdetError("no images: name files or folders, or --dataset NAME")
-    return find_images(paths)
 
 
 def _common_folder(paths: Sequence[str]) -> Path:
