@@ -1,12 +1,15 @@
 """The images a model is shown one by one: those of more than 8 bits are not clipped."""
 
+import json
+
 import numpy as np
 import pytest
 import tifffile
 from PIL import Image
 
 from normdet.config import load_config
-from normdet.data.images import SUFFIXES, Images, find_images
+from normdet.data.images import SUFFIXES, Images, find_images, named_images
+from normdet.errors import NormdetError
 
 CONFIG = "quickstart/base.yaml"
 
@@ -59,3 +62,23 @@ def test_what_counts_as_an_image(tmp_path):
     Image.fromarray(np.zeros((64, 64), np.uint8)).save(tmp_path / "a.webp")
     (tensor,) = shown(tmp_path)
     assert tensor.shape == (3, 64, 64)
+
+
+def test_images_are_named_by_paths_or_by_a_dataset(tmp_path):
+    (tmp_path / "a.png").touch()
+    (tmp_path / "b.png").touch()
+    content = {
+        "images": [{"id": 1, "file_name": "b.png", "width": 8, "height": 8}],
+        "annotations": [], "categories": [{"id": 1, "name": "one"}],
+    }  # fmt: skip
+    for name, images in (("all", content["images"]), ("none", [])):
+        (tmp_path / f"{name}.json").write_text(json.dumps({**content, "images": images}))
+    assert named_images([tmp_path], None, tmp_path) == [tmp_path / "a.png", tmp_path / "b.png"]
+    assert named_images([], "coco:all.json:.", tmp_path) == [tmp_path / "b.png"]
+    assert named_images([], None, tmp_path) == []
+    for paths, dataset, said in (
+        ([tmp_path], "coco:all.json:.", "not both"),
+        ([], "coco:none.json:.", "--dataset coco:none.json:. has no images"),
+    ):
+        with pytest.raises(NormdetError, match=said):
+            named_images(paths, dataset, tmp_path)
