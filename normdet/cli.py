@@ -12,6 +12,7 @@ import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
+from normdet.arguments import train_arguments
 from normdet.errors import NormdetError
 from normdet.version import __version__
 
@@ -30,36 +31,10 @@ _NOISE = (
 _NOISY_MODULES = ("torch.utils.cpp_extension", "torch.fx._symbolic_trace")
 
 
-def add_train_arguments(parser: argparse.ArgumentParser) -> None:
-    """The arguments of `normdet train` and `tools/train_net.py`, by detectron2's names."""
-    add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="a YAML file, or one of our own")
-    add("--norm", metavar="OPTION", help="the norm of the usual parts: GN, GN+WS, FRN+TLU, ...")
-    add("--norm-parts", metavar="A,B", help="the parts that --norm goes to, or 'all'")
-    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine")
-    add("--num-machines", type=int, default=1, metavar="N", help="machines of the job")
-    add("--machine-rank", type=int, default=0, metavar="N", help="this machine's place, from 0")
-    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT where processes meet")
-    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
-    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
-    add("--dry-run", action="store_true", help="print what would run, and stop")
-    add(
-        "--allow-unsafe-weights",
-        action="store_true",
-        help="load weight files that can run code; for files you trust",
-    )
-    add("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
-
-
 def _train(args: argparse.Namespace) -> None:
     from normdet.engine import train
 
     train(args)
-
-
-def _eval(args: argparse.Namespace) -> None:
-    args.eval_only = True
-    _train(args)
 
 
 def _norms(args: argparse.Namespace) -> None:
@@ -93,6 +68,10 @@ def _configs_cp(args: argparse.Namespace) -> None:
     print(target)
 
 
+def _sentence(text: str) -> str:
+    return f"{text[0].upper()}{text[1:]}."
+
+
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         prog="normdet", description="Any normalization as a flag of detectron2's detectors."
@@ -101,11 +80,11 @@ def _parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(metavar="COMMAND", required=True)
 
     def command(name, text, run, within=commands):
-        added = within.add_parser(name, help=text, description=f"{text[0].upper()}{text[1:]}.")
+        added = within.add_parser(name, help=text, description=_sentence(text))
         added.set_defaults(run=run)
         return added
 
-    for name, (text, _) in _RUNS.items():
+    for name, text in (_TRAINING | _DELEGATED).items():
         commands.add_parser(name, help=text, add_help=False)
     command("norms", "list the norms, activations and weight methods of an option", _norms)
     configs = commands.add_parser("configs", help="list and copy the configs that come along")
@@ -114,19 +93,7 @@ def _parser() -> argparse.ArgumentParser:
     copy = command("cp", "copy a config, its base files merged in", _configs_cp, actions)
     copy.add_argument("name", help="as `normdet configs ls` prints it")
     copy.add_argument("target", nargs="?", help="file or folder; by default the current folder")
-    for name, text in _DELEGATED.items():
-        commands.add_parser(name, help=text, add_help=False)
     return parser
-
-
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
-    if not argv or argv[0] not in _RUNS:
-        return _parser().parse_args(argv)
-    text, run = _RUNS[argv[0]]
-    parser = argparse.ArgumentParser(f"normdet {argv[0]}", description=f"{text.capitalize()}.")
-    add_train_arguments(parser)
-    # Flags may stand among the KEY VALUE pairs, which argparse allows no subcommand.
-    return parser.parse_intermixed_args(argv[1:], argparse.Namespace(run=run))
 
 
 def _quiet_warnings() -> None:
@@ -146,9 +113,10 @@ def _prepend(variable: str, rules: list[str]) -> None:
         os.environ[variable] = ",".join(rules + ([users] if users else []))
 
 
-_RUNS = {
-    "train": ("train a detector and evaluate it", _train),
-    "eval": ("evaluate the weights of a detector", _eval),
+# Not parsed as argparse's own subcommands: those take no KEY VALUE pairs on both sides of a flag.
+_TRAINING = {
+    "train": "train a detector and evaluate it",
+    "eval": "evaluate the weights of a detector",
 }
 # Subcommands that parse their own arguments: normdet.<name>.main(argv), or of the module below.
 _DELEGATED = {
@@ -173,10 +141,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     _quiet_warnings()
     try:
+        if argv and argv[0] in _TRAINING:
+            _train(train_arguments(argv[1:], argv[0], _sentence(_TRAINING[argv[0]])))
+            return 0
         if argv and argv[0] in _DELEGATED:
             module = _MODULES.get(argv[0], argv[0])
             return importlib.import_module(f"normdet.{module}").main(argv[1:]) or 0
-        args = _parse(argv)
+        args = _parser().parse_args(argv)
         args.run(args)
     except NormdetError as error:
         # Under torchrun every worker has its own copy of this line.

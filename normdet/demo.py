@@ -14,6 +14,7 @@ from pathlib import Path
 
 import torch
 
+from normdet.arguments import add_common, train_arguments
 from normdet.data import load_coco, quickstart
 from normdet.errors import NormdetError
 from normdet.report import figures, page
@@ -87,19 +88,16 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of the runs and the report (output/demo)",
     )  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="forget an earlier demo's runs")
-    parser.add_argument("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
-    return parser.parse_args(argv)
+    add_common(parser, "opts")
+    return parser.parse_intermixed_args(argv)
 
 
 def _train(run: Run) -> None:
     """What `normdet train` does with the run's arguments; goes on where it was interrupted."""
-    from normdet.cli import add_train_arguments
     from normdet.engine import train
 
-    parser = argparse.ArgumentParser()
-    add_train_arguments(parser)
     print(f"{run.name}: {run.command}")
-    train(parser.parse_args(run.arguments()))
+    train(train_arguments(run.arguments()))
     if not run.results_file.is_file():
         raise NormdetError(f"{run.folder} holds no results: set DATASETS.TEST to evaluate")
 

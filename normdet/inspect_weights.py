@@ -9,6 +9,7 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 
+from normdet.arguments import add_common
 from normdet.config import load_config
 from normdet.errors import NormdetError
 from normdet.weights import (
@@ -135,12 +136,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         prog="normdet inspect",
         description="Say what a weights file is, which config it needs, and what a model takes.",
     )
-    add = parser.add_argument
-    add("weights", help="a weights file, or its address in detectron2's model zoo")
-    add("--config-file", metavar="FILE", help="build its model, load the file, and report")
-    add("--norm", metavar="OPTION", help="what --norm of `normdet train` would say")
-    add("--allow-unsafe-weights", action="store_true", help="load a file that can run code")
-    add("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
+    parser.add_argument("weights", help="a weights file, or its address in detectron2's model zoo")
+    add_common(parser, "--config-file", help="build its model, load the file, and report")
+    add_common(parser, "--norm", help="what --norm of `normdet train` would say")
+    add_common(parser, "--allow-unsafe-weights")
+    add_common(parser, "opts")
     args = parser.parse_intermixed_args(argv)
     if args.config_file is None and (args.opts or args.norm):
         raise NormdetError("--norm and KEY VALUE pairs change a config: give --config-file too")

@@ -83,15 +83,16 @@ def test_exit_codes(monkeypatch, capsys, raised, code, text):
     assert capsys.readouterr().err == text
 
 
-def test_options_may_stand_among_the_keys(monkeypatch):
+@pytest.mark.parametrize("command", ["train", "eval"])
+def test_evaluation_is_training_that_only_evaluates(monkeypatch, command):
     seen = []
-    monkeypatch.setitem(cli._RUNS, "train", ("", seen.append))
-    argv = ["train", "SOLVER.X", "-1", "--config-file", "a.yaml", "A", "b", "--norm", "GN"]
-    assert cli.main(argv) == 0
-    assert seen[0].opts == ["SOLVER.X", "-1", "A", "b"] and seen[0].norm == "GN"
+    monkeypatch.setattr(cli, "_train", seen.append)
+    assert cli.main([command, "--config-file", "a.yaml", "A", "b"]) == 0
+    assert seen[0].config_file == "a.yaml" and seen[0].opts == ["A", "b"]
+    assert seen[0].eval_only == (command == "eval")
 
 
-@pytest.mark.parametrize("name", sorted([*cli._RUNS, *cli._DELEGATED]))
+@pytest.mark.parametrize("name", sorted(cli._TRAINING | cli._DELEGATED))
 def test_every_command_has_a_help(name, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([name, "--help"])

@@ -9,6 +9,7 @@ from pathlib import Path
 
 from rich.console import Console
 
+from normdet.arguments import add_common, check_counts
 from normdet.compare import local, record, stats, table
 from normdet.compare.cell import CRASHED, RESULTS, Task
 from normdet.compare.display import Display
@@ -262,7 +263,7 @@ def _plan(args: argparse.Namespace) -> Plan:
         train = (f"split:train:{args.val_share:g}:{train[0]}",)
     if val and val == test[0]:
         raise NormdetError(f"--val {val}: the test set never picks a rate; name another dataset")
-    parts = tuple(args.norm_parts.split(",")) if args.norm_parts else None
+    parts = tuple(args.norm_parts) if args.norm_parts else None
     return Plan(
         args.config_file, opts, arms, args.batch_sizes, args.seeds, factors, train,
         val, test[0], parts,
@@ -289,7 +290,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )  # fmt: skip
     add = parser.add_argument
-    add("--config-file", required=True, metavar="FILE", help="a YAML file, or one of our own")
+    add_common(parser, "--config-file", required=True)
     add("--norms", default="", metavar="A,B", help="norm options: FrozenBN,BN,GN,GN+WS,FRN+TLU")
     add(
         "--variant", action="append", default=[], metavar="'NAME=OPTION KEY VALUE ...'",
@@ -309,7 +310,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--init", action="append", default=[], metavar="[NAME=]random|WEIGHTS",
         help="start weights of all or, with NAME=, of one; the config's MODEL.WEIGHTS otherwise",
     )  # fmt: skip
-    add("--norm-parts", metavar="A,B", help="the parts that norms go to, or 'all'")
+    add_common(parser, "--norm-parts", help="the parts that norms go to, or 'all'")
     add("--val", default="", metavar="DATASET", help="rates are picked on it")
     add(
         "--val-share", type=float, default=0.2, metavar="SHARE",
@@ -329,12 +330,9 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--report-only", action="store_true", help="run nothing; report what there is")
     add("--dry-run", action="store_true", help="print the grid, and stop")
     add("--out", required=True, type=Path, metavar="DIR", help="the comparison's folder")
-    add("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
+    add_common(parser, "opts")
     args = parser.parse_intermixed_args(argv)
-    for name in ("seeds", "jobs", "threads"):
-        value = getattr(args, name)
-        if value is not None and value < 1:
-            parser.error(f"--{name} {value}: at least one is needed")
+    check_counts(args, "seeds", "jobs", "threads")
     if not 0 < args.gpu_share <= 1:
         parser.error(f"--gpu-share {args.gpu_share} is not above 0 and at most 1")
     return args

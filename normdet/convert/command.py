@@ -10,6 +10,7 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 from torch import Tensor
 
+from normdet.arguments import add_common, check_counts, names
 from normdet.config import load_config
 from normdet.data import register_datasets
 from normdet.data.images import Images, find_images, named_images, sample
@@ -43,7 +44,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     files = named_images(args.images, args.dataset, cfg.DATASETS.ROOT)
     rung = args.rung or ("calibrated" if files else "closed")
     settings = Settings(
-        str(option), rung, args.keep, args.parts and args.parts.split(","), args.size,
+        str(option), rung, args.keep, args.parts, args.size,
         args.crop, args.batch_size, args.seed, Schedule(args.steps, args.rate, args.all_weights),
     )  # fmt: skip
     window = "none" if args.dataset else read_record(cfg, Path(args.weights).parent).window
@@ -126,8 +127,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("weights", help="the trained model's checkpoint, or an ImageNet backbone's")
     add("--to", required=True, metavar="OPTION", help="the norm it gets: GN, FRN+TLU, ...")
-    add("--config-file", required=True, metavar="FILE", help="the config it was trained with")
-    add("--norm", metavar="OPTION", help="the --norm it was trained with, if it was given one")
+    add_common(parser, "--config-file", required=True, help="the config it was trained with")
+    add_common(parser, "--norm")
     add("--out", required=True, type=Path, metavar="FILE", help="where the result goes")
     add(
         "--images", action="append", metavar="PATH",
@@ -149,7 +150,10 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="of what GN, LN, IN or FRN divides by, keep this share fixed through a learned "
         "epsilon (0.9: nearly the original's function)",
     )  # fmt: skip
-    add("--parts", metavar="A,B", help="parts that get the norm; by default those that have one")
+    add(
+        "--parts", type=names, metavar="A,B",
+        help="parts that get the norm; by default those that have one",
+    )  # fmt: skip
     add("--steps", type=int, default=300, metavar="N", help="of distillation (300)")
     add("--rate", type=float, default=1e-4, metavar="R", help="of distillation (1e-4)")
     add("--all-weights", action="store_true", help="distill every weight, not the norms' alone")
@@ -160,12 +164,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--seed", type=int, default=0, metavar="N", help="of distillation's crops (0)")
     add("--evaluate", action="store_true", help="AP before and after, on DATASETS.TEST")
     add("--batches", type=int, default=50, metavar="N", help="to learn EvalNorm's blend from (50)")
-    add("--allow-unsafe-weights", action="store_true", help="load a file that can run code")
-    add("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
+    add_common(parser, "--allow-unsafe-weights")
+    add_common(parser, "opts")
     args = parser.parse_intermixed_args(argv)
-    for flag in ("batches", "steps", "batch_size", "max_images", "size"):
-        if getattr(args, flag) < 1:
-            raise NormdetError(
-                f"--{flag.replace('_', '-')} {getattr(args, flag)}: at least one is needed"
-            )
+    check_counts(args, "batches", "steps", "batch_size", "max_images", "size")
     return args

@@ -13,6 +13,7 @@ from rich.progress import track
 from tabulate import tabulate
 from torch import nn
 
+from normdet.arguments import add_common, check_counts
 from normdet.config import load_config, norm_option
 from normdet.data.images import Images, find_images, named_images, sample
 from normdet.data.input_record import read_record
@@ -139,9 +140,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         epilog=reading(),
     )
     add = parser.add_argument
-    add("--config-file", metavar="FILE", help="the model's config")
+    add_common(parser, "--config-file", help="the model's config")
     add("--weights", metavar="FILE", help="its weights, with BN's statistics")
-    add("--norm", metavar="OPTION", help="the --norm it was trained with, if it was given one")
+    add_common(parser, "--norm")
     add("--dataset", metavar="NAME", help="instead of IMAGES; as in DATASETS.TRAIN")
     add(
         "--reference",
@@ -152,7 +153,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--max-images", type=int, default=64, metavar="N", help="look at N, evenly spaced (64)")
     add("--images-per-gpu", type=int, default=2, metavar="N", help="in training (2)")
     add("--out", type=Path, default=Path("output/doctor"), metavar="DIR", help="of the report")
-    add("--allow-unsafe-weights", action="store_true", help="load a file that can run code")
+    add_common(parser, "--allow-unsafe-weights")
     add("--run", type=Path, metavar="OUTPUT_DIR", help="draw a training run's norms instead")
     add("rest", nargs="*", metavar="IMAGES", help="files and folders, then KEY VALUE of the config")
     args = parser.parse_intermixed_args(argv)
@@ -161,7 +162,5 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     args.images, args.opts = args.rest[:split], args.rest[split:]
     if not args.run and not (args.config_file and args.weights):
         raise NormdetError("--config-file and --weights are needed, or --run OUTPUT_DIR")
-    for flag in ("max_images", "images_per_gpu"):
-        if getattr(args, flag) < 1:
-            raise NormdetError(f"--{flag.replace('_', '-')}: at least 1 is needed")
+    check_counts(args, "max_images", "images_per_gpu")
     return args

@@ -45,7 +45,7 @@ def train(args: argparse.Namespace) -> dict | None:
     """Train and evaluate, or with `args.eval_only` evaluate, what the arguments describe.
 
     Args:
-        args: as :func:`normdet.cli.add_train_arguments` defines them.
+        args: as :func:`normdet.arguments.train_arguments` reads them.
 
     Returns:
         The results, `{task: {metric: value}}`, by dataset if there are several; None where other
@@ -55,8 +55,7 @@ def train(args: argparse.Namespace) -> dict | None:
         NormdetError: bad input, or a loss that is not finite.
         Interrupted: SIGINT or SIGTERM; a checkpoint is saved.
     """
-    parts = args.norm_parts.split(",") if args.norm_parts else None
-    cfg = load_config(args.config_file, args.opts, args.norm, parts)
+    cfg = load_config(args.config_file, args.opts, args.norm, args.norm_parts)
     use_device_at_hand(cfg)
     cfg.freeze()
     if args.dry_run:

@@ -13,6 +13,7 @@ from rich.console import Console
 from rich.progress import Progress
 from torch import nn
 
+from normdet.arguments import add_common
 from normdet.config import load_config
 from normdet.data.input_record import InputRecord, read_record
 from normdet.data.readers import MAX_PIXELS, Slice, Source, find_sources, nifti
@@ -248,8 +249,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add = parser.add_argument
     add("images", nargs="+", metavar="IMAGES", help="files or folders: PNG, JPEG, TIFF, DICOM, ...")
     add("--weights", required=True, metavar="FILE", help="the trained model's checkpoint")
-    add("--config-file", metavar="FILE", help="its config; by default config.yaml beside it")
-    add("--norm", metavar="OPTION", help="the --norm it was trained with, if not in the config")
+    add_common(parser, "--config-file", help="its config; by default config.yaml beside it")
+    add_common(parser, "--norm", help="the --norm it was trained with, if not in the config")
     add("--out", required=True, type=Path, metavar="DIR", help="where the results go")
     add("--restart", action="store_true", help="forget what DIR holds of earlier runs")
     add("--score-threshold", type=float, default=0.5, metavar="P", help="least score, 0.5")
@@ -262,9 +263,9 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--classes", metavar="A,B", help="names of the classes; by default those of training")
     add("--on-error", choices=["skip", "stop"], default="skip", help="what to do about a bad image")
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image read")
-    add("--allow-unsafe-weights", action="store_true", help="load a file that can run code")
+    add_common(parser, "--allow-unsafe-weights")
     add("--opts", nargs=argparse.REMAINDER, default=[], metavar="KEY VALUE", help="config keys")
-    args = parser.parse_args(argv)
+    args = parser.parse_intermixed_args(argv)
     if args.batch < 1 or not 0 <= args.score_threshold <= 1:
         raise NormdetError("--batch must be 1 or more, and --score-threshold from 0 to 1")
     return args

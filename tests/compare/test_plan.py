@@ -3,6 +3,7 @@
 import pytest
 
 from normdet import NormdetError
+from normdet.arguments import train_arguments
 from normdet.compare.plan import Arm, Cell, Plan, config_hash, parse_arms, scaled
 from normdet.config import load_config
 
@@ -61,15 +62,9 @@ def test_periods_of_zero_stay_zero():
 
 
 def test_a_cells_config_and_command_are_the_same(tmp_path):
-    from argparse import ArgumentParser
-
-    from normdet.cli import add_train_arguments
-
     p = plan(arms=(Arm("slow GN", "GN", ("SOLVER.WARMUP_ITERS", "80"), "random"),))
     cell = Cell(p.arms[0], 1, 2)
-    parser = ArgumentParser()
-    add_train_arguments(parser)
-    args = parser.parse_args(p.arguments(cell, tmp_path))
+    args = train_arguments(p.arguments(cell, tmp_path))
     cfg = load_config(args.config_file, args.opts, args.norm)
     assert config_hash(cfg) == config_hash(p.config(cell))
     assert args.resume and cfg.OUTPUT_DIR == str(tmp_path) and cfg.SEED == 2

@@ -78,7 +78,7 @@ def test_bad_input_is_a_sentence(config, weights, folder, tmp_path, capsys):
         ([tmp_path / "absent"], "does not exist"),
         (["--dataset", "nowhere"], "neither a dataset registered"),
         (["--dataset", "nowhere", folder], "not both"),
-        ([folder, "--max-images", "0"], "--max-images: at least 1"),
+        ([folder, "--max-images", "0"], "--max-images 0: at least one"),
         ([folder, "MODEL.RESNETS.NORM", "GN"], "nothing to examine"),
         ([folder, "MODEL.RESNETS.NORM", "GN"], "no norm of this model (it has GN)"),
         ([folder, "NO.SUCH", "1"], "KEY VALUE pairs"),

@@ -1,0 +1,70 @@
+"""The arguments that several commands have: one spelling and one meaning of each."""
+
+import argparse
+from collections.abc import Sequence
+
+from normdet.errors import NormdetError
+
+
+def names(text: str) -> list[str] | None:
+    """What `A,B` names; None where it names nothing."""
+    return text.split(",") if text else None
+
+
+_COMMON = {
+    "--config-file": {"metavar": "FILE", "help": "a YAML file, or one of our own"},
+    "--norm": {
+        "metavar": "OPTION", "help": "the --norm it was trained with, if it was given one"
+    },
+    "--norm-parts": {
+        "type": names, "metavar": "A,B", "help": "the parts that --norm goes to, or 'all'"
+    },
+    "--allow-unsafe-weights": {
+        "action": "store_true", "help": "load weight files that can run code; for files you trust"
+    },
+    "opts": {"nargs": "*", "metavar": "KEY VALUE", "help": "config keys and their values"},
+}  # fmt: skip
+
+
+def add_common(parser: argparse.ArgumentParser, name: str, **own) -> None:
+    """Add an argument that other commands have too; `own` is what this one says of it.
+
+    A parser with `opts` is to read by `parse_intermixed_args`: keys may stand around flags.
+    """
+    parser.add_argument(name, **{**_COMMON[name], **own})
+
+
+def check_counts(args: argparse.Namespace, *counts: str) -> None:
+    """Refuse counts below 1, given by their names in `args`.
+
+    Raises:
+        NormdetError: naming the flag.
+    """
+    for count in counts:
+        value = getattr(args, count)
+        if value is not None and value < 1:
+            flag = count.replace("_", "-")
+            raise NormdetError(f"--{flag} {value}: at least one is needed")
+
+
+def train_arguments(
+    argv: Sequence[str], command: str = "train", description: str | None = None
+) -> argparse.Namespace:
+    """What `normdet train`, or `eval`, is told by words that follow it; detectron2's names."""
+    parser = argparse.ArgumentParser(prog=f"normdet {command}", description=description)
+    add = parser.add_argument
+    add_common(parser, "--config-file", required=True)
+    add_common(parser, "--norm", help="the norm of the usual parts: GN, GN+WS, FRN+TLU, ...")
+    add_common(parser, "--norm-parts")
+    add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine")
+    add("--num-machines", type=int, default=1, metavar="N", help="machines of the job")
+    add("--machine-rank", type=int, default=0, metavar="N", help="this machine's place, from 0")
+    add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT where processes meet")
+    add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
+    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    add("--dry-run", action="store_true", help="print what would run, and stop")
+    add_common(parser, "--allow-unsafe-weights")
+    add_common(parser, "opts")
+    args = parser.parse_intermixed_args(argv)
+    args.eval_only |= command == "eval"
+    return args

@@ -1,0 +1,50 @@
+"""Arguments of several commands: config keys stand anywhere, and lists and counts read alike."""
+
+import argparse
+
+import pytest
+
+from normdet import NormdetError, demo, inspect_weights
+from normdet.arguments import check_counts, train_arguments
+from normdet.compare import command as compare
+from normdet.convert import command as convert
+from normdet.doctor import command as doctor
+from normdet.predict import command as predict
+
+CONFIG = ["--config-file", "a.yaml"]
+
+
+@pytest.mark.parametrize(
+    ("parse", "words", "flag"),
+    [
+        (train_arguments, CONFIG, ["--norm", "GN"]),
+        (lambda argv: train_arguments(argv, "eval"), CONFIG, ["--norm", "GN"]),
+        (inspect_weights._parse, [*CONFIG, "w.pth"], ["--norm", "GN"]),
+        (convert._parse, [*CONFIG, "w.pth", "--to", "GN", "--out", "x.pth"], ["--norm", "BN"]),
+        (doctor._parse, [*CONFIG, "--weights", "w.pth"], ["--norm", "BN"]),
+        (compare._parse, [*CONFIG, "--out", "x"], ["--norms", "GN"]),
+        (demo._parse, [], ["--output", "x"]),
+    ],
+)
+def test_keys_may_stand_around_a_flag(parse, words, flag):
+    args = parse([*words, "SOLVER.BASE_LR", "-1", *flag, "SEED", "1"])
+    assert args.opts == ["SOLVER.BASE_LR", "-1", "SEED", "1"]
+    assert str(getattr(args, flag[0].strip("-"))) == flag[1]
+
+
+def test_images_may_stand_around_a_flag():
+    args = predict._parse(["a.png", "--weights", "w", "b.png", "--out", "x", "--opts", "SEED", "1"])
+    assert args.images == ["a.png", "b.png"] and args.opts == ["SEED", "1"]
+
+
+def test_parts_are_a_list():
+    assert train_arguments([*CONFIG, "--norm-parts", "fpn,box_head"]).norm_parts == [
+        "fpn", "box_head",
+    ]  # fmt: skip
+    assert train_arguments([*CONFIG, "--norm-parts", ""]).norm_parts is None
+
+
+def test_counts_are_one_at_least():
+    check_counts(argparse.Namespace(jobs=None, seeds=1), "jobs", "seeds")
+    with pytest.raises(NormdetError, match="^--max-images 0: at least one is needed$"):
+        check_counts(argparse.Namespace(max_images=0), "max_images")
