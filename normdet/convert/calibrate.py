@@ -15,9 +15,10 @@ from torch import Tensor, nn
 
 from normdet.layers import WSConv2d
 from normdet.layers.moments import instance_moments
+from normdet.layers.reparametrized import linear
 
 from .channels import Samples
-from .sites import Site, find_sites, linear
+from .sites import Site, find_sites, used_weight
 from .standardized import Patches
 from .views import Views
 
@@ -59,7 +60,8 @@ def measure(
     def record(site: Site, x: Tensor) -> None:
         if not x.numel():
             return
-        mean, var = instance_moments(linear(site.old_layer, x))
+        layer = site.old_layer
+        mean, var = instance_moments(linear(layer, x, used_weight(layer), layer.bias))
         found.setdefault(site.name, []).append((mean, var + mean.square()))
         if isinstance(site.layer, WSConv2d) and site.layer.groups == 1:
             more = Patches.of(site.layer, x)

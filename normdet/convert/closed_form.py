@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from normdet.errors import NormdetError
 from normdet.layers import GroupNorm, SwitchNorm, WSConv2d
 from normdet.layers.per_example import PerExampleNorm, StoredMoments
+from normdet.layers.reparametrized import out_dim
 from normdet.modeling.per_level import PerLevelNorm
 
 from .channels import Samples, arrange, channel_scales
@@ -23,7 +24,6 @@ from .sites import (
     as_before,
     find_sites,
     learned_weight,
-    out_dim,
     put_weight,
     stored_moments,
     used_weight,

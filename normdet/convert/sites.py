@@ -4,7 +4,6 @@ import itertools
 from dataclasses import dataclass
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor, nn
 
 from normdet.errors import NormdetError
@@ -101,7 +100,7 @@ def _readers(model: nn.Module) -> dict[nn.Module, nn.Module]:
     return readers
 
 
-# Layers without what stands behind them ---------------------------------------------------------
+# The weights of layers --------------------------------------------------------------------------
 
 
 def used_weight(layer: nn.Module) -> Tensor:
@@ -125,24 +124,6 @@ def learned_weight(layer: nn.Module) -> Tensor:
     if hasattr(layer, "parametrizations"):
         return layer.parametrizations.weight.original
     return layer.weight
-
-
-def out_dim(layer: nn.Module) -> int:
-    """Which dimension of its weight holds a layer's outputs."""
-    return 1 if isinstance(layer, nn.ConvTranspose2d) else 0
-
-
-def linear(layer: nn.Module, x: Tensor) -> Tensor:
-    """What a layer computes before its norm and activation."""
-    weight = used_weight(layer)
-    if isinstance(layer, nn.ConvTranspose2d):
-        return F.conv_transpose2d(
-            x, weight, layer.bias, layer.stride, layer.padding, layer.output_padding, layer.groups,
-            layer.dilation,
-        )  # fmt: skip
-    if isinstance(layer, nn.Linear):
-        return F.linear(x, weight, layer.bias)
-    return layer._conv_forward(x, weight, layer.bias)
 
 
 # Norms as the affine they are -------------------------------------------------------------------

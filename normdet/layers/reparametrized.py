@@ -40,17 +40,13 @@ class Reparametrized:
     Frozen, the method's own statistics rest as well.
     """
 
-    def linear(self, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None):
-        """The layer with a given weight and bias, neither normalized nor activated."""
-        raise NotImplementedError
-
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         learning = self.training and self.weight.requires_grad
         if self.reweight.training != learning:
             self.reweight.train(learning)
         if learning and self.reweight.starting:
             self.reweight.start(self, x)
-        x = self.linear(x, self.reweight(self.weight), self.bias)
+        x = linear(self, x, self.reweight(self.weight), self.bias)
         for then in (getattr(self, "norm", None), getattr(self, "activation", None)):
             x = x if then is None else then(x)
         return x
@@ -65,28 +61,38 @@ class Reparametrized:
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+def linear(
+    layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """What a Conv2d, ConvTranspose2d or Linear computes with a given weight and bias.
+
+    Its norm and activation, if it has them, stay out.
+    """
+    if isinstance(layer, nn.ConvTranspose2d):
+        return F.conv_transpose2d(
+            x, weight, bias, layer.stride, layer.padding, layer.output_padding, layer.groups,
+            layer.dilation,
+        )  # fmt: skip
+    if isinstance(layer, nn.Linear):
+        return F.linear(x, weight, bias)
+    return layer._conv_forward(x, weight, bias)
+
+
+def out_dim(layer: nn.Module) -> int:
+    """Which dimension of its weight holds a layer's outputs."""
+    return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
+
+
 class ReparametrizedConv2d(Reparametrized, nn.Conv2d):
     """A convolution `(N, C, H, W)`; see :class:`Reparametrized`."""
-
-    def linear(self, x, weight, bias):
-        return self._conv_forward(x, weight, bias)
 
 
 class ReparametrizedConvTranspose2d(Reparametrized, nn.ConvTranspose2d):
     """A transposed convolution `(N, C, H, W)`; see :class:`Reparametrized`."""
 
-    def linear(self, x, weight, bias):
-        return F.conv_transpose2d(
-            x, weight, bias, self.stride, self.padding, self.output_padding, self.groups,
-            self.dilation,
-        )  # fmt: skip
-
 
 class ReparametrizedLinear(Reparametrized, nn.Linear):
     """A fully connected layer `(N, C)`; see :class:`Reparametrized`."""
-
-    def linear(self, x, weight, bias):
-        return F.linear(x, weight, bias)
 
 
 _FORMS = {
@@ -113,10 +119,9 @@ def reparametrize(module: nn.Module, method: type[WeightMethod], **params) -> nn
             f"{method.__name__} has no form for {type(module).__name__}: only for a plain "
             f"{', '.join(kind.__name__ for kind in _FORMS)}"
         )
-    transposed = kind is nn.ConvTranspose2d
-    if transposed and module.groups > 1:
+    if kind is nn.ConvTranspose2d and module.groups > 1:
         raise NormdetError(f"{method.__name__} has no form for a transposed convolution in groups")
-    reweight = method(module.weight, 1 if transposed else 0, **params)
+    reweight = method(module.weight, out_dim(module), **params)
     module.__class__ = _FORMS[kind]
     module.reweight = reweight
     return module

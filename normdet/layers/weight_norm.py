@@ -4,7 +4,7 @@ import torch
 from torch import nn
 
 from .moments import pool_workers, several_workers
-from .reparametrized import Reparametrized, WeightMethod, per_output, reparametrize
+from .reparametrized import Reparametrized, WeightMethod, linear, per_output, reparametrize
 
 
 class WeightNorm(WeightMethod):
@@ -50,7 +50,7 @@ class WeightNorm(WeightMethod):
         A channel that does not vary keeps its `g`. Too few values to vary at all, on all workers
         together, leave the start to the next input.
         """
-        y = layer.linear(x, self(layer.weight), None)
+        y = linear(layer, x, self(layer.weight), None)
         channels_last = y if isinstance(layer, nn.Linear) else y.movedim(1, -1)
         wide = torch.promote_types(y.dtype, torch.float32)
         mean, var, count = _moments(channels_last.flatten(0, -2).to(wide))

@@ -6,6 +6,7 @@ from torch.nn.utils import parametrize
 
 from ..errors import NormdetError
 from ..ops import standardize_weight
+from .reparametrized import out_dim
 
 DIALECTS = ("jhu", "timm")
 
@@ -104,6 +105,6 @@ def standardize(module: nn.Module, dialect: str = "jhu") -> nn.Module:
     """
     if isinstance(module, nn.Conv2d):
         return WSConv2d.from_conv(module, dialect)
-    out_dim = 1 if isinstance(module, nn.modules.conv._ConvTransposeNd) else 0
-    parametrize.register_parametrization(module, "weight", WeightStandardization(dialect, out_dim))
+    method = WeightStandardization(dialect, out_dim(module))
+    parametrize.register_parametrization(module, "weight", method)
     return module

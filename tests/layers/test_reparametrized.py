@@ -9,6 +9,7 @@ from torch.nn.utils import parametrizations
 
 from normdet.errors import NormdetError
 from normdet.layers import reparametrize, spectral_norm, standardize_adaptively, weight_norm
+from normdet.layers.reparametrized import linear
 from normdet.layers.weight_norm import WeightNorm
 from normdet.options import parse
 from tests.layers import reference
@@ -166,7 +167,7 @@ def test_a_start_without_a_bias_leaves_the_mean_to_the_norm():
     conv = option.build_weight(conv)
     x = torch.randn(3, 4, 7, 7) + 2
     y = conv(x)
-    inner = conv.linear(x, conv.reweight(conv.weight), None)
+    inner = linear(conv, x, conv.reweight(conv.weight), None)
     torch.testing.assert_close(inner.var((0, 2, 3), correction=0), torch.ones(6))
     assert torch.equal(y, conv.norm(inner)) and (y >= 0).all()
 
