@@ -4,17 +4,8 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
-from ..errors import NormdetError
-from ..ops import standardize_weight
+from ..ops import check_dialect, standardize_weight
 from .reparametrized import out_dim
-
-DIALECTS = ("jhu", "timm")
-
-
-def _check_dialect(dialect: str) -> str:
-    if dialect not in DIALECTS:
-        raise NormdetError(f"unknown weight standardization dialect {dialect!r}: one of {DIALECTS}")
-    return dialect
 
 
 class WSConv2d(nn.Conv2d):
@@ -36,7 +27,7 @@ class WSConv2d(nn.Conv2d):
 
     def __init__(self, *args, dialect: str = "jhu", norm=None, activation=None, **kwargs):
         super().__init__(*args, **kwargs)
-        self.dialect = _check_dialect(dialect)
+        self.dialect = check_dialect(dialect)
         self.norm = norm
         self.activation = activation
         self._folded: tuple[nn.Parameter, tuple[int, int], torch.Tensor] | None = None
@@ -90,7 +81,7 @@ class WeightStandardization(nn.Module):
 
     def __init__(self, dialect: str = "jhu", out_dim: int = 0):
         super().__init__()
-        self.dialect = _check_dialect(dialect)
+        self.dialect = check_dialect(dialect)
         self.out_dim = out_dim
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:

@@ -25,11 +25,15 @@ from normdet.ops import library, reference
 __all__ = [
     "act",
     "add_act",
+    "check_dialect",
     "frn_tlu",
     "frozen_bn_act",
     "group_norm_act",
     "standardize_weight",
 ]
+
+# The dialects of weight standardization: what the kernels divide by, and the usual epsilon.
+_DIALECTS = {"jhu": ("deviation", 1e-5), "timm": ("group", 1e-6)}
 
 
 def frn_tlu(
@@ -139,6 +143,18 @@ def act(x: Tensor, tau: Tensor | None = None, *, activation: str | None = None) 
     return reference.act(x, tau, activation=activation)
 
 
+def check_dialect(dialect: str) -> str:
+    """The name of a dialect of weight standardization, given back.
+
+    Raises:
+        NormdetError: there is none of that name.
+    """
+    if dialect not in _DIALECTS:
+        known = " or ".join(map(repr, _DIALECTS))
+        raise NormdetError(f"weight standardization dialect {dialect!r} is not {known}")
+    return dialect
+
+
 def standardize_weight(
     weight: Tensor,
     *,
@@ -154,14 +170,10 @@ def standardize_weight(
             "timm" (timm, BiT): biased variance, eps (1e-6) inside the root.
         out_dim: which dimension holds the output channels (1 in a transposed convolution).
     """
-    if dialect not in ("jhu", "timm"):
-        raise NormdetError(f"weight standardization dialect {dialect!r} is not 'jhu' or 'timm'")
+    kind, usual = _DIALECTS[check_dialect(dialect)]
+    eps = usual if eps is None else eps
     if _plain(backend, weight):
         return reference.standardize_weight(weight, dialect=dialect, eps=eps, out_dim=out_dim)
-    kind, eps = {
-        "jhu": ("deviation", 1e-5 if eps is None else eps),
-        "timm": ("group", 1e-6 if eps is None else eps),
-    }[dialect]
     # One example whose channels, each a group of its own, are the filters.
     rows = weight.movedim(out_dim, 0)
     standard = library.norm_act(

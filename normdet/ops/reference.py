@@ -122,20 +122,18 @@ def add_act(
     return act(x + y, tau, activation=activation)
 
 
-def standardize_weight(
-    weight: Tensor, *, dialect: str = "jhu", eps: float | None = None, out_dim: int = 0
-) -> Tensor:
+def standardize_weight(weight: Tensor, *, dialect: str, eps: float, out_dim: int = 0) -> Tensor:
     """Weight Standardization (arXiv:1903.10520) over all but the output channel.
 
-    `"jhu"` (the authors, mmcv): unbiased deviation, eps (1e-5) added outside the root.
-    `"timm"` (timm, BiT): biased variance, eps (1e-6) inside the root.
+    `"jhu"` (the authors, mmcv): unbiased deviation, eps added outside the root.
+    `"timm"` (timm, BiT): biased variance, eps inside the root.
     """
     w = wide(weight).movedim(out_dim, 0)
     rows = w.flatten(1)
     rows = rows - rows.mean(1, keepdim=True)
     if dialect == "jhu":
-        rows = rows / (rows.std(1, keepdim=True) + (1e-5 if eps is None else eps))
+        rows = rows / (rows.std(1, keepdim=True) + eps)
     else:
         variance = rows.square().mean(1, keepdim=True)
-        rows = rows * (variance + (1e-6 if eps is None else eps)).rsqrt()
+        rows = rows * (variance + eps).rsqrt()
     return rows.reshape(w.shape).movedim(0, out_dim).to(weight.dtype)

@@ -7,7 +7,7 @@ import torch
 from torch import nn
 
 from normdet.errors import NormdetError
-from normdet.layers import WSConv2d, standardize
+from normdet.layers import WeightStandardization, WSConv2d, standardize
 from normdet.ops import standardize_weight
 from tests.layers import reference
 
@@ -85,9 +85,17 @@ def test_folded_once_at_test_time_and_anew_when_the_weight_changes(monkeypatch):
     assert "weight" in conv.state_dict() and len(conv.state_dict()) == 2
 
 
-def test_unknown_dialect_is_refused():
-    with pytest.raises(NormdetError, match="dialect 'caffe'"):
-        WSConv2d(3, 4, 3, dialect="caffe")
+@pytest.mark.parametrize(
+    "use",
+    [
+        lambda **named: WSConv2d(3, 4, 3, **named),
+        lambda **named: WeightStandardization(**named),
+        lambda **named: standardize_weight(torch.ones(2, 3), **named),
+    ],
+)
+def test_unknown_dialect_is_refused(use):
+    with pytest.raises(NormdetError, match="dialect 'caffe' is not 'jhu' or 'timm'"):
+        use(dialect="caffe")
 
 
 def _load(conv):
