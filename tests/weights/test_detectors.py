@@ -12,6 +12,7 @@ from torch import nn
 from normdet.config import load_config, put
 from normdet.errors import NormdetError
 from normdet.weights import Checkpointer, check_weights, import_weights, required_config
+from normdet.weights.importers.layout import CLASSIFIER
 from tests.weights.networks import WSConv2d, group_norm, standardize, trained
 
 CLASSES = 5
@@ -211,6 +212,21 @@ def test_what_mmdetection_has_otherwise_is_left_out_with_the_reason():
     one_stage["neck.lateral_convs.0.conv.weight"] = torch.ones(WIDTH, 128, 1, 1)
     imported = import_weights(one_stage, "w.pth")
     assert set(imported.left_out) == {"neck.lateral_convs.0.conv.weight"}
+
+
+@pytest.mark.parametrize("layout", ["mmdetection", "torchvision"])
+def test_what_is_left_out_has_the_files_names(layout):
+    if layout == "mmdetection":
+        state, backbone = MMDetection(nn.Conv2d).published(), "backbone."
+    else:
+        theirs = torchvision.models.get_model("fasterrcnn_resnet50_fpn", weights_backbone=None)
+        state, backbone = theirs.state_dict(), "backbone.body."
+    more = {f"{backbone}fc.bias": torch.zeros(3), "roi_heads.else.bias": torch.zeros(3)}
+    imported = import_weights({**state, **more}, "w.pth")
+    assert imported.left_out == {
+        f"{backbone}fc.bias": CLASSIFIER,
+        "roi_heads.else.bias": "this part has no exact counterpart in detectron2",
+    }
 
 
 @pytest.mark.parametrize(

@@ -47,9 +47,14 @@ class Layout:
     convert: Callable[[Mapping[str, Tensor], Mapping[str, Any], str], Imported]
 
 
-def conv_or_norm(match: re.Match) -> str:
-    """The end of the name of a convolution's tensor or its norm's, by groups called so."""
-    return match["conv"] or f"norm.{match['norm']}"
+def nth(match: re.Match, more: int = 1) -> str:
+    """How names of numbered layers end: `3.weight`, or `3.norm.bias`.
+
+    Args:
+        match: the number as group `n`; the tensor as `conv` or, if it is a norm's, as `norm`.
+        more: added to the number.
+    """
+    return f"{int(match['n']) + more}.{match['conv'] or 'norm.' + match['norm']}"
 
 
 Rules = Iterable[tuple[str, str | Callable[[re.Match], str]]]

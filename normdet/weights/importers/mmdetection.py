@@ -7,7 +7,6 @@ is the aligned one.
 """
 
 import ast
-import re
 from collections.abc import Mapping
 from dataclasses import replace
 from typing import Any
@@ -25,25 +24,17 @@ from normdet.weights.facts import (
     shown_norms,
 )
 
-from .layout import Imported, conv_or_norm, rename
-from .resnets import resnet_facts, resnet_tensors
+from .layout import Imported, nth
+from .resnets import detector_tensors, resnet_facts
 
-_BACKBONE = "backbone."
 # A convolution and its norm.
 _CONV = r"(?:conv\.(?P<conv>weight|bias)|(?:bn|gn)\.(?P<norm>\w+))"
 
 
-def _level(match: re.Match) -> str:
-    return f"{int(match[1]) + 2}.{conv_or_norm(match)}"
-
-
-def _nth(match: re.Match) -> str:
-    return f"{int(match[1]) + 1}.{conv_or_norm(match)}"
-
-
+_FPN = "backbone.fpn_"
 _NECK = (
-    (rf"neck\.lateral_convs\.([0-3])\.{_CONV}", lambda m: f"backbone.fpn_lateral{_level(m)}"),
-    (rf"neck\.fpn_convs\.([0-3])\.{_CONV}", lambda m: f"backbone.fpn_output{_level(m)}"),
+    (rf"neck\.lateral_convs\.(?P<n>[0-3])\.{_CONV}", lambda m: f"{_FPN}lateral{nth(m, 2)}"),
+    (rf"neck\.fpn_convs\.(?P<n>[0-3])\.{_CONV}", lambda m: f"{_FPN}output{nth(m, 2)}"),
 )
 _RPN = "proposal_generator.rpn_head."
 _BOX, _MASK = "roi_heads.box_head.", "roi_heads.mask_head."
@@ -51,11 +42,11 @@ _HEADS = (
     (r"rpn_head\.rpn_conv\.(weight|bias)", rf"{_RPN}conv.\1"),
     (r"rpn_head\.rpn_cls\.(weight|bias)", rf"{_RPN}objectness_logits.\1"),
     (r"rpn_head\.rpn_reg\.(weight|bias)", rf"{_RPN}anchor_deltas.\1"),
-    (rf"roi_head\.bbox_head\.shared_convs\.(\d+)\.{_CONV}", lambda m: f"{_BOX}conv{_nth(m)}"),
-    (rf"roi_head\.mask_head\.convs\.(\d+)\.{_CONV}", lambda m: f"{_MASK}mask_fcn{_nth(m)}"),
+    (rf"roi_head\.bbox_head\.shared_convs\.(?P<n>\d+)\.{_CONV}", lambda m: f"{_BOX}conv{nth(m)}"),
+    (rf"roi_head\.mask_head\.convs\.(?P<n>\d+)\.{_CONV}", lambda m: f"{_MASK}mask_fcn{nth(m)}"),
     (
-        r"roi_head\.bbox_head\.shared_fcs\.(\d+)\.(weight|bias)",
-        lambda m: f"{_BOX}fc{int(m[1]) + 1}.{m[2]}",
+        r"roi_head\.bbox_head\.shared_fcs\.(?P<n>\d+)\.(?P<conv>weight|bias)",
+        lambda m: f"{_BOX}fc{nth(m)}",
     ),
     (r"roi_head\.bbox_head\.fc_cls\.(weight|bias)", r"roi_heads.box_predictor.cls_score.\1"),
     (r"roi_head\.bbox_head\.fc_reg\.(weight|bias)", r"roi_heads.box_predictor.bbox_pred.\1"),
@@ -67,7 +58,6 @@ _VERSION_1 = (
     "mmdetection 1 numbers classes from the background and measures boxes with + 1: its "
     "tools/upgrade_model_version.py makes a file of version 2"
 )
-_OTHER = "this part of mmdetection has no exact counterpart"
 _SOFTMAX = "a region proposal network with two scores an anchor has no exact counterpart"
 
 
@@ -84,18 +74,9 @@ def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: 
     Raises:
         NormdetError: the backbone is no ResNet of detectron2's.
     """
-    backbone = {k.removeprefix(_BACKBONE): v for k, v in state.items() if k.startswith(_BACKBONE)}
-    model, left_out = resnet_tensors(backbone, source, "backbone.bottom_up.")
-    left_out = {_BACKBONE + key: why for key, why in left_out.items()}
     rules, why = _known_parts(state)
-    for key, value in state.items():
-        if key.startswith(_BACKBONE):
-            continue
-        name = rename(key, rules)
-        if name is None:
-            left_out[key] = why.get(key.split(".")[0], _OTHER)
-        else:
-            model[name] = value
+    model, left_out = detector_tensors(state, source, "backbone.", rules)
+    left_out = {key: why.get(key.split(".")[0], reason) for key, reason in left_out.items()}
     layout = "mmdetection detector"
     return Imported(model, _facts(model, _config(checkpoint)), layout, left_out)
 

@@ -24,7 +24,7 @@ from normdet.weights.facts import (
     takes_raw_pixels,
 )
 
-from .layout import CLASSIFIER, Imported, rename
+from .layout import CLASSIFIER, Imported, Rules, rename
 
 # mmcv calls its group norms gn.
 _NORM = r"(weight|bias|running_mean|running_var|num_batches_tracked)"
@@ -114,6 +114,33 @@ def resnet_tensors(
             f"{source} is a ResNet with stages of {', '.join(map(str, stages))} blocks, which is "
             "none of detectron2's (18, 34, 50, 101, 152): nothing is loaded"
         )
+    return model, left_out
+
+
+def detector_tensors(
+    state: Mapping[str, Tensor], source: str, backbone: str, rules: Rules
+) -> tuple[dict[str, Tensor], dict[str, str]]:
+    """A detector's tensors under detectron2's names, and what is left out and why.
+
+    Args:
+        state: tensors by the file's names.
+        source: the file's name for messages.
+        backbone: what the names of its ResNet begin with.
+        rules: for the names of all else.
+
+    Raises:
+        NormdetError: as :func:`convert`.
+    """
+    body = {k.removeprefix(backbone): v for k, v in state.items() if k.startswith(backbone)}
+    model, out = resnet_tensors(body, source, "backbone.bottom_up.")
+    left_out = {backbone + key: why for key, why in out.items()}
+    for key, value in state.items():
+        if key.startswith(backbone):
+            continue
+        if (name := rename(key, rules)) is None:
+            left_out[key] = "this part has no exact counterpart in detectron2"
+        else:
+            model[name] = value
     return model, left_out
 
 

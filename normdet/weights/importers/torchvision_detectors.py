@@ -15,8 +15,8 @@ from torch import Tensor
 
 from normdet.weights.facts import TORCHVISION, shown_norms, takes_raw_pixels
 
-from .layout import Imported, conv_or_norm, rename
-from .resnets import resnet_tensors
+from .layout import Imported, nth
+from .resnets import detector_tensors
 
 _BODY = "backbone.body."
 # Version 2 counts the layers of a convolution: 0 is itself, 1 its norm. So do newer files of the
@@ -27,16 +27,16 @@ _CONV = r"(?:0\.)?(?P<conv>weight|bias)|1\.(?P<norm>\w+)"
 _FPN = {"inner": "lateral", "layer": "output"}
 _RULES = (
     (
-        rf"backbone\.fpn\.(inner|layer)_blocks\.([0-3])\.(?:{_CONV})",
-        lambda m: f"backbone.fpn_{_FPN[m[1]]}{int(m[2]) + 2}.{conv_or_norm(m)}",
+        rf"backbone\.fpn\.(inner|layer)_blocks\.(?P<n>[0-3])\.(?:{_CONV})",
+        lambda m: f"backbone.fpn_{_FPN[m[1]]}{nth(m, 2)}",
     ),
     (r"rpn\.head\.conv\.(weight|bias)", r"proposal_generator.rpn_head.conv.\1"),
     (r"rpn\.head\.conv\.(\d)\.0\.(weight|bias)", r"proposal_generator.rpn_head.conv.conv\1.\2"),
     (r"rpn\.head\.cls_logits\.(\w+)", r"proposal_generator.rpn_head.objectness_logits.\1"),
     (r"rpn\.head\.bbox_pred\.(\w+)", r"proposal_generator.rpn_head.anchor_deltas.\1"),
     (
-        rf"roi_heads\.box_head\.([0-3])\.(?:{_CONV})",
-        lambda m: f"roi_heads.box_head.conv{int(m[1]) + 1}.{conv_or_norm(m)}",
+        rf"roi_heads\.box_head\.(?P<n>[0-3])\.(?:{_CONV})",
+        lambda m: f"roi_heads.box_head.conv{nth(m)}",
     ),
     (r"roi_heads\.box_head\.fc6\.(\w+)", r"roi_heads.box_head.fc1.\1"),
     (r"roi_heads\.box_head\.fc7\.(\w+)", r"roi_heads.box_head.fc2.\1"),
@@ -44,8 +44,8 @@ _RULES = (
     (r"roi_heads\.box_predictor\.(cls_score|bbox_pred)\.(\w+)", r"roi_heads.box_predictor.\1.\2"),
     (r"roi_heads\.mask_head\.mask_fcn(\d)\.(\w+)", r"roi_heads.mask_head.mask_fcn\1.\2"),
     (
-        rf"roi_heads\.mask_head\.(\d)\.(?:{_CONV})",
-        lambda m: f"roi_heads.mask_head.mask_fcn{int(m[1]) + 1}.{conv_or_norm(m)}",
+        rf"roi_heads\.mask_head\.(?P<n>\d)\.(?:{_CONV})",
+        lambda m: f"roi_heads.mask_head.mask_fcn{nth(m)}",
     ),
     (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"roi_heads.mask_head.deconv.\1"),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"roi_heads.mask_head.predictor.\1"),
@@ -72,14 +72,8 @@ def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: 
     Raises:
         NormdetError: the backbone is no ResNet of detectron2's.
     """
-    body = {k.removeprefix(_BODY): v for k, v in state.items() if k.startswith(_BODY)}
-    model, left_out = resnet_tensors(body, source, "backbone.bottom_up.")
-    for key, value in state.items():
-        if not key.startswith(_BODY):
-            if (name := rename(key, _RULES)) is None:
-                left_out[key] = "this part of torchvision has no exact counterpart"
-            else:
-                model[name] = _reorder(name, value)
+    model, left_out = detector_tensors(state, source, _BODY, _RULES)
+    model = {name: _reorder(name, value) for name, value in model.items()}
     single = {key.replace("conv.conv0.", "conv."): key for key in model if "conv.conv0." in key}
     if not any("rpn_head.conv.conv1." in key for key in model):
         for name, key in single.items():
