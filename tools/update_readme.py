@@ -15,6 +15,7 @@ import shutil
 from functools import partial
 from pathlib import Path
 
+from normdet.compare.stats import paired
 from normdet.report.figures import Panel, draw_over_batch
 
 REPO = Path(__file__).resolve().parent.parent
@@ -167,65 +168,76 @@ def kept_table() -> str:
     return _table(["norm", "converted by", "box AP, share kept", "mask AP, share kept"], rows)
 
 
+_DATA = {"nuclei": ("nuclei", "mask"), "bccd": ("blood cells", "box")}
+
+
 def finetune_table() -> str:
-    """The last AP of each kind of start, and the picture of its way there."""
-    lines = [row for row in _lines(RESULTS / "conversion.csv") if row["model"] == "R50-FPN"]
-    if not lines:
-        return "Not run yet."
-    values: dict[tuple[str, str, int], list[float]] = {}
-    for row in lines:
+    """The last AP of each kind of start, over frozen BN's too, and the picture of the way there."""
+    values: dict[tuple[str, str, int], dict[str, float]] = {}
+    for row in _lines(RESULTS / "conversion.csv"):
         task, _, iteration = row["metric"].partition(" AP @")
-        if task == ("mask" if row["dataset"] == "nuclei" else "box"):
+        if row["model"] == "R50-FPN" and task == _DATA[row["dataset"]][1]:
             key = row["dataset"], row["method"], int(iteration)
-            values.setdefault(key, []).append(float(row["value"]))
-    data = list(dict.fromkeys(dataset for dataset, *_ in values))
+            values.setdefault(key, {})[row["seed"]] = float(row["value"])
+    last = max(iteration for *_, iteration in values)
     arms = list(dict.fromkeys(arm for _, arm, _ in values))
-    panels, columns = [], []
-    for dataset in data:
-        at = sorted({i for d, _, i in values if d == dataset})
-        series = {
-            arm: [
-                (i, sum(v) / len(v), min(v), max(v))
-                for i in at
-                if (v := values.get((dataset, arm, i)))
-            ]
-            for arm in arms
-        }
-        series = {arm: points for arm, points in series.items() if points}
-        panels.append(Panel(dataset, "AP", series, xlabel="iterations"))
-        columns.append({arm: values.get((dataset, arm, at[-1])) for arm in arms})
+    panels = [_ways(name, arms, values) for name in _DATA]
     draw_over_batch(panels, RESULTS / "conversion_finetune.png")
-    seeds = {arm: max(len(c[arm] or ()) for c in columns) for arm in arms}
-    rows = [[arm, *(_spread(c[arm], 1) for c in columns), str(seeds[arm])] for arm in arms]
-    names = {"nuclei": "nuclei, mask AP", "bccd": "blood cells, box AP"}
+    rows = [
+        [arm, *(cell for name in _DATA for cell in _over(values, name, arm, last))] for arm in arms
+    ]
+    headers = ["backbone and its start"]
+    for name, task in _DATA.values():
+        headers += [f"{name}, {task} AP", "over FrozenBN"]
     picture = "![AP against iterations from each kind of start](results/conversion_finetune.png)"
-    headers = ["start of the FRN+TLU backbone", *(names[d] for d in data), "seeds"]
     return f"{_table(headers, rows)}\n\n{picture}"
 
 
-_MEDICAL = {"nuclei": ("nuclei, mask AP", "mask"), "bccd": ("blood cells, box AP", "box")}
+def _ways(dataset: str, arms: list[str], values: dict) -> Panel:
+    series: dict[str, list] = {}
+    for arm in arms:
+        for (name, method, iteration), found in values.items():
+            if (name, method) == (dataset, arm):
+                v = found.values()
+                series.setdefault(arm, []).append((iteration, sum(v) / len(v), min(v), max(v)))
+    name, task = _DATA[dataset]
+    return Panel(name, f"{task} AP", series, xlabel="iterations")
+
+
+def _over(values: dict, dataset: str, arm: str, last: int) -> tuple[str, str]:
+    """AP over the seeds, and the paired difference to frozen BN with its 95% interval."""
+    found, base = values.get((dataset, arm, last)), values[dataset, "FrozenBN", last]
+    if not found:
+        return "", ""
+    if arm == "FrozenBN":
+        return _spread(list(found.values()), 1), ""
+    seeds = [seed for seed in found if seed in base]
+    less = paired([found[seed] for seed in seeds], [base[seed] for seed in seeds]).estimate
+    interval = "" if less.half is None else f" ({less.low:+.1f} to {less.high:+.1f})"
+    return _spread(list(found.values()), 1), f"{less.mean:+.1f}{interval}"
 
 
 def medical_table() -> str:
     """AP and AP50 of every norm on the medical sets, and what some of the models predict."""
     values: dict[tuple, list[tuple[float, float]]] = {}
     for row in _lines(RESULTS / "medical.csv"):
-        _, task = _MEDICAL[row["dataset"]]
+        _, task = _DATA[row["dataset"]]
         key = row["init"], row["norm"], row["dataset"], int(row["batch_size"])
         if row["status"] == "done":
             found = (float(row[f"{task}_AP"]), float(row[f"{task}_AP50"] or 0))
             values.setdefault(key, []).append(found)
-    columns = [(dataset, size) for dataset in _MEDICAL for size in (1, 2)]
+    columns = [(dataset, size) for dataset in _DATA for size in (1, 2)]
     rows = [
         [init, norm, *(_ap_cell(values.get((init, norm, *column))) for column in columns)]
         for init, norm in dict.fromkeys(key[:2] for key in values)
     ]
     headers = [
-        f"{_MEDICAL[dataset][0]}, {size} image{'s' * (size > 1)}" for dataset, size in columns
+        f"{', '.join(_DATA[dataset])} AP, {size} image{'s' * (size > 1)}"
+        for dataset, size in columns
     ]
     pictures = [
         f"![What models of three norms find in {dataset}](results/{path.name})"
-        for dataset in _MEDICAL
+        for dataset in _DATA
         if (path := RESULTS / f"medical_{dataset}.png").exists()
     ]
     return "\n\n".join([_table(["start", "norm", *headers], rows), *pictures])
