@@ -1,5 +1,6 @@
 """With a norm that detectron2 knows, our detector is detectron2's: same keys, same numbers."""
 
+import copy
 from pathlib import Path
 
 import detectron2
@@ -117,13 +118,18 @@ def test_same_keys_outputs_losses_and_gradients(detector, norm):
             else:
                 torch.testing.assert_close(other, value, rtol=1e-4, atol=1e-3, msg=field)
 
+    # What the last bits of the input do to the gradients: one ReLU that flips moves whole layers.
+    shaken = [{**item, "image": item["image"] * (1 + 1e-6)} for item in inputs]
+    _, shaken_grads = train_step(copy.deepcopy(stock), shaken)
     want_losses, want_grads = train_step(stock, inputs)
     losses, grads = train_step(ours, inputs)
     for name, value in want_losses.items():
         torch.testing.assert_close(losses[name], value, rtol=1e-4, atol=1e-6, msg=name)
     assert grads.keys() == want_grads.keys()
     for name, value in want_grads.items():
-        assert (grads[name] - value).norm() <= 5e-3 * value.norm() + 1e-6, name
+        noise = (shaken_grads[name] - value).norm()
+        assert (grads[name] - value).norm() <= 5e-3 * value.norm() + 1e-6 + 2 * noise, name
+        assert noise <= 0.1 * value.norm() + 1e-4, name  # or else this would show nothing
     for name, value in stock.state_dict().items():
         torch.testing.assert_close(ours.state_dict()[name], value, rtol=1e-4, atol=1e-5, msg=name)
 
