@@ -1,7 +1,9 @@
 """The output folder of a comparison: what it is made of, and one command at a time."""
 
 import contextlib
+import fcntl
 import json
+import os
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -10,7 +12,6 @@ from normdet.compare.plan import NOT_HASHED, Plan
 from normdet.data.records import first_of
 from normdet.engine.summary import flat
 from normdet.errors import NormdetError
-from normdet.lock import held
 from normdet.weights.files import atomic_file
 
 
@@ -21,14 +22,21 @@ def taken(out: Path) -> Iterator[None]:
     Raises:
         NormdetError: another command is at work there, or it cannot be made.
     """
-    busy = f"--out {out}: another `normdet compare` is at work there"
-    with contextlib.ExitStack() as stack:
+    try:
+        (out / "cells").mkdir(parents=True, exist_ok=True)
+        lock = os.open(out / ".lock", os.O_RDWR | os.O_CREAT, 0o644)
+    except OSError as error:
+        raise NormdetError(f"--out {out} cannot be used: {error.strerror}") from error
+    try:
         try:
-            (out / "cells").mkdir(parents=True, exist_ok=True)
-            stack.enter_context(held(out / ".lock", busy))
-        except OSError as error:
-            raise NormdetError(f"--out {out} cannot be used: {error.strerror}") from error
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            raise NormdetError(f"--out {out}: another `normdet compare` is at work there") from None
+        except OSError:  # a file system without locks
+            pass
         yield
+    finally:
+        os.close(lock)
 
 
 def snapshot(out: Path, plan: Plan) -> Plan:

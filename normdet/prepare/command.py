@@ -5,6 +5,8 @@ import hashlib
 import json
 import os
 import shlex
+import shutil
+import tempfile
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,9 +14,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.progress import track
 
-from normdet import __version__
 from normdet.data.readers import MAX_PIXELS, Slice, nifti
-from normdet.data.readers.base import key_patients_by
 from normdet.data.window import FORMS, apply_window, parse_window
 from normdet.data.windowed import read_windowed
 from normdet.errors import NormdetError
@@ -27,7 +27,6 @@ from normdet.prepare.kinds import KINDS, Request, detect, stacks
 from normdet.prepare.masks import Labels
 from normdet.prepare.stack import Stack
 from normdet.prepare.statistics import Intensities
-from normdet.prepare.workshop import Finished, Workshop, listing, place_of, workshop
 from normdet.prepare.write import IMAGES, Written, coco_content, write_image, write_json
 
 
@@ -55,24 +54,22 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.max_pixels,
     )
     try:
-        with workshop(out, _identity(request, args, out)) as shop:
-            summary = prepare(request, args, shop, out)
-            _replace(shop.data, out, shop.folder / "old")
+        out.parent.mkdir(parents=True, exist_ok=True)
+        workshop = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
+    except OSError as error:
+        raise NormdetError(f"{out.parent} cannot be written: {error.strerror}") from error
+    try:
+        folder = workshop / "data"
+        summary = prepare(request, args, folder, out)
+        _replace(folder, out, workshop / "old")
     except OSError as error:
         raise NormdetError(f"{out} cannot be written: {error.strerror or error}") from error
+    finally:
+        shutil.rmtree(workshop, ignore_errors=True)
     print(summary)
     print(f"look at  {out / 'contact_sheet.png'}")
     print(f"then     {shlex.join(['normdet', 'train', '--config-file', str(out / 'train.yaml')])}")
     return 0
-
-
-def _identity(request: Request, args: argparse.Namespace, out: Path) -> str:
-    """What a stopped run must have in common with this one for it to go on from there."""
-    root = request.root.parent if request.root.is_file() else request.root
-    roots = [root, *filter(None, (request.images, request.labels))]
-    asked = {key: str(value) for key, value in vars(args).items() if key != "overwrite"}
-    files = listing(roots, leave_out=[out, place_of(out)])
-    return json.dumps([__version__, os.getcwd(), asked, files])
 
 
 @dataclass
@@ -86,18 +83,19 @@ class Collected:
     empty: int = 0
 
 
-def prepare(request: Request, args: argparse.Namespace, shop: Workshop, home: Path) -> str:
-    """Write a whole data set into the workshop, from where it will be moved to `home`.
+def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path) -> str:
+    """Write a whole data set into `folder`, which will be moved to `home`.
 
     Returns:
         A few lines on what it holds.
     """
-    console, folder = Console(stderr=True), shop.data
+    console = Console(stderr=True)
     faults = Faults(
         args.on_error,
         lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
-    collected = _collect(request, args, shop, faults, console)
+    (folder / IMAGES).mkdir(parents=True)
+    collected = _collect(request, args, folder, faults, console)
     written = collected.written
     if not written:
         raise NormdetError(f"{request.root} gave no image ({faults.count} faults): see above")
@@ -135,17 +133,13 @@ def prepare(request: Request, args: argparse.Namespace, shop: Workshop, home: Pa
 
 
 def _collect(
-    request: Request, args: argparse.Namespace, shop: Workshop, faults: Faults, console: Console
+    request: Request, args: argparse.Namespace, folder: Path, faults: Faults, console: Console
 ) -> Collected:
+    window = parse_window(args.window)
+    digest = hashlib.sha256()
     queue = list(stacks(request, faults))
-    if queue:
-        # Nobody without the source has it, and a run that goes on must know patients again.
-        key_patients_by(_sha256(min(queue[0].source.paths)))
-    if len(shop):
-        console.print(f"going on where a stopped run was: {len(shop)} of {len(queue)} are done")
     declared = list(dict.fromkeys(name for stack in queue for name in stack.classes))
     collected = Collected([], Intensities(), "", declared or list(request.rule.classes))
-    digest = hashlib.sha256()
     for number in track(
         range(len(queue)),
         "preparing",
@@ -155,51 +149,29 @@ def _collect(
     ):
         # Let go of when done: a stack may hold its labels.
         stack, queue[number] = queue[number], None
-        done = shop.finished(number)
-        if done is None:
-            done = _read(stack, request, args, shop.data, faults)
-            shop.keep(number, done)
-        else:
-            for sentence in done.faults:
-                faults(sentence)
-        for one in done.digests:
-            digest.update(bytes.fromhex(one))
-        for item in done.written:
-            digest.update(json.dumps(item.objects).encode())
-        collected.written += done.written
-        collected.intensities.whole += done.intensities.whole
-        collected.intensities.inside += done.intensities.inside
-        collected.empty += done.empty
+        for path in sorted(stack.source.paths):
+            digest.update(_sha256(path))
+        try:
+            for item, limits in read_windowed(
+                stack.source,
+                window,
+                axis=request.axis,
+                neighbours=args.neighbours,
+                max_pixels=request.max_pixels,
+                report=faults,
+            ):
+                try:
+                    entry = _write_one(stack, item, limits, folder, collected, args)
+                except NormdetError as error:
+                    faults(str(error))
+                    continue
+                if entry:
+                    collected.written.append(entry)
+                    digest.update(json.dumps(entry.objects).encode())
+        except NormdetError as error:
+            faults(str(error))
     collected.digest = digest.hexdigest()
     return collected
-
-
-def _read(
-    stack: Stack, request: Request, args: argparse.Namespace, folder: Path, faults: Faults
-) -> Finished:
-    """Read a stack and write its images."""
-    done = Finished([_sha256(path).hex() for path in sorted(stack.source.paths)])
-
-    def report(sentence: str) -> None:
-        done.faults.append(sentence)
-        faults(sentence)
-
-    try:
-        for item, limits in read_windowed(
-            stack.source,
-            parse_window(args.window),
-            axis=request.axis,
-            neighbours=args.neighbours,
-            max_pixels=request.max_pixels,
-            report=report,
-        ):
-            try:
-                _write_one(stack, item, limits, folder, done, args.skip_empty)
-            except NormdetError as error:
-                report(str(error))
-    except NormdetError as error:
-        report(str(error))
-    return done
 
 
 def _write_one(
@@ -207,16 +179,16 @@ def _write_one(
     item: Slice,
     limits: tuple[float, float] | None,
     folder: Path,
-    done: Finished,
-    skip_empty: bool,
-) -> None:
+    collected: Collected,
+    args: argparse.Namespace,
+) -> Written | None:
     objects = stack.objects(item)
-    done.empty += not objects
-    if not objects and skip_empty:
-        return
-    done.intensities.add(item.pixels, objects)
+    collected.empty += not objects
+    if not objects and args.skip_empty:
+        return None
+    collected.intensities.add(item.pixels, objects)
     file_name, sums = write_image(folder, item.name, apply_window(item.pixels, limits))
-    entry = Written(
+    return Written(
         file_name,
         *item.pixels.shape[:2],
         objects,
@@ -226,7 +198,6 @@ def _write_one(
         item.spacing,
         sums,
     )
-    done.written.append(entry)
 
 
 def _sha256(path: Path) -> bytes:

@@ -19,8 +19,8 @@ MAX_VOXELS_PER_PIXEL = 20
 # Called with a sentence on each fault that a reader can go on after; it may raise.
 Report = Callable[[str], None]
 
-# Drawn anew by each process that is not given one: a patient's key says nothing about the patient,
-# even to someone who tries every possible number.
+# Drawn anew by each process: a patient's key says nothing about the patient, even to someone who
+# tries every possible number.
 _SECRET = secrets.token_bytes(32)
 
 
@@ -72,14 +72,8 @@ def stop(fault: str) -> NoReturn:
     raise NormdetError(fault)
 
 
-def key_patients_by(secret: bytes) -> None:
-    """Make the keys that another process made with the same secret: for work that is resumed."""
-    global _SECRET
-    _SECRET = secret
-
-
 def patient_key(identity: str) -> str:
-    """An opaque key: equal for equal identities under one secret, unrelated under another."""
+    """An opaque key: equal for equal identities in this process, unrelated in any other."""
     return hashlib.blake2b(identity.encode(), key=_SECRET, digest_size=12).hexdigest()
 
 
