@@ -42,9 +42,6 @@ PART_TENSORS: dict[str, tuple[str, ...]] = {
     "retinanet_head": ("head.",),
 }
 
-# Of the pixels of ImageNet, about, in 0 to 255.
-IMAGENET_STD = 57.0
-
 # What the flag sets when no parts are named: the parts that the published GN and SyncBN models of
 # detectron2 normalize, so that a row of ours differs from theirs in the norm alone.
 USUAL_PARTS = ("backbone", "fpn", "box_head", "mask_head", "retinanet_head")
@@ -116,9 +113,6 @@ def add_normdet_config(cfg: CfgNode) -> None:
     cfg.DATASETS.ROOT = ""
     # Train on a random one of the 8 flips and right-angle turns: for images without an up.
     cfg.INPUT.RANDOM_D4 = False
-    # Standard deviation of the images' own values; ImageNet's, of 0 to 255, is 57. It tells whether
-    # PIXEL_STD gives weights the scale they were trained on where images are of another depth.
-    cfg.INPUT.IMAGE_STD = IMAGENET_STD
     # Large images: train on random squares of this many pixels of them, evaluate and predict in
     # tiles of this size whose objects are merged across seams. 0 takes images whole.
     cfg.INPUT.TILE = 0
@@ -221,8 +215,6 @@ def check_config(cfg: CfgNode) -> None:
     until = cfg.MODEL.NORMDET.ANNEAL_UNTIL
     if not 0 < until <= 1:
         raise NormdetError(f"MODEL.NORMDET.ANNEAL_UNTIL is {until}: a share of training, up to 1")
-    if not cfg.INPUT.IMAGE_STD > 0:
-        raise NormdetError(f"INPUT.IMAGE_STD is {cfg.INPUT.IMAGE_STD}: a deviation, above 0")
     if cfg.SOLVER.AMP.DTYPE not in ("float16", "bfloat16"):
         raise NormdetError(
             f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}: use 'float16' or 'bfloat16'"

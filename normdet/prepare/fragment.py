@@ -1,7 +1,4 @@
-"""The configs that fit the data: what `normdet train` needs to know of it.
-
-They name nothing outside their folder but `DATASETS.ROOT`, which is the folder itself.
-"""
+"""The config that fits the data: what `normdet train` needs to know of it."""
 
 import json
 from collections.abc import Mapping
@@ -9,16 +6,17 @@ from pathlib import Path
 
 import numpy as np
 
-from normdet.config import IMAGENET_STD, written_out
+from normdet.config import config_file
 
 # A detector of stride 4 wants the median object about this large, and images no longer than this.
 _OBJECT, _LONGEST = 32, 1600
 _LEVELS = 5
-_BASE = "medical/Base-R_50-FPN.yaml"
+# ImageNet's std in grey values: weights trained with PIXEL_STD 1 expect images this varied.
+_IMAGENET_STD = 57.0
 
 
 def write_configs(folder: Path, home: Path, fingerprint: Mapping) -> None:
-    """Write `dataset.yaml`, to be a base of any config, a detector, and `train.yaml` of both.
+    """Write `dataset.yaml`, to be a base of any config, and `train.yaml`, which has it as one.
 
     Args:
         folder: where they are written.
@@ -26,16 +24,11 @@ def write_configs(folder: Path, home: Path, fingerprint: Mapping) -> None:
         fingerprint: of the data set.
     """
     (folder / "dataset.yaml").write_text(_dataset(home, fingerprint), encoding="utf-8")
-    (folder / "detector.yaml").write_text(
-        f"# normdet's {_BASE} with its bases written out; see there for the reasons.\n"
-        + written_out(_BASE),
-        encoding="utf-8",
-    )
-    scaled = [round(value / IMAGENET_STD, 4) for value in fingerprint["pixel_std"]]
+    base = config_file("medical/Base-R_50-FPN.yaml")
+    scaled = [round(value / _IMAGENET_STD, 4) for value in fingerprint["pixel_std"]]
     text = (
         "# Mask R-CNN R50-FPN with GN on the data beside this file; --norm takes another norm.\n"
-        "# Where the folder was moved: DATASETS.ROOT NEW/PLACE behind the command.\n"
-        '_BASE_: ["detector.yaml", "dataset.yaml"]\n'
+        f'_BASE_:\n  - {_quoted(base)}\n  - "dataset.yaml"\n'
         "MODEL:\n  # Its weights were trained with PIXEL_STD 1: the data are as varied to it as\n"
         f"  # ImageNet is.\n  PIXEL_STD: {scaled}\n"
     )
@@ -92,8 +85,6 @@ def _dataset(home: Path, fingerprint: Mapping) -> str:
         f"  TRAIN: [{_quoted(splits['train'])}]",
         f"  TEST: [{', '.join(map(_quoted, tests))}]",
         "INPUT:",
-        "  # That of the pixels above: PIXEL_STD is right or wrong for weights by it.",
-        f"  IMAGE_STD: {round(float(np.mean(std)), 4)}",
         "  MASK_FORMAT: " + _quoted("bitmask" if fingerprint["rle"] else "polygon"),
         f"  MIN_SIZE_TRAIN: {near}",
         f"  MIN_SIZE_TEST: {middle}",

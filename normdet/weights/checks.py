@@ -5,13 +5,11 @@ from typing import Any
 
 from fvcore.common.config import CfgNode
 
-from normdet.config import IMAGENET_STD
 from normdet.errors import NormdetError
 from normdet.options import METHODS
 
 from .facts import (
     BACKBONE,
-    DEPTH,
     DIALECT,
     FORMAT,
     MEAN,
@@ -92,15 +90,14 @@ def _unknown_standardization(ours: str, facts: Facts, source: str) -> list[str]:
 
 def _check_settings(cfg: CfgNode, facts: Facts, name: str) -> None:
     settings = facts.settings
-    wrong = [key for key in (STRIDE, FORMAT, STD) if not _suits(cfg, key, settings)]
+    wrong = [key for key in (STRIDE, FORMAT, STD) if not _suits(cfg, key, settings.get(key))]
     shown = [STD] if _other_scale(cfg, facts) else []
     if stated := [key for key in wrong if key not in facts.assumed or key in shown]:
         theirs = ", ".join(f"{key} {settings[key]}" for key in stated)
         ours = ", ".join(f"{key} {find(cfg, key)}" for key in stated)
         # Order and mean belong together.
         change = [*wrong, MEAN] if FORMAT in wrong and MEAN in settings else wrong
-        fitting = settings | {STD: _fitting_std(cfg, settings)}
-        way_out = " ".join(f'{key} "{fitting[key]}"' for key in change)
+        way_out = " ".join(f'{key} "{settings[key]}"' for key in change)
         raise NormdetError(
             f"{name} was trained with {theirs}, the config has {ours}: set {way_out}"
         )
@@ -109,8 +106,8 @@ def _check_settings(cfg: CfgNode, facts: Facts, name: str) -> None:
 def _differing(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
     """What the config has otherwise than is usual, or than a detector was trained with."""
     warnings = []
-    known = {k: value for k, value in facts.settings.items() if k not in (MEAN, DEPTH, DIALECT)}
-    wrong = [key for key in known if not _suits(cfg, key, facts.settings)]
+    known = {key: value for key, value in facts.settings.items() if key not in (MEAN, DIALECT)}
+    wrong = [key for key, value in known.items() if not _suits(cfg, key, value)]
     for keys, how in (
         ([key for key in wrong if key in facts.assumed], "files of its kind usually are"),
         ([key for key in wrong if key not in facts.assumed], "it was"),
@@ -129,24 +126,11 @@ _RAW_STD = 7.6
 def _other_scale(cfg: CfgNode, facts: Facts) -> bool:
     """Whether the stem's statistics are of pixels of another scale than the config's."""
     std = find(cfg, STD)
-    return bool(std) and facts.raw_pixels not in (None, max(std) / _depth(cfg) < _RAW_STD)
+    return bool(std) and facts.raw_pixels not in (None, max(std) < _RAW_STD)
 
 
-def _depth(cfg: CfgNode) -> float:
-    """How many times as varied as ImageNet's the images' values are: 257 times in 16 bits."""
-    return (find(cfg, DEPTH) or IMAGENET_STD) / IMAGENET_STD
-
-
-def _fitting_std(cfg: CfgNode, settings: Mapping[str, Any]) -> list[float] | None:
-    """The PIXEL_STD that gives the config's images the scale that the weights were trained on."""
-    factor = _depth(cfg) * IMAGENET_STD / settings.get(DEPTH, IMAGENET_STD)
-    std = settings.get(STD)
-    return std if std is None or factor == 1 else [round(value * factor, 4) for value in std]
-
-
-def _suits(cfg: CfgNode, key: str, settings: Mapping[str, Any]) -> bool:
+def _suits(cfg: CfgNode, key: str, theirs: Any) -> bool:
     ours = find(cfg, key)
-    theirs = _fitting_std(cfg, settings) if key == STD else settings.get(key)
     if ours is None or theirs is None:
         return True
     if key == STRIDE:  # basic blocks have no 1x1 convolution to stride in

@@ -24,7 +24,6 @@ BACKBONE = "MODEL.RESNETS.NORM"
 DIALECT = "MODEL.NORMDET.WS.DIALECT"
 STRIDE, FORMAT = "MODEL.RESNETS.STRIDE_IN_1X1", "INPUT.FORMAT"
 MEAN, STD = "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"
-DEPTH = "INPUT.IMAGE_STD"  # what PIXEL_STD is to be seen against; IMAGENET_STD if not stated
 
 # Each NORM key, and where its part's tensors stand in a detectron2 model.
 PARTS = {PART_KEYS[part]: prefixes for part, prefixes in PART_TENSORS.items()}
@@ -101,7 +100,7 @@ def published_facts(source: str, author: str = "") -> Facts | None:
 def describe(cfg: CfgNode) -> dict[str, Any]:
     """What a checkpoint says of itself: plain values that :func:`read_description` reads back."""
     norms = {key: str(value) for key in PARTS if (value := find(cfg, key)) is not None}
-    settings = {key: find(cfg, key) for key in (STRIDE, FORMAT, MEAN, STD, DEPTH, DIALECT)}
+    settings = {key: find(cfg, key) for key in (STRIDE, FORMAT, MEAN, STD, DIALECT)}
     return {
         "norms": norms,
         "weight": weight_method(norms.get(BACKBONE, "")),
@@ -124,15 +123,11 @@ def read_description(said: Any, source: str) -> Facts:
         settings = dict(said["settings"])
         for key in settings.keys() & {MEAN, STD}:
             settings[key] = [float(value) for value in settings[key]]
-        if DEPTH in settings and not 0 < (depth := float(settings[DEPTH])) < math.inf:
-            raise ValueError(depth)
         # They are compared, and printed in an error.
         for key in settings.keys() & {STRIDE, FORMAT, DIALECT}:
             settings[key] = bool(settings[key]) if key == STRIDE else str(settings[key])
         known = {
-            key: settings[key]
-            for key in (STRIDE, FORMAT, MEAN, STD, DEPTH, DIALECT)
-            if key in settings
+            key: settings[key] for key in (STRIDE, FORMAT, MEAN, STD, DIALECT) & settings.keys()
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NormdetError(f"{source}: its 'normdet' entry is not normdet's") from error

@@ -9,7 +9,7 @@ import yaml
 from PIL import Image
 
 from normdet.cli import main
-from normdet.config import config_folder, load_config
+from normdet.config import load_config
 from normdet.errors import NormdetError
 from normdet.prepare.fragment import anchor_sizes
 from normdet.prepare.layout import is_label, match_key, patient_of, split_of
@@ -138,9 +138,6 @@ def test_the_config_loads_and_describes_the_data(tmp_path):
         "coco:train.json:images"
     ]
     assert list(cfg.MODEL.PIXEL_MEAN) == fingerprint["pixel_mean"]
-    assert cfg.MODEL.ROI_BOX_HEAD.NUM_CONV == 4 and cfg.MODEL.RESNETS.NORM == "GN"
-    written = "".join(path.read_text() for path in out.glob("*.yaml"))
-    assert str(config_folder()) not in written
     assert cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "bitmask"
     assert yaml.safe_load((out / "dataset.yaml").read_text())["TEST"]["DETECTIONS_PER_IMAGE"] == 100
     content = json.loads((out / "train.json").read_text())

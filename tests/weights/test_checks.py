@@ -4,7 +4,6 @@ import pytest
 import torch
 from detectron2.config import get_cfg
 
-from normdet.config import load_config
 from normdet.errors import NormdetError
 from normdet.weights import check_weights, import_weights, required_config
 from normdet.weights.checks import describe
@@ -275,31 +274,6 @@ def test_the_scale_of_pixels_shows_in_the_stem():
     said = {"model": raw, "normdet": describe(config("BN", False))}
     with pytest.raises(NormdetError, match=r'set MODEL.RESNETS.STRIDE_IN_1X1 "False"$'):
         check_weights(config("BN"), said, "w.pth")
-
-
-def test_deep_images_are_seen_against_their_own_deviation():
-    """16 bits under weights for pixels of 8, and back."""
-    deep = load_config("coco/mask_rcnn_R_50_FPN_1x.yaml", ["INPUT.IMAGE_STD", "8000.0"])
-    source = f"{ZOO}MSRA/R-50.pkl"
-    with pytest.raises(NormdetError, match=r'PIXEL_STD "\[140.3509, 140.3509, 140.3509\]"'):
-        check_weights(deep, BN, source)
-    deep.MODEL.PIXEL_STD = [140.0, 139.0, 141.0]
-    assert not any("PIXEL_STD" in warning for warning in check_weights(deep, BN, source))
-    said = {"model": BN, "normdet": describe(deep)}
-    assert check_weights(deep, said, "w.pth") == []
-    shallow = load_config("coco/mask_rcnn_R_50_FPN_1x.yaml")
-    assert check_weights(shallow, said, "w.pth") == []
-    shallow.MODEL.PIXEL_STD = [140.0] * 3
-    with pytest.raises(NormdetError, match=r'set MODEL.PIXEL_STD "\[0.9975, 0.9904, 1.0046\]"'):
-        check_weights(shallow, said, "w.pth")
-
-
-def test_a_depth_that_is_none_is_no_description():
-    said = describe(load_config("coco/mask_rcnn_R_50_FPN_1x.yaml"))
-    for depth in (0, -1, "many", float("nan")):
-        said["settings"]["INPUT.IMAGE_STD"] = depth
-        with pytest.raises(NormdetError, match="'normdet' entry"):
-            check_weights(config("FrozenBN"), {"model": BN, "normdet": said}, "w.pth")
 
 
 def test_group_norm_without_a_word_on_standardization_is_a_warning():
