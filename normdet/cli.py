@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import itertools
 import os
 import re
 import shutil
@@ -80,20 +79,15 @@ def _configs_ls(args: argparse.Namespace) -> None:
 
 def _configs_cp(args: argparse.Namespace) -> None:
     """Copy a config with its base files merged in, so that the copy stands alone."""
-    import yaml
-    from fvcore.common.config import CfgNode
+    from normdet.config import merged_config
 
-    from normdet.config import config_file
-
-    source = Path(config_file(args.name))
-    target = Path(args.target or source.name)
-    target = target / source.name if target.is_dir() else target
+    text = merged_config(args.name)
+    name = Path(args.name).name
+    target = Path(args.target or name)
+    target = target / name if target.is_dir() else target
     if target.exists():
         raise NormdetError(f"{target} already exists")
-    lines = source.read_text().splitlines(keepends=True)
-    comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
-    merged = CfgNode.load_yaml_with_base(str(source), allow_unsafe=False)
-    target.write_text(comment + yaml.safe_dump(merged, default_flow_style=None))
+    target.write_text(text)
     print(target)
 
 

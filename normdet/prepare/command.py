@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         with journal_beside(out) as journal:
-            summary = prepare(request, args, journal, out)
+            summary = prepare(request, args, journal)
             _check_free(out, args.overwrite)
             _replace(journal.folder, out, journal.folder.with_name("old"))
     except OSError as error:
@@ -78,8 +78,8 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise NormdetError(f"{out} exists: name another folder, or replace it with --overwrite")
 
 
-def prepare(request: Request, args: argparse.Namespace, journal: Journal, home: Path) -> str:
-    """Write a whole data set into the journal's folder, which will be moved to `home`.
+def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str:
+    """Write a whole data set into the journal's folder.
 
     Returns:
         A few lines on what it holds.
@@ -125,7 +125,7 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal, home: 
             "them into tiles first if objects are small"
         )
     write_json(folder / "fingerprint.json", fingerprint, indent=1)
-    write_configs(folder, home, fingerprint)
+    write_configs(folder, fingerprint)
     draw(parts, folder / IMAGES, categories, folder / "contact_sheet.png")
     return _summary(parts, categories, faults, warnings, collected)
 

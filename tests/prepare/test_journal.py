@@ -67,12 +67,9 @@ def write_coco(source, entries):
 
 
 def content_of(folder):
-    """Every file below a folder, without what names the folder itself."""
-    return {
-        path.relative_to(folder): path.read_bytes().replace(os.fsencode(folder), b"HOME")
-        for path in folder.rglob("*")
-        if path.is_file()
-    }
+    """Every file below a folder."""
+    files = (path for path in folder.rglob("*") if path.is_file())
+    return {path.relative_to(folder): path.read_bytes() for path in files}
 
 
 @pytest.fixture

@@ -6,7 +6,7 @@ import pytest
 from detectron2.data.datasets import load_coco_json
 
 from normdet.cli import main
-from normdet.config import config_file
+from normdet.config import config_file, config_folder
 from normdet.data import load_coco
 from tests.prepare.make import blobs, write_bowl, write_segmentation, write_series
 
@@ -21,6 +21,33 @@ def test_detectron2_and_we_read_the_same(tmp_path):
     for one, other in zip(theirs, ours.records, strict=True):
         assert one["file_name"] == other["file_name"]
         assert [o["bbox"] for o in one["annotations"]] == [o["bbox"] for o in other["annotations"]]
+
+
+SMALL = """
+    SOLVER.MAX_ITER 1 TEST.EVAL_PERIOD 0 MODEL.DEVICE cpu MODEL.RESNETS.DEPTH 18
+    MODEL.RESNETS.RES2_OUT_CHANNELS 64 MODEL.FPN.OUT_CHANNELS 32 MODEL.ROI_BOX_HEAD.CONV_DIM 32
+    MODEL.ROI_BOX_HEAD.FC_DIM 32 MODEL.ROI_MASK_HEAD.CONV_DIM 32 INPUT.MIN_SIZE_TRAIN (96,)
+    INPUT.MIN_SIZE_TEST 96 DATALOADER.NUM_WORKERS 0
+""".split()
+
+
+def test_the_folder_trains_where_it_was_moved_to(tmp_path, monkeypatch):
+    write_bowl(tmp_path / "in", [blobs(seed) for seed in range(3)])
+    out, moved, run = tmp_path / "out", tmp_path / "elsewhere" / "moved", tmp_path / "run"
+    assert main(["prepare", str(tmp_path / "in"), "--out", str(out)]) == 0
+    moved.parent.mkdir()
+    out.rename(moved)
+    # As on a machine where normdet is in another place.
+    texts = [path.read_text() for path in moved.glob("*.yaml")]
+    assert not [text for text in texts if str(tmp_path) in text or str(config_folder()) in text]
+    monkeypatch.setattr("normdet.config.config_folder", lambda: tmp_path / "nowhere")
+    options = [*SMALL, "OUTPUT_DIR", str(run), "MODEL.WEIGHTS", ""]
+    assert main(["train", "--config-file", str(moved / "train.yaml"), *options]) == 0
+    assert set(json.loads((run / "results.json").read_text())) == {"bbox", "segm"}
+    assert json.loads((run / "input.json").read_text())["classes"] == ["object"]
+    # And what the run leaves is of use from there too.
+    weights = ["MODEL.WEIGHTS", str(run / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "eval")]
+    assert main(["eval", "--config-file", str(run / "config.yaml"), *weights]) == 0
 
 
 @pytest.mark.slow
