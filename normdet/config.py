@@ -114,6 +114,10 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # Folder that relative paths in dataset names such as "coco:train.json:images" start from. In a
     # file, one that begins with a dot starts at the file's own folder, as _BASE_ does.
     cfg.DATASETS.ROOT = ""
+    # The std of the training images' values as they are read, a number for each channel. By it
+    # pretrained weights are checked to see images at the scale they were trained on; () takes
+    # images to be of 8 bits. `normdet prepare` measures it.
+    cfg.DATASETS.PIXEL_STD = ()
     # Train on a random one of the 8 flips and right-angle turns: for images without an up.
     cfg.INPUT.RANDOM_D4 = False
     # Large images: train on random squares of this many pixels of them, evaluate and predict in
@@ -218,6 +222,10 @@ def check_config(cfg: CfgNode) -> None:
     until = cfg.MODEL.NORMDET.ANNEAL_UNTIL
     if not 0 < until <= 1:
         raise NormdetError(f"MODEL.NORMDET.ANNEAL_UNTIL is {until}: a share of training, up to 1")
+    if not all(value > 0 for value in cfg.DATASETS.PIXEL_STD):
+        raise NormdetError(
+            f"DATASETS.PIXEL_STD is {list(cfg.DATASETS.PIXEL_STD)}: a number above 0 a channel"
+        )
     if cfg.SOLVER.AMP.DTYPE not in ("float16", "bfloat16"):
         raise NormdetError(
             f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}: use 'float16' or 'bfloat16'"

@@ -7,12 +7,11 @@ from pathlib import Path
 import numpy as np
 
 from normdet.config import merged_config
+from normdet.weights.facts import IMAGENET_STD
 
 # A detector of stride 4 wants the median object about this large, and images no longer than this.
 _OBJECT, _LONGEST = 32, 1600
 _LEVELS = 5
-# ImageNet's std in grey values: weights trained with PIXEL_STD 1 expect images this varied.
-_IMAGENET_STD = 57.0
 
 
 def write_configs(folder: Path, fingerprint: Mapping) -> None:
@@ -28,7 +27,7 @@ def write_configs(folder: Path, fingerprint: Mapping) -> None:
     (folder / "dataset.yaml").write_text(_dataset(fingerprint), encoding="utf-8")
     detector = merged_config("medical/Base-R_50-FPN.yaml")
     (folder / "detector.yaml").write_text(detector, encoding="utf-8")
-    scaled = [round(value / _IMAGENET_STD, 4) for value in fingerprint["pixel_std"]]
+    scaled = [round(value / IMAGENET_STD, 4) for value in fingerprint["pixel_std"]]
     text = (
         "# Mask R-CNN R50-FPN with GN on the data beside this file; --norm takes another norm.\n"
         '_BASE_:\n  - "detector.yaml"\n  - "dataset.yaml"\n'
@@ -86,6 +85,8 @@ def _dataset(fingerprint: Mapping) -> str:
         "DATASETS:",
         "  # The folder of this file.",
         '  ROOT: "./"',
+        "  # By this, not to be changed, MODEL.PIXEL_STD is checked to suit the weights.",
+        f"  PIXEL_STD: {std}",
         f"  TRAIN: [{_quoted(splits['train'])}]",
         f"  TEST: [{', '.join(map(_quoted, tests))}]",
         "INPUT:",
