@@ -2,7 +2,6 @@
 
 import argparse
 import importlib
-import itertools
 import os
 import re
 import shutil
@@ -55,16 +54,15 @@ def _configs_ls(args: argparse.Namespace) -> None:
 
 def _configs_cp(args: argparse.Namespace) -> None:
     """Copy a config with its base files merged in, so that the copy stands alone."""
-    from normdet.config import config_file, written_out
+    from normdet.config import merged_config
 
-    source = Path(config_file(args.name))
-    target = Path(args.target or source.name)
-    target = target / source.name if target.is_dir() else target
+    text = merged_config(args.name)
+    name = Path(args.name).name
+    target = Path(args.target or name)
+    target = target / name if target.is_dir() else target
     if target.exists():
         raise NormdetError(f"{target} already exists")
-    lines = source.read_text().splitlines(keepends=True)
-    comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
-    target.write_text(comment + written_out(args.name))
+    target.write_text(text)
     print(target)
 
 

@@ -2,6 +2,8 @@
 
 import difflib
 import importlib.resources
+import itertools
+import os
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
@@ -109,8 +111,13 @@ def add_normdet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.ACCUMULATE_STEPS = 1
     # What AMP computes in: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
-    # Folder that relative paths in dataset names such as "coco:train.json:images" start from.
+    # Folder that relative paths in dataset names such as "coco:train.json:images" start from. In a
+    # file, one that begins with a dot starts at the file's own folder, as _BASE_ does.
     cfg.DATASETS.ROOT = ""
+    # The std of the training images' values as they are read, a number for each channel. By it
+    # pretrained weights are checked to see images at the scale they were trained on; () takes
+    # images to be of 8 bits. `normdet prepare` measures it.
+    cfg.DATASETS.PIXEL_STD = ()
     # Train on a random one of the 8 flips and right-angle turns: for images without an up.
     cfg.INPUT.RANDOM_D4 = False
     # Large images: train on random squares of this many pixels of them, evaluate and predict in
@@ -215,6 +222,10 @@ def check_config(cfg: CfgNode) -> None:
     until = cfg.MODEL.NORMDET.ANNEAL_UNTIL
     if not 0 < until <= 1:
         raise NormdetError(f"MODEL.NORMDET.ANNEAL_UNTIL is {until}: a share of training, up to 1")
+    if not all(value > 0 for value in cfg.DATASETS.PIXEL_STD):
+        raise NormdetError(
+            f"DATASETS.PIXEL_STD is {list(cfg.DATASETS.PIXEL_STD)}: a number above 0 a channel"
+        )
     if cfg.SOLVER.AMP.DTYPE not in ("float16", "bfloat16"):
         raise NormdetError(
             f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}: use 'float16' or 'bfloat16'"
@@ -248,10 +259,36 @@ def config_file(name: str) -> str:
     raise NormdetError(f"normdet has no config {name!r}{hint} (`normdet configs ls` lists them)")
 
 
-def written_out(name: str) -> str:
-    """One of normdet's own configs as YAML with its bases merged in, which stands alone."""
-    merged = CfgNode.load_yaml_with_base(config_file(name), allow_unsafe=False)
-    return yaml.safe_dump(merged, default_flow_style=None)
+def merged_config(name: str) -> str:
+    """The text of one of normdet's own configs, its base files merged in: it stands alone.
+
+    Raises:
+        NormdetError: as :func:`config_file`.
+    """
+    source = Path(config_file(name))
+    lines = source.read_text().splitlines(keepends=True)
+    comment = "".join(itertools.takewhile(lambda line: line.startswith("#"), lines))
+    merged = CfgNode.load_yaml_with_base(str(source), allow_unsafe=False)
+    return comment + yaml.safe_dump(merged, default_flow_style=None)
+
+
+class _File(CfgNode):
+    """A config that is read from a file, with the folders it names by their place beside it."""
+
+    @classmethod
+    def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
+        """As detectron2 does; a base is read by this too, and so knows its own place."""
+        content = super().load_yaml_with_base(filename, allow_unsafe=allow_unsafe)
+        datasets = content.get("DATASETS")
+        if isinstance(datasets, dict) and "ROOT" in datasets:
+            datasets["ROOT"] = _placed(str(datasets["ROOT"]), Path(filename).parent)
+        return content
+
+
+def _placed(root: str, folder: Path) -> str:
+    """A root that begins with a dot, from `folder`; others are left to the working directory."""
+    dotted = root.partition("/")[0] in (".", "..")
+    return os.path.abspath(folder / root) if dotted else root
 
 
 def load_config(
@@ -274,11 +311,13 @@ def load_config(
     Raises:
         NormdetError: on a missing or unsafe file, unknown keys and unfit values.
     """
-    cfg = get_cfg()
-    add_normdet_config(cfg)
+    base = get_cfg()
+    add_normdet_config(base)
     file = path if Path(path).is_file() else config_file(str(path))
     try:
-        cfg.merge_from_file(str(file), allow_unsafe=False)
+        read = _File(base)
+        read.merge_from_file(str(file), allow_unsafe=False)
+        cfg = CfgNode(read)
     except Exception as error:  # YAML, yacs and file errors have no common base
         raise NormdetError(f"{file}: {_sentence(error)}") from error
     use_normdet_parts(cfg)
@@ -290,6 +329,8 @@ def load_config(
         cfg.merge_from_list(list(opts))
     except Exception as error:
         raise NormdetError(f"in the trailing KEY VALUE pairs: {_sentence(error)}") from error
+    # Not begun by a dot any more: the config may be saved into a folder of its own.
+    cfg.DATASETS.ROOT = _placed(cfg.DATASETS.ROOT, Path())
     use_normdet_parts(cfg)
     check_config(cfg)
     return cfg

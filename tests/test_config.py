@@ -183,6 +183,23 @@ def test_a_broken_yaml_names_the_file(tmp_path, text):
         load_config(config)
 
 
+def test_a_root_that_begins_with_a_dot_is_beside_the_file_that_has_it(tmp_path, monkeypatch):
+    folder = tmp_path / "data"
+    folder.mkdir()
+    (folder / "dataset.yaml").write_text('DATASETS: {ROOT: "./"}\n')
+    (folder / "up.yaml").write_text('_BASE_: "dataset.yaml"\nDATASETS: {ROOT: "../b"}\n')
+    (folder / "plain.yaml").write_text('_BASE_: "dataset.yaml"\nDATASETS: {ROOT: ".b"}\n')
+    mine = tmp_path / "mine.yaml"
+    mine.write_text('_BASE_: ["data/dataset.yaml"]\n')
+    monkeypatch.chdir(tmp_path)
+    assert load_config("data/dataset.yaml").DATASETS.ROOT == str(folder)
+    assert load_config(mine).DATASETS.ROOT == str(folder)
+    assert load_config(folder / "up.yaml").DATASETS.ROOT == str(tmp_path / "b")
+    # Any other is left to the working directory, and so is one that is given in the command.
+    assert load_config(folder / "plain.yaml").DATASETS.ROOT == ".b"
+    assert load_config(mine, ["DATASETS.ROOT", "./c"]).DATASETS.ROOT == str(tmp_path / "c")
+
+
 def test_config_file_finds_and_suggests():
     path = normdet.config_file("coco/mask_rcnn_R_50_FPN_3x_gn.yaml")
     assert path.endswith("coco/mask_rcnn_R_50_FPN_3x_gn.yaml")

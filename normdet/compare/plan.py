@@ -23,6 +23,7 @@ TUNING_SEED = 0
 # Keys that say where and how conveniently a run is made, not what comes of it.
 NOT_HASHED = {
     "OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
+    "DATASETS.PIXEL_STD",
 }  # fmt: skip
 
 

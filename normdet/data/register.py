@@ -8,6 +8,7 @@ from detectron2.data import DatasetCatalog, MetadataCatalog
 
 from normdet.data import quickstart
 from normdet.data.coco import load_coco
+from normdet.data.mapper import is_deep
 from normdet.data.records import Dataset
 from normdet.data.split import split
 from normdet.data.voc import load_voc
@@ -126,6 +127,12 @@ def _check(cfg: CfgNode, where: str, dataset: Dataset, train: bool) -> None:
         for obj in record["annotations"]
         if not obj.get("iscrowd", 0)
     ]
+    if train and cfg.MODEL.WEIGHTS and not cfg.DATASETS.PIXEL_STD and _deep(dataset):
+        raise NormdetError(
+            f"{where} has images of more than 8 bits, and nothing tells at which scale "
+            "MODEL.WEIGHTS would see them: set DATASETS.PIXEL_STD to the std of their values, as "
+            "`normdet prepare` does"
+        )
     if train and not objects:
         raise NormdetError(f"{where} holds no box to train on")
     if train and cfg.MODEL.MASK_ON and not all("segmentation" in obj for obj in objects):
@@ -133,6 +140,10 @@ def _check(cfg: CfgNode, where: str, dataset: Dataset, train: bool) -> None:
     if train and cfg.MODEL.MASK_ON and cfg.INPUT.MASK_FORMAT == "polygon":
         if any(isinstance(obj["segmentation"], dict) for obj in objects):
             raise NormdetError(f"{where} has RLE masks: set INPUT.MASK_FORMAT to 'bitmask'")
+
+
+def _deep(dataset: Dataset) -> bool:
+    return bool(dataset.records) and is_deep(dataset.records[0]["file_name"])
 
 
 def _register(text: str, dataset: Dataset) -> None:

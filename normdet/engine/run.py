@@ -125,7 +125,8 @@ def _prepare(cfg: CfgNode, folder: Path, args: argparse.Namespace) -> int:
         NormdetError: the folder holds another run, or what is to be resumed was another model.
     """
     record = folder / "config.yaml"
-    marks = [mark for mark in _MARKS if (folder / mark).exists()]
+    # An empty one is of a start that was refused after it was opened, by the weights.
+    marks = [mark for mark in _MARKS if (folder / mark).exists() and (folder / mark).stat().st_size]
     if marks and not (args.resume or args.eval_only):
         raise NormdetError(
             f"OUTPUT_DIR {folder} already holds a run ({', '.join(marks)}): "

@@ -17,13 +17,14 @@ from normdet.arguments import add_common
 from normdet.config import load_config
 from normdet.data.input_record import InputRecord, read_record
 from normdet.data.readers import MAX_PIXELS, Slice, Source, find_sources, nifti
+from normdet.data.readers.base import stamp_of
 from normdet.data.window import FORMS, apply_window, parse_window, window_limits
 from normdet.data.windowed import read_windowed
 from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
 from normdet.inference.detector import Detector, Limits, Windowed
 from normdet.inference.tiles import Detection, check_tiling
-from normdet.predict.output import Output, forget, stamp_of
+from normdet.predict.output import Output, forget
 from normdet.predict.overlay import LARGEST, draw
 from normdet.prepare.faults import Faults
 from normdet.weights.checkpointer import Checkpointer
@@ -111,7 +112,7 @@ class _Images:
         """The slices that have no results yet, with their limits."""
         for source in sources:
             try:
-                stamp = stamp_of(source)
+                stamp = stamp_of(source.paths)
                 # A file of one image is not even opened.
                 if source.kind == "image" and self._done(source.name, stamp):
                     continue

@@ -1,7 +1,6 @@
 """The files of `normdet predict`: one record per image as it is done, tables at the end."""
 
 import csv
-import hashlib
 import io
 import json
 import shutil
@@ -15,7 +14,7 @@ import tifffile
 from PIL import Image
 
 from normdet.data.input_record import InputRecord
-from normdet.data.readers import Slice, Source
+from normdet.data.readers import Slice
 from normdet.errors import NormdetError
 from normdet.inference.tiles import Detection
 from normdet.weights.files import TEMPORARY_SUFFIX, atomic_file
@@ -225,22 +224,6 @@ class _Table:
 
     def text(self) -> bytes:
         return self._file.getvalue().encode()
-
-
-def stamp_of(source: Source) -> str:
-    """Changes with the source's files and their places, and tells nothing of either.
-
-    Raises:
-        NormdetError: a file that is gone.
-    """
-    parts = []
-    for path in sorted(source.paths):
-        try:
-            status = path.stat()
-        except OSError as error:
-            raise NormdetError(f"{path} cannot be read: {error.strerror}") from error
-        parts.append(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}")
-    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 def _label_tiff(

@@ -1,5 +1,6 @@
 """COCO files and Pascal VOC folders, through the readers that training uses."""
 
+import hashlib
 from collections.abc import Iterator
 from functools import partial
 from pathlib import Path
@@ -61,7 +62,8 @@ def _stacks(
         source = Source("image", (path,), f"{split}_{name}" if split else name)
         objects = partial(_objects, record, dataset.classes)
         classes = tuple(dataset.classes)
-        yield Stack(source, objects, key or str(path), split, key is not None, classes)
+        given = hashlib.blake2b(repr((record, classes)).encode()).hexdigest()
+        yield Stack(source, objects, key or str(path), split, key is not None, classes, given=given)
 
 
 def _objects(record: dict, classes: list[str], item: Slice) -> list[dict]:

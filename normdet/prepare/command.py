@@ -6,10 +6,10 @@ import json
 import os
 import shlex
 import shutil
-import tempfile
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import asdict
 from pathlib import Path
+from typing import Any
 
 from rich.console import Console
 from rich.progress import track
@@ -23,11 +23,19 @@ from normdet.prepare.contact_sheet import draw
 from normdet.prepare.faults import Faults
 from normdet.prepare.fingerprint import fingerprint_of
 from normdet.prepare.fragment import scale_of, write_configs
+from normdet.prepare.journal import Journal, journal_beside, key_of
 from normdet.prepare.kinds import KINDS, Request, detect, stacks
 from normdet.prepare.masks import Labels
 from normdet.prepare.stack import Stack
-from normdet.prepare.statistics import Intensities
-from normdet.prepare.write import IMAGES, Written, coco_content, write_image, write_json
+from normdet.prepare.write import (
+    IMAGES,
+    Collected,
+    Written,
+    coco_content,
+    write_image,
+    write_json,
+)
+from normdet.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -38,8 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parse(argv)
     out = args.out.absolute()
-    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not args.overwrite:
-        raise NormdetError(f"{out} exists: name another folder, or replace it with --overwrite")
+    _check_free(out, args.overwrite)
     source = Path(os.path.realpath(args.source))
     if source in (home := Path(os.path.realpath(out)), *home.parents):
         raise NormdetError(f"{out} lies in the source {args.source}: name a place outside of it")
@@ -54,56 +61,47 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.max_pixels,
     )
     try:
-        out.parent.mkdir(parents=True, exist_ok=True)
-        workshop = Path(tempfile.mkdtemp(prefix=f".{out.name}-", dir=out.parent))
-    except OSError as error:
-        raise NormdetError(f"{out.parent} cannot be written: {error.strerror}") from error
-    try:
-        folder = workshop / "data"
-        summary = prepare(request, args, folder, out)
-        _replace(folder, out, workshop / "old")
+        with journal_beside(out) as journal:
+            summary = prepare(request, args, journal)
+            _check_free(out, args.overwrite)
+            _replace(journal.folder, out, journal.folder.with_name("old"))
     except OSError as error:
         raise NormdetError(f"{out} cannot be written: {error.strerror or error}") from error
-    finally:
-        shutil.rmtree(workshop, ignore_errors=True)
     print(summary)
     print(f"look at  {out / 'contact_sheet.png'}")
     print(f"then     {shlex.join(['normdet', 'train', '--config-file', str(out / 'train.yaml')])}")
     return 0
 
 
-@dataclass
-class Collected:
-    """What was read: images written, and what is told of them."""
-
-    written: list[Written]
-    intensities: Intensities
-    digest: str
-    declared: list[str]
-    empty: int = 0
+def _check_free(out: Path, overwrite: bool) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not overwrite:
+        raise NormdetError(f"{out} exists: name another folder, or replace it with --overwrite")
 
 
-def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path) -> str:
-    """Write a whole data set into `folder`, which will be moved to `home`.
+def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str:
+    """Write a whole data set into the journal's folder.
 
     Returns:
         A few lines on what it holds.
     """
+    folder = journal.folder
     console = Console(stderr=True)
     faults = Faults(
         args.on_error,
         lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
-    (folder / IMAGES).mkdir(parents=True)
-    collected = _collect(request, args, folder, faults, console)
+    queue = list(stacks(request, faults))
+    declared = list(dict.fromkeys(name for stack in queue for name in stack.classes))
+    collected = _collect(queue, request, args, journal, faults, console)
     written = collected.written
+    _clear(folder, written)
     if not written:
         raise NormdetError(f"{request.root} gave no image ({faults.count} faults): see above")
     groups = [item.group for item in written]
     given = [item.split for item in written]
     splits = splitting.assign(groups, given, args.val, args.test, args.seed)
     warnings = _warnings(written, splits, args)
-    categories = _categories(collected)
+    categories = _categories(written, declared or request.rule.classes)
     patients = {group: number for number, group in enumerate(dict.fromkeys(groups), start=1)}
     parts = {}
     for name in splitting.SPLITS:
@@ -127,19 +125,26 @@ def prepare(request: Request, args: argparse.Namespace, folder: Path, home: Path
             "them into tiles first if objects are small"
         )
     write_json(folder / "fingerprint.json", fingerprint, indent=1)
-    write_configs(folder, home, fingerprint)
+    write_configs(folder, fingerprint)
     draw(parts, folder / IMAGES, categories, folder / "contact_sheet.png")
     return _summary(parts, categories, faults, warnings, collected)
 
 
 def _collect(
-    request: Request, args: argparse.Namespace, folder: Path, faults: Faults, console: Console
+    queue: list[Stack | None],
+    request: Request,
+    args: argparse.Namespace,
+    journal: Journal,
+    faults: Faults,
+    console: Console,
 ) -> Collected:
-    window = parse_window(args.window)
-    digest = hashlib.sha256()
-    queue = list(stacks(request, faults))
-    declared = list(dict.fromkeys(name for stack in queue for name in stack.classes))
-    collected = Collected([], Intensities(), "", declared or list(request.rule.classes))
+    """What all stacks give, of which those that a stopped run has done are not read again."""
+    settings = _settings(request, args)
+    keys = [key_of(stack, settings) for stack in queue]
+    if journal:
+        done = f"{sum(key in journal for key in keys)} of {len(keys)}"
+        console.print(f"going on where a run was stopped: {done} sources are done", soft_wrap=True)
+    whole = Collected()
     for number in track(
         range(len(queue)),
         "preparing",
@@ -149,29 +154,58 @@ def _collect(
     ):
         # Let go of when done: a stack may hold its labels.
         stack, queue[number] = queue[number], None
-        for path in sorted(stack.source.paths):
-            digest.update(_sha256(path))
-        try:
-            for item, limits in read_windowed(
-                stack.source,
-                window,
-                axis=request.axis,
-                neighbours=args.neighbours,
-                max_pixels=request.max_pixels,
-                report=faults,
-            ):
-                try:
-                    entry = _write_one(stack, item, limits, folder, collected, args)
-                except NormdetError as error:
-                    faults(str(error))
-                    continue
-                if entry:
-                    collected.written.append(entry)
-                    digest.update(json.dumps(entry.objects).encode())
-        except NormdetError as error:
-            faults(str(error))
-    collected.digest = digest.hexdigest()
-    return collected
+        one = journal.get(keys[number], stack)
+        if one is None or (one.faults and args.on_error == "stop"):
+            one = _read(stack, request, args, journal.folder, faults)
+            journal.add(keys[number], stack, one)
+        else:
+            faults.count += one.faults
+        whole.add(one)
+    return whole
+
+
+def _settings(request: Request, args: argparse.Namespace) -> dict[str, Any]:
+    """What the images of a stack depend on beside its files."""
+    return {
+        "normdet": __version__,
+        "kind": request.kind,
+        "labels": asdict(request.rule),
+        "axis": request.axis,
+        "max_pixels": request.max_pixels,
+        "window": args.window,
+        "neighbours": args.neighbours,
+        "skip_empty": args.skip_empty,
+    }
+
+
+def _read(
+    stack: Stack, request: Request, args: argparse.Namespace, folder: Path, faults: Faults
+) -> Collected:
+    one, before = Collected(), faults.count
+    digest = hashlib.sha256()
+    for path in sorted(stack.source.paths):
+        digest.update(_sha256(path))
+    try:
+        for item, limits in read_windowed(
+            stack.source,
+            parse_window(args.window),
+            axis=request.axis,
+            neighbours=args.neighbours,
+            max_pixels=request.max_pixels,
+            report=faults,
+        ):
+            try:
+                entry = _write_one(stack, item, limits, folder, one, args)
+            except NormdetError as error:
+                faults(str(error))
+                continue
+            if entry:
+                one.written.append(entry)
+                digest.update(json.dumps(entry.objects).encode())
+    except NormdetError as error:
+        faults(str(error))
+    one.digest, one.faults = digest.hexdigest(), faults.count - before
+    return one
 
 
 def _write_one(
@@ -197,6 +231,7 @@ def _write_one(
         item.patient is not None or stack.patient,
         item.spacing,
         sums,
+        item.source if item.patient is not None else None,
     )
 
 
@@ -208,12 +243,23 @@ def _sha256(path: Path) -> bytes:
     return digest.digest()
 
 
-def _categories(collected: Collected) -> list[str]:
+def _clear(folder: Path, written: Sequence[Written]) -> None:
+    """Remove what a stopped run left of sources that have changed, and of its last files."""
+    kept = {item.file_name for item in written}
+    for path in (folder / IMAGES).iterdir():
+        if path.name not in kept:
+            path.unlink()
+    for path in folder.iterdir():
+        if path.name != IMAGES:
+            path.unlink()
+
+
+def _categories(written: Sequence[Written], declared: Sequence[str]) -> list[str]:
     """The declared classes in their order, then those met, sorted."""
-    met = {entry["category"] for item in collected.written for entry in item.objects}
+    met = {entry["category"] for item in written for entry in item.objects}
     if not met:
         raise NormdetError("no image has a single object: are the labels the right ones?")
-    return [*collected.declared, *sorted(met - set(collected.declared))]
+    return [*declared, *sorted(met - set(declared))]
 
 
 def _warnings(
@@ -257,6 +303,7 @@ def _summary(
 def _replace(folder: Path, out: Path, old: Path) -> None:
     """Move the finished folder to its place; what was there goes only then."""
     if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
         os.rename(out, old)
     os.rename(folder, out)
 

@@ -28,12 +28,14 @@ def dicom_stacks(
         fitting = [item for item in segmentations if series in item.series]
         if fitting:
             objects = _Segmented(fitting, headers, rule)
+            used = [item.path for item in fitting]
         else:
             objects = _Labelled(source.paths, root, files, rule, max_pixels)
-            if not objects.readers:
+            used = objects.files
+            if not used:
                 report(f"series {source.name} ({source.paths[0]}) has no segmentation or label")
                 continue
-        yield Stack(source, objects, source.name)
+        yield Stack(source, objects, source.name, labels=tuple(used))
 
 
 class Segmentation:
@@ -154,13 +156,18 @@ class _Labelled:
         rule: Labels,
         max_pixels: int,
     ):
-        self.readers = {
-            path: label_reader(files[key], "dicom", rule, "axial", max_pixels)
+        found = {
+            path: files[key]
             for path in paths
             if (key := match_key(path.relative_to(root))) in files
         }
+        self.files = list(found.values())
+        self._readers = {
+            path: label_reader(file, "dicom", rule, "axial", max_pixels)
+            for path, file in found.items()
+        }
 
     def __call__(self, item: Slice) -> list[dict]:
-        if item.source not in self.readers:
+        if item.source not in self._readers:
             raise NormdetError(f"{item.source} has no label")
-        return self.readers[item.source](item, item.frame)
+        return self._readers[item.source](item, item.frame)

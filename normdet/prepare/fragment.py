@@ -6,29 +6,31 @@ from pathlib import Path
 
 import numpy as np
 
-from normdet.config import config_file
+from normdet.config import merged_config
+from normdet.weights.facts import IMAGENET_STD
 
 # A detector of stride 4 wants the median object about this large, and images no longer than this.
 _OBJECT, _LONGEST = 32, 1600
 _LEVELS = 5
-# ImageNet's std in grey values: weights trained with PIXEL_STD 1 expect images this varied.
-_IMAGENET_STD = 57.0
 
 
-def write_configs(folder: Path, home: Path, fingerprint: Mapping) -> None:
+def write_configs(folder: Path, fingerprint: Mapping) -> None:
     """Write `dataset.yaml`, to be a base of any config, and `train.yaml`, which has it as one.
+
+    Its other base, `detector.yaml`, is a copy: the folder can be moved to where normdet is
+    installed in another place, or in another version.
 
     Args:
         folder: where they are written.
-        home: where the folder will be: paths inside name it.
         fingerprint: of the data set.
     """
-    (folder / "dataset.yaml").write_text(_dataset(home, fingerprint), encoding="utf-8")
-    base = config_file("medical/Base-R_50-FPN.yaml")
-    scaled = [round(value / _IMAGENET_STD, 4) for value in fingerprint["pixel_std"]]
+    (folder / "dataset.yaml").write_text(_dataset(fingerprint), encoding="utf-8")
+    detector = merged_config("medical/Base-R_50-FPN.yaml")
+    (folder / "detector.yaml").write_text(detector, encoding="utf-8")
+    scaled = [round(value / IMAGENET_STD, 4) for value in fingerprint["pixel_std"]]
     text = (
         "# Mask R-CNN R50-FPN with GN on the data beside this file; --norm takes another norm.\n"
-        f'_BASE_:\n  - {_quoted(base)}\n  - "dataset.yaml"\n'
+        '_BASE_:\n  - "detector.yaml"\n  - "dataset.yaml"\n'
         "MODEL:\n  # Its weights were trained with PIXEL_STD 1: the data are as varied to it as\n"
         f"  # ImageNet is.\n  PIXEL_STD: {scaled}\n"
     )
@@ -51,7 +53,7 @@ def scale_of(fingerprint: Mapping) -> float:
     return min(round(wanted * 2) / 2, _LONGEST / longest)
 
 
-def _dataset(home: Path, fingerprint: Mapping) -> str:
+def _dataset(fingerprint: Mapping) -> str:
     scale = scale_of(fingerprint)
     sizes, objects = fingerprint["image_size"], fingerprint["object_size"]
     short = min(sizes["width"]["median"], sizes["height"]["median"])
@@ -81,7 +83,10 @@ def _dataset(home: Path, fingerprint: Mapping) -> str:
         "  RETINANET:",
         f"    NUM_CLASSES: {classes}",
         "DATASETS:",
-        f"  ROOT: {_quoted(str(home))}",
+        "  # The folder of this file.",
+        '  ROOT: "./"',
+        "  # By this, not to be changed, MODEL.PIXEL_STD is checked to suit the weights.",
+        f"  PIXEL_STD: {std}",
         f"  TRAIN: [{_quoted(splits['train'])}]",
         f"  TEST: [{', '.join(map(_quoted, tests))}]",
         "INPUT:",

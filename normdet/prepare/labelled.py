@@ -73,7 +73,8 @@ def image_stacks(
         except NormdetError as error:
             report(str(error))
             continue
-        yield Stack(source, objects, key or str(below), top_split(below), key is not None)
+        split = top_split(below)
+        yield Stack(source, objects, key or str(below), split, key is not None, labels=(label,))
 
 
 def top_split(below: Path) -> str | None:
@@ -167,7 +168,8 @@ def bowl_stacks(
         key = patient_of(below, patient)
         name = rule.classes[0] if rule.classes else OBJECT
         objects = partial(_bowl_objects, files, name, max_pixels, report)
-        yield Stack(source, objects, key or str(below.parent.parent), top_split(below), bool(key))
+        group, split = key or str(below.parent.parent), top_split(below)
+        yield Stack(source, objects, group, split, bool(key), labels=tuple(files))
 
 
 def _bowl_objects(

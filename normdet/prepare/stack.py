@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 
 from normdet.data.readers import Slice, Source
 
@@ -18,6 +19,8 @@ class Stack:
         split: the part the source puts it in, or None.
         patient: whether `group` is a patient.
         classes: those that the source declares, whether or not they occur; empty if it does not.
+        labels: the files that the objects come from, where `source` does not have them.
+        given: changes with objects that were read already, and tells nothing of them.
     """
 
     source: Source
@@ -26,3 +29,5 @@ class Stack:
     split: str | None = None
     patient: bool = False
     classes: tuple[str, ...] = ()
+    labels: tuple[Path, ...] = ()
+    given: str = ""

@@ -1,5 +1,6 @@
 """The folder that comes out: images as they are met, annotation files at the end."""
 
+import hashlib
 import json
 import zlib
 from collections.abc import Sequence
@@ -10,14 +11,18 @@ import numpy as np
 import tifffile
 from PIL import Image
 
-from normdet.prepare.statistics import channel_sums
+from normdet.prepare.statistics import Intensities, channel_sums
 
 IMAGES = "images"
 
 
 @dataclass
 class Written:
-    """An image in the folder with its annotations, and what splitting and statistics need."""
+    """An image in the folder with its annotations, and what splitting and statistics need.
+
+    Attributes:
+        named_by: the file that names the patient who is `group`; None where `group` is the stack's.
+    """
 
     file_name: str
     height: int
@@ -28,6 +33,27 @@ class Written:
     patient: bool
     spacing: tuple[float, ...] | None
     sums: np.ndarray = field(repr=False)
+    named_by: Path | None = None
+
+
+@dataclass
+class Collected:
+    """What a stack gave, or all of them: images written, and what is told of them."""
+
+    written: list[Written] = field(default_factory=list)
+    intensities: Intensities = field(default_factory=Intensities)
+    digest: str = ""
+    empty: int = 0
+    faults: int = 0
+
+    def add(self, other: "Collected") -> None:
+        """The images of another stack after one's own."""
+        self.written += other.written
+        self.intensities.whole += other.intensities.whole
+        self.intensities.inside += other.intensities.inside
+        self.digest = hashlib.sha256((self.digest + other.digest).encode()).hexdigest()
+        self.empty += other.empty
+        self.faults += other.faults
 
 
 def write_image(folder: Path, name: str, pixels: np.ndarray) -> tuple[str, np.ndarray]:

@@ -1,6 +1,6 @@
 """Whether a config suits a weights file: what it would silently misuse is refused."""
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from fvcore.common.config import CfgNode
@@ -12,6 +12,8 @@ from .facts import (
     BACKBONE,
     DIALECT,
     FORMAT,
+    IMAGE_STD,
+    IMAGENET_STD,
     MEAN,
     PARTS,
     STD,
@@ -53,6 +55,7 @@ def check_weights(cfg: CfgNode, weights: Imported | Mapping[str, Any], source: s
     facts = imported.facts
     _check_settings(cfg, facts, source)
     warnings = _compare_means(cfg, facts, source) + _differing(cfg, facts, source)
+    warnings += _seen_darker(cfg, facts, source)
     warnings += [f"{source}: {note}" for note in imported.notes]
     ours = str(cfg.MODEL.RESNETS.NORM)
     if facts.folded and _uses_batch(ours) and cfg.MODEL.BACKBONE.FREEZE_AT < 5:
@@ -90,14 +93,21 @@ def _unknown_standardization(ours: str, facts: Facts, source: str) -> list[str]:
 
 def _check_settings(cfg: CfgNode, facts: Facts, name: str) -> None:
     settings = facts.settings
-    wrong = [key for key in (STRIDE, FORMAT, STD) if not _suits(cfg, key, settings.get(key))]
+    wrong = [key for key in (STRIDE, FORMAT, STD) if not _suits(cfg, key, settings)]
     shown = [STD] if _other_scale(cfg, facts) else []
     if stated := [key for key in wrong if key not in facts.assumed or key in shown]:
         theirs = ", ".join(f"{key} {settings[key]}" for key in stated)
         ours = ", ".join(f"{key} {find(cfg, key)}" for key in stated)
         # Order and mean belong together.
         change = [*wrong, MEAN] if FORMAT in wrong and MEAN in settings else wrong
-        way_out = " ".join(f'{key} "{settings[key]}"' for key in change)
+        wanted = dict(settings)
+        if STD in wrong:
+            wanted[STD] = _wanted_std(cfg, settings)
+            if images := find(cfg, IMAGE_STD):
+                ours += f" for images of {IMAGE_STD} {list(images)}"
+        way_out = " ".join(f'{key} "{wanted[key]}"' for key in change)
+        if STD in wrong and not find(cfg, IMAGE_STD) and max(find(cfg, STD)) > max(settings[STD]):
+            way_out += f", or {IMAGE_STD} to the std of the images' values if they exceed 8 bits"
         raise NormdetError(
             f"{name} was trained with {theirs}, the config has {ours}: set {way_out}"
         )
@@ -106,17 +116,33 @@ def _check_settings(cfg: CfgNode, facts: Facts, name: str) -> None:
 def _differing(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
     """What the config has otherwise than is usual, or than a detector was trained with."""
     warnings = []
-    known = {key: value for key, value in facts.settings.items() if key not in (MEAN, DIALECT)}
-    wrong = [key for key, value in known.items() if not _suits(cfg, key, value)]
+    unlike = (MEAN, DIALECT, IMAGE_STD)
+    known = {key: value for key, value in facts.settings.items() if key not in unlike}
+    wrong = [key for key in known if not _suits(cfg, key, facts.settings)]
     for keys, how in (
         ([key for key in wrong if key in facts.assumed], "files of its kind usually are"),
         ([key for key in wrong if key not in facts.assumed], "it was"),
     ):
         if keys:
             theirs = " ".join(f'{key} "{known[key]}"' for key in keys)
+            if STD in keys and find(cfg, IMAGE_STD):
+                theirs += f', for these images "{_wanted_std(cfg, facts.settings)}"'
             ours = ", ".join(f"{key} {find(cfg, key)}" for key in keys)
             warnings.append(f"{name} is used with {ours}; {how} trained with {theirs}")
     return warnings
+
+
+def _seen_darker(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
+    """What is no other scale yet, but costs contrast that another PIXEL_STD would keep."""
+    if not find(cfg, IMAGE_STD) or facts.settings.get(STD) is None:
+        return []
+    ratio = max(a / b for a, b in zip(*_scales(cfg, facts.settings), strict=True))
+    if ratio < 4:
+        return []
+    return [
+        f"{name} sees the images at 1/{ratio:.0f} of the contrast it was trained on: "
+        f'{STD} "{_wanted_std(cfg, facts.settings)}" keeps it'
+    ]
 
 
 # In the middle of 1 and 58, the std of pixels that are used as they are and of those that are not.
@@ -125,12 +151,12 @@ _RAW_STD = 7.6
 
 def _other_scale(cfg: CfgNode, facts: Facts) -> bool:
     """Whether the stem's statistics are of pixels of another scale than the config's."""
-    std = find(cfg, STD)
-    return bool(std) and facts.raw_pixels not in (None, max(std) < _RAW_STD)
+    ours, _ = _scales(cfg, facts.settings)
+    return bool(ours) and facts.raw_pixels not in (None, max(ours) < _RAW_STD)
 
 
-def _suits(cfg: CfgNode, key: str, theirs: Any) -> bool:
-    ours = find(cfg, key)
+def _suits(cfg: CfgNode, key: str, settings: Mapping[str, Any]) -> bool:
+    ours, theirs = find(cfg, key), settings.get(key)
     if ours is None or theirs is None:
         return True
     if key == STRIDE:  # basic blocks have no 1x1 convolution to stride in
@@ -139,10 +165,36 @@ def _suits(cfg: CfgNode, key: str, theirs: Any) -> bool:
         return {ours, theirs} != {"RGB", "BGR"}
     if key != STD:
         return _lists(ours) == _lists(theirs)
-    # Statistics of one's own images are fine, dark ones too; 1 in place of 57 is another network.
-    return len(ours) != len(theirs) or all(
-        b / 20 < a < b * 4 for a, b in zip(ours, theirs, strict=True)
-    )
+    # 1 in place of 57 is another network. Statistics of one's own images are fine, and small if
+    # these are dark; where the std of the images is known, it is usual ones that are fine for dark.
+    low, high = (1 / 4, 20) if find(cfg, IMAGE_STD) else (1 / 20, 4)
+    return all(b * low < a < b * high for a, b in zip(*_scales(cfg, settings), strict=True))
+
+
+def _scales(cfg: CfgNode, settings: Mapping[str, Any]) -> tuple[list[float], list[float]]:
+    """PIXEL_STD of the config and of the weights, as if for images as varied as ImageNet's."""
+    ours, theirs = find(cfg, STD) or [], settings.get(STD) or []
+    images = settings.get(IMAGE_STD) or [IMAGENET_STD]
+    ours, theirs = _relative(ours, find(cfg, IMAGE_STD) or images), _relative(theirs, images)
+    return (ours, theirs) if len(ours) == len(theirs) else (_mean(ours), _mean(theirs))
+
+
+def _relative(std: Sequence[float], images: Sequence[float]) -> list[float]:
+    images = images if len(images) == len(std) else _mean(images) * len(std)
+    return [a * IMAGENET_STD / b for a, b in zip(std, images, strict=True)]
+
+
+def _mean(values: Sequence[float]) -> list[float]:
+    """A grey channel stands for the three of colour."""
+    return [sum(values) / len(values)] if values else []
+
+
+def _wanted_std(cfg: CfgNode, settings: Mapping[str, Any]) -> list[float]:
+    """The PIXEL_STD under which the weights see the config's images at the scale they know."""
+    images = find(cfg, IMAGE_STD) or settings.get(IMAGE_STD) or [IMAGENET_STD]
+    _, theirs = _scales(cfg, settings)
+    images = images if len(images) == len(theirs) else _mean(images) * len(theirs)
+    return [round(a * b / IMAGENET_STD, 4) for a, b in zip(theirs, images, strict=True)]
 
 
 def _lists(value: Any) -> Any:
@@ -150,6 +202,8 @@ def _lists(value: Any) -> Any:
 
 
 def _compare_means(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
+    if find(cfg, IMAGE_STD):  # images whose statistics are known have a mean of their own
+        return []
     ours, theirs = find(cfg, MEAN), facts.settings.get(MEAN)
     if ours is None or theirs is None or len(ours) != len(theirs):
         return []

@@ -24,6 +24,10 @@ BACKBONE = "MODEL.RESNETS.NORM"
 DIALECT = "MODEL.NORMDET.WS.DIALECT"
 STRIDE, FORMAT = "MODEL.RESNETS.STRIDE_IN_1X1", "INPUT.FORMAT"
 MEAN, STD = "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"
+# Of the images themselves, where they are not of 8 bits.
+IMAGE_STD = "DATASETS.PIXEL_STD"
+# ImageNet's, in grey values of 8 bits: what published weights were trained on.
+IMAGENET_STD = 57.0
 
 # Each NORM key, and where its part's tensors stand in a detectron2 model.
 PARTS = {PART_KEYS[part]: prefixes for part, prefixes in PART_TENSORS.items()}
@@ -101,6 +105,7 @@ def describe(cfg: CfgNode) -> dict[str, Any]:
     """What a checkpoint says of itself: plain values that :func:`read_description` reads back."""
     norms = {key: str(value) for key in PARTS if (value := find(cfg, key)) is not None}
     settings = {key: find(cfg, key) for key in (STRIDE, FORMAT, MEAN, STD, DIALECT)}
+    settings[IMAGE_STD] = find(cfg, IMAGE_STD) or None
     return {
         "norms": norms,
         "weight": weight_method(norms.get(BACKBONE, "")),
@@ -121,13 +126,17 @@ def read_description(said: Any, source: str) -> Facts:
     try:
         norms = {key: str(said["norms"][key]) for key in PARTS if key in said["norms"]}
         settings = dict(said["settings"])
-        for key in settings.keys() & {MEAN, STD}:
+        for key in settings.keys() & {MEAN, STD, IMAGE_STD}:
             settings[key] = [float(value) for value in settings[key]]
+        if not all(value > 0 for value in settings.get(IMAGE_STD, ())):
+            raise ValueError
         # They are compared, and printed in an error.
         for key in settings.keys() & {STRIDE, FORMAT, DIALECT}:
             settings[key] = bool(settings[key]) if key == STRIDE else str(settings[key])
         known = {
-            key: settings[key] for key in (STRIDE, FORMAT, MEAN, STD, DIALECT) & settings.keys()
+            key: settings[key]
+            for key in (STRIDE, FORMAT, MEAN, STD, DIALECT, IMAGE_STD)
+            if key in settings
         }
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise NormdetError(f"{source}: its 'normdet' entry is not normdet's") from error

@@ -33,6 +33,6 @@ def sum_stem_channels(
                 summed.append(name)
     return [
         f"{name} is summed over its three colours for the model's one channel: PIXEL_MEAN and "
-        "PIXEL_STD should be those of the weights, averaged"
+        "PIXEL_STD should do to it what those of the weights do to the three"
         for name in summed
     ]

@@ -276,6 +276,81 @@ def test_the_scale_of_pixels_shows_in_the_stem():
         check_weights(config("BN"), said, "w.pth")
 
 
+DEEP = [1400.0, 1500.0, 1600.0]  # the std of images of 16 bits
+
+
+def images_of(std, *options):
+    """A config for images of this std."""
+    cfg = config("GN", False, *options)
+    cfg.DATASETS.PIXEL_STD = std
+    return cfg
+
+
+@pytest.mark.parametrize(
+    ("source", "options", "suiting"),
+    [("R-50-GN.pkl", (), [24.5614, 26.3158, 28.0702]),
+     ("resnet50_gn-00000000.pth", (), [24.5614, 26.3158, 28.0702]),
+     ("torchvision/R-50.pkl", RGB, [1434.2632, 1503.1579, 1610.5263])],
+)  # fmt: skip
+def test_images_of_16_bits_are_seen_at_the_scale_of_the_weights(source, options, suiting):
+    state = weights() if "gn" in source.lower() else BN
+    for scale in (0.5, 1, 3):
+        cfg = images_of(DEEP, *options, "MODEL.PIXEL_STD", [value * scale for value in suiting])
+        assert not [w for w in check_weights(cfg, state, source) if "PIXEL" in w]
+    cfg.MODEL.PIXEL_STD = [value * 8 for value in suiting]
+    (warning,) = [w for w in check_weights(cfg, state, source) if "PIXEL" in w]
+    assert "at 1/8 of the contrast" in warning and warning.endswith(f'"{suiting}" keeps it')
+    for wrong in ([value / 5 for value in suiting], [value * 21 for value in suiting]):
+        cfg.MODEL.PIXEL_STD = wrong
+        with pytest.raises(NormdetError) as info:
+            check_weights(cfg, state, source)
+        assert f"for images of DATASETS.PIXEL_STD {DEEP}: set" in str(info.value)
+        assert str(info.value).endswith(f'MODEL.PIXEL_STD "{suiting}"')
+
+
+def test_without_a_word_on_the_images_they_are_of_8_bits_and_the_word_is_asked_for():
+    cfg = config("GN", False, "MODEL.PIXEL_STD", [26.0] * 3)
+    with pytest.raises(NormdetError, match=r"or DATASETS.PIXEL_STD to the std of the images'"):
+        check_weights(cfg, weights(), "R-50-GN.pkl")
+    cfg.DATASETS.PIXEL_STD = DEEP
+    check_weights(cfg, weights(), "R-50-GN.pkl")
+
+
+def test_dark_images_under_their_own_statistics():
+    # A few spots on black: less than 1/20 of ImageNet's std.
+    cfg = images_of([1.9] * 3, "MODEL.PIXEL_STD", [1.9 / 57] * 3)
+    assert check_weights(cfg, weights(), "R-50-GN.pkl") == []
+
+
+def test_the_one_channel_of_16_bits():
+    for std, fits in ((26.0, True), (1.0, False)):
+        cfg = images_of([1500.0], "INPUT.FORMAT", "L", "MODEL.PIXEL_MEAN", [900.0])
+        cfg.MODEL.PIXEL_STD = [std]
+        if fits:
+            check_weights(cfg, weights(), "R-50-GN.pkl")
+        else:
+            with pytest.raises(NormdetError, match=r'set MODEL.PIXEL_STD "\[26.3158\]"$'):
+                check_weights(cfg, weights(), "R-50-GN.pkl")
+
+
+def test_weights_that_were_trained_on_16_bits_are_for_others_too():
+    said = describe(images_of(DEEP, "MODEL.PIXEL_STD", [24.6, 26.3, 28.1]))
+    checkpoint = {"model": weights(), "normdet": said}
+    same = config("GN", False, "MODEL.PIXEL_STD", [24.6, 26.3, 28.1])
+    for fitting in (
+        same,
+        images_of(DEEP, "MODEL.PIXEL_STD", [24.6, 26.3, 28.1]),
+        images_of([60.0] * 3),
+        images_of([9000.0] * 3, "MODEL.PIXEL_STD", [158.0] * 3),
+    ):
+        assert check_weights(fitting, checkpoint, "m.pth") == []
+    with pytest.raises(NormdetError, match=r'set MODEL.PIXEL_STD "\[1.05'):
+        check_weights(images_of([60.0] * 3, "MODEL.PIXEL_STD", [26.0] * 3), checkpoint, "m.pth")
+    said["settings"]["DATASETS.PIXEL_STD"] = [0.0] * 3
+    with pytest.raises(NormdetError, match="is not normdet's"):
+        check_weights(same, checkpoint, "m.pth")
+
+
 def test_group_norm_without_a_word_on_standardization_is_a_warning():
     state = {k: v for k, v in torchvision_names().items() if "running" not in k}
     for norm, way_out in (("GN", "need MODEL.RESNETS.NORM GN+WS"), ("GN+WS", "lose their")):

@@ -2,7 +2,7 @@
 
 import hashlib
 import secrets
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NoReturn
@@ -75,6 +75,22 @@ def stop(fault: str) -> NoReturn:
 def patient_key(identity: str) -> str:
     """An opaque key: equal for equal identities in this process, unrelated in any other."""
     return hashlib.blake2b(identity.encode(), key=_SECRET, digest_size=12).hexdigest()
+
+
+def stamp_of(paths: Iterable[Path]) -> str:
+    """Changes with the files and their places, and tells nothing of either.
+
+    Raises:
+        NormdetError: a file that is gone.
+    """
+    parts = []
+    for path in sorted(paths):
+        try:
+            status = path.stat()
+        except OSError as error:
+            raise NormdetError(f"{path} cannot be read: {error.strerror}") from error
+        parts.append(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}")
+    return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
 
 def native(pixels: np.ndarray) -> np.ndarray:

@@ -78,6 +78,16 @@ def read_header(path: Path) -> Header:
         )
 
 
+def read_patient(path: Path) -> str | None:
+    """The key that :func:`read` gives the patient of a file's images.
+
+    Raises:
+        NormdetError: a file that is not DICOM.
+    """
+    with _open(path, pixels=False) as data:
+        return _patient(data)
+
+
 def read(source: Source, *, max_pixels: int, report: Report) -> Iterator[Slice]:
     """The images of a series in the order of space, or the frames of a file."""
     headers = []
@@ -158,8 +168,7 @@ def _frames(
         frames = _integer(data, "NumberOfFrames") or 1
         rows, columns = _integer(data, "Rows") or 0, _integer(data, "Columns") or 0
         check_size(path, rows, columns, max_pixels, frames)
-        identity = _text(data, "PatientID") or _text(data, "StudyInstanceUID")
-        patient = patient_key(identity) if identity else None
+        patient = _patient(data)
         for index in _frame_order(data, frames, path, report):
             groups = _functional_groups(data, index)
             try:
@@ -169,6 +178,11 @@ def _frames(
                 continue
             spacing = _spacing(data, groups)
             yield index, pixels, patient, spacing, window
+
+
+def _patient(data: Any) -> str | None:
+    identity = _text(data, "PatientID") or _text(data, "StudyInstanceUID")
+    return patient_key(identity) if identity else None
 
 
 def _frame_order(data: Any, frames: int, path: Path, report: Report) -> list[int]:
