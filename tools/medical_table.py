@@ -9,7 +9,6 @@ drawn from what the runs kept, without their weights.
 
 import argparse
 import csv
-import json
 from pathlib import Path
 
 from detectron2.data import DatasetCatalog
@@ -70,7 +69,7 @@ def draw(folder: Path) -> None:
     scenes = [scene(record, predicted) for record in chosen]
     name = Path(cfg.DATASETS.ROOT).name
     draw_scenes(scenes, {norm: norm for norm in runs}, RESULTS / f"medical_{name}.png")
-    about = {norm: json.loads((run / "run.json").read_text())["run"] for norm, run in runs.items()}
+    about = {norm: run.name for norm, run in runs.items()}
     print(f"medical_{name}.png: {about}, images {[Path(r['file_name']).name for r in chosen]}")
 
 
