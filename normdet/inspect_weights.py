@@ -126,7 +126,7 @@ def _read(source: str, allow_unsafe: bool) -> dict[str, Any]:
 
 
 def _config(args: argparse.Namespace) -> CfgNode:
-    cfg = load_config(args.config_file, args.opts, args.norm)
+    cfg = load_config(args.config_file, args.opts, args.norm, args.norm_parts)
     cfg.MODEL.DEVICE = "cpu"
     return cfg
 
@@ -139,6 +139,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("weights", help="a weights file, or its address in detectron2's model zoo")
     add_common(parser, "--config-file", help="build its model, load the file, and report")
     add_common(parser, "--norm", help="what --norm of `normdet train` would say")
+    add_common(parser, "--norm-parts")
     add_common(parser, "--allow-unsafe-weights")
     add_common(parser, "opts")
     args = parser.parse_intermixed_args(argv)

@@ -3,6 +3,7 @@
 import argparse
 
 import pytest
+import torch
 
 from normdet import NormdetError, demo, inspect_weights
 from normdet.arguments import check_counts, train_arguments
@@ -10,6 +11,7 @@ from normdet.compare import command as compare
 from normdet.convert import command as convert
 from normdet.doctor import command as doctor
 from normdet.predict import command as predict
+from normdet.weights import save_file
 
 CONFIG = ["--config-file", "a.yaml"]
 
@@ -42,6 +44,23 @@ def test_parts_are_a_list():
         "fpn", "box_head",
     ]  # fmt: skip
     assert train_arguments([*CONFIG, "--norm-parts", ""]).norm_parts is None
+
+
+@pytest.mark.parametrize(
+    ("main", "words"),
+    [
+        (inspect_weights.main, ["{}"]),
+        (convert.main, ["{}", "--to", "GN", "--out", "x.pth"]),
+        (doctor.main, ["a.png", "--weights", "{}"]),
+        (predict.main, ["a.png", "--weights", "{}", "--out", "x"]),
+    ],
+)
+def test_parts_go_wherever_the_norm_goes(main, words, tmp_path):
+    weights = str(tmp_path / "w.safetensors")
+    save_file({"model": {"a": torch.zeros(1)}}, weights)
+    model = ["--config-file", "quickstart/base.yaml", "--norm", "BN", "--norm-parts", "nowhere"]
+    with pytest.raises(NormdetError, match="unknown part 'nowhere'"):
+        main([word.format(weights) for word in words] + model)
 
 
 def test_counts_are_one_at_least():

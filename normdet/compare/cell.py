@@ -6,7 +6,6 @@ leaves a cell that is done or one that `normdet train --resume` goes on with.
 
 import contextlib
 import datetime
-import fcntl
 import json
 import os
 import re
@@ -24,6 +23,7 @@ from normdet.compare.provenance import provenance
 from normdet.engine.launch import GRACE_SECONDS
 from normdet.engine.step import NonFiniteLoss
 from normdet.errors import NormdetError
+from normdet.lock import hold
 from normdet.report.history import read_history
 from normdet.weights.files import atomic_file
 
@@ -121,14 +121,8 @@ def _sole_owner(path: Path, stopping: Callable[[], bool]) -> Iterator[int]:
     """Hold the cell; the training process inherits the lock, should we be killed before it ends."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
-        while not stopping():
-            try:
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                break
-            except BlockingIOError:
-                time.sleep(0.2)
-            except OSError:  # a file system without locks
-                break
+        while not stopping() and not hold(lock):
+            time.sleep(0.2)
         yield lock
     finally:
         os.close(lock)

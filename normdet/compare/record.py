@@ -1,7 +1,6 @@
 """The output folder of a comparison: what it is made of, and one command at a time."""
 
 import contextlib
-import fcntl
 import json
 import os
 from collections.abc import Iterator
@@ -12,6 +11,7 @@ from normdet.compare.plan import NOT_HASHED, Plan
 from normdet.data.records import first_of
 from normdet.engine.summary import flat
 from normdet.errors import NormdetError
+from normdet.lock import hold
 from normdet.weights.files import atomic_file
 
 
@@ -28,12 +28,8 @@ def taken(out: Path) -> Iterator[None]:
     except OSError as error:
         raise NormdetError(f"--out {out} cannot be used: {error.strerror}") from error
     try:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            raise NormdetError(f"--out {out}: another `normdet compare` is at work there") from None
-        except OSError:  # a file system without locks
-            pass
+        if not hold(lock):
+            raise NormdetError(f"--out {out}: another `normdet compare` is at work there")
         yield
     finally:
         os.close(lock)

@@ -34,7 +34,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parse(argv)
     option = parse(args.to)
-    cfg = load_config(args.config_file, ["MODEL.WEIGHTS", args.weights, *args.opts], args.norm)
+    opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
+    cfg = load_config(args.config_file, opts, args.norm, args.norm_parts)
     use_device_at_hand(cfg)
     if args.out.suffix not in (".pth", ".pt", ".safetensors"):
         raise NormdetError(f"--out {args.out}: weights are written as .pth or .safetensors")
@@ -129,6 +130,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--to", required=True, metavar="OPTION", help="the norm it gets: GN, FRN+TLU, ...")
     add_common(parser, "--config-file", required=True, help="the config it was trained with")
     add_common(parser, "--norm")
+    add_common(parser, "--norm-parts")
     add("--out", required=True, type=Path, metavar="FILE", help="where the result goes")
     add(
         "--images", action="append", metavar="PATH",

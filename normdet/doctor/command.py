@@ -41,7 +41,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.run:
         print(f"norms of the run: {write_training_page(args.run)}")
         return 0
-    cfg = load_config(args.config_file, args.opts, args.norm)
+    cfg = load_config(args.config_file, args.opts, args.norm, args.norm_parts)
     cfg.MODEL.WEIGHTS = args.weights
     use_device_at_hand(cfg)
     files = named_images(args.images, args.dataset, cfg.DATASETS.ROOT)
@@ -74,6 +74,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         images=None if args.dataset else _common_folder(args.images),
         dataset=args.dataset,
         norm_flag=args.norm,
+        norm_parts=args.norm_parts or (),
         images_per_gpu=args.images_per_gpu,
         freeze_at=cfg.MODEL.BACKBONE.FREEZE_AT,
         opts=args.opts,
@@ -143,6 +144,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_common(parser, "--config-file", help="the model's config")
     add("--weights", metavar="FILE", help="its weights, with BN's statistics")
     add_common(parser, "--norm")
+    add_common(parser, "--norm-parts")
     add("--dataset", metavar="NAME", help="instead of IMAGES; as in DATASETS.TRAIN")
     add(
         "--reference",

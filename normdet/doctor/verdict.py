@@ -10,6 +10,8 @@ from .rows import FITS, NOISY, OFF, Row
 
 # Norms without a batch, in the order in which they are offered.
 BATCHLESS = ("GN", "FRN+TLU")
+# What of the old normalization a conversion keeps fixed at first (results/conversion.csv).
+KEEP = 0.9
 
 
 @dataclass(frozen=True)
@@ -23,6 +25,7 @@ class Case:
         images: folder of the images, or None where `dataset` names them.
         dataset: its name, or None.
         norm_flag: what `--norm` said, or None.
+        norm_parts: what `--norm-parts` said.
         images_per_gpu: in training.
         freeze_at: `MODEL.BACKBONE.FREEZE_AT`.
         opts: further `KEY VALUE` pairs.
@@ -34,6 +37,7 @@ class Case:
     images: Path | None
     dataset: str | None
     norm_flag: str | None = None
+    norm_parts: Sequence[str] = ()
     images_per_gpu: int = 2
     freeze_at: int = 2
     opts: Sequence[str] = ()
@@ -111,27 +115,34 @@ def span(chosen: Collection[str], names: Sequence[str]) -> str:
 
 
 def next_commands(found: Examination, case: Case) -> list[str]:
-    """What to type next; a `normdet convert` and a `normdet train` for each norm to try."""
+    """What to type next; a `normdet convert` and a `normdet train` for each norm to try.
+
+    The new norm takes the place of the old one, and no other: where a model had none, as in the
+    FPN and the heads beside a frozen backbone, one that starts untrained costs a fine-tuning more
+    than it gives (results/medical.csv).
+    """
     config = ["--config-file", case.config_file]
     given = ["--norm", case.norm_flag] if case.norm_flag else []
+    given += ["--norm-parts", ",".join(case.norm_parts)] if case.norm_parts else []
     poor = stages_at(found, "off", "somewhat off")
     known = any(row.distance is not None for row in found.stages)
+    weights = ["MODEL.WEIGHTS", case.weights]
     if known and not poor:
-        return [_line("train", *config, *given, "MODEL.WEIGHTS", case.weights, *case.opts)]
+        return [_line("train", *config, *given, *weights, *case.opts)]
     frozen = ("stem", "res2", "res3", "res4", "res5")[: case.freeze_at]
     thaw = ["MODEL.BACKBONE.FREEZE_AT", "0"] if any(row.name in frozen for row in poor) else []
     lines = []
     row = noisiest(found, case.images_per_gpu)
     if row is not None and row.noise[case.images_per_gpu] < NOISY and known:
-        weights = ["MODEL.WEIGHTS", case.weights, *thaw]
-        lines.append(_line("train", *config, "--norm", "BN", *weights, *case.opts))
+        bn = ["--norm", "BN", "--norm-parts", "backbone"] if case.norm == "FrozenBN" else given
+        lines.append(_line("train", *config, *bn, *weights, *thaw, *case.opts))
     source = ["--dataset", case.dataset] if case.dataset else ["--images", str(case.images)]
     for norm in BATCHLESS:
-        out = f"{Path(case.weights).stem}-{norm.lower().replace('+', '-')}.pth"
-        ends = [*given, *source, "--out", out, *case.opts]
+        name = f"{Path(case.weights).stem}-{norm.lower().replace('+', '-')}"
+        to = ["--to", norm, "--keep", str(KEEP), *config, *given, *source, "--out", f"{name}.pth"]
         lines += [
-            _line("convert", case.weights, "--to", norm, *config, *ends),
-            _line("train", *config, "--norm", norm, "MODEL.WEIGHTS", out, *thaw, *case.opts),
+            _line("convert", case.weights, *to, *case.opts),
+            _line("train", "--config-file", f"{name}.yaml", "OUTPUT_DIR", f"output/{name}", *thaw),
         ]
     return lines
 

@@ -163,7 +163,7 @@ def _config(args: argparse.Namespace) -> tuple[CfgNode, InputRecord]:
             "give --config-file"
         )
     opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
-    cfg = load_config(file, opts, args.norm)
+    cfg = load_config(file, opts, args.norm, args.norm_parts)
     use_device_at_hand(cfg)
     if args.tile is not None:
         cfg.INPUT.TILE = args.tile
@@ -252,6 +252,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--weights", required=True, metavar="FILE", help="the trained model's checkpoint")
     add_common(parser, "--config-file", help="its config; by default config.yaml beside it")
     add_common(parser, "--norm", help="the --norm it was trained with, if not in the config")
+    add_common(parser, "--norm-parts")
     add("--out", required=True, type=Path, metavar="DIR", help="where the results go")
     add("--restart", action="store_true", help="forget what DIR holds of earlier runs")
     add("--score-threshold", type=float, default=0.5, metavar="P", help="least score, 0.5")

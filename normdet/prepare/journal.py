@@ -2,7 +2,6 @@
 
 import base64
 import contextlib
-import fcntl
 import hashlib
 import json
 import os
@@ -17,6 +16,7 @@ import numpy as np
 from normdet.data.readers import dicom
 from normdet.data.readers.base import stamp_of
 from normdet.errors import NormdetError
+from normdet.lock import hold
 from normdet.prepare.stack import Stack
 from normdet.prepare.statistics import Intensities
 from normdet.prepare.write import IMAGES, Collected, Written
@@ -58,15 +58,13 @@ class Journal:
         self._file.truncate(place)
 
     def _lock(self, workshop: Path) -> None:
-        try:
-            fcntl.flock(self._file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            held = os.path.samestat(os.fstat(self._file.fileno()), os.stat(self._file.name))
-        except (BlockingIOError, FileNotFoundError):  # or one is just taking the folder away
-            held = False
-        except OSError:  # a file system without locks
-            held = True
-        if not held:
-            raise NormdetError(f"another `normdet prepare` is at work in {workshop}: wait for it")
+        held = hold(self._file)
+        # One that just ended may have taken the folder away.
+        with contextlib.suppress(FileNotFoundError):
+            here = os.stat(self._file.name)
+            if held and os.path.samestat(os.fstat(self._file.fileno()), here):
+                return
+        raise NormdetError(f"another `normdet prepare` is at work in {workshop}: wait for it")
 
     def __contains__(self, key: str) -> bool:
         return key in self._places

@@ -59,8 +59,11 @@ def test_steady_batches_leave_bn_in_the_choice():
     steady = found(0.1, 0.1, 0.1, 0.8, 0.8, noise=0.05)
     assert "BN sees steady statistics" in verdict(steady, case())
     assert next_commands(steady, case())[0] == (
-        "normdet train --config-file my.yaml --norm BN MODEL.WEIGHTS w/r50.pth"
+        "normdet train --config-file my.yaml --norm BN --norm-parts backbone "
+        "MODEL.WEIGHTS w/r50.pth"
     )
+    trained = case(norm="BN", norm_flag="BN", norm_parts=["backbone", "fpn"])
+    assert "--norm BN --norm-parts backbone,fpn MODEL" in next_commands(steady, trained)[0]
     assert "too few images" in verdict(found(0.1, 0.1, 0.1, 1, 1, noise=None), case())
     assert "at 1 image per GPU" in verdict(found(0, 0, 0, 0, 1), case(images_per_gpu=1))
 
@@ -68,16 +71,17 @@ def test_steady_batches_leave_bn_in_the_choice():
 def test_commands_convert_and_train_each_norm_and_thaw_what_is_off_and_frozen():
     commands = next_commands(found(0.1, 0.1, 0.1, 0.8, 0.8), case())
     assert commands[:2] == [
-        "normdet convert w/r50.pth --to GN --config-file my.yaml --images 'my images' "
+        "normdet convert w/r50.pth --to GN --keep 0.9 --config-file my.yaml --images 'my images' "
         "--out r50-gn.pth",
-        "normdet train --config-file my.yaml --norm GN MODEL.WEIGHTS r50-gn.pth",
+        "normdet train --config-file r50-gn.yaml OUTPUT_DIR output/r50-gn",
     ]
     assert commands[2].endswith("--out r50-frn-tlu.pth") and "--to FRN+TLU" in commands[2]
     thawed = next_commands(found(0.8, 0.1, 0.1, 0.8, 0.8), case(dataset="coco:a.json:b"))
     assert "--dataset coco:a.json:b" in thawed[0]
     assert thawed[1].endswith("MODEL.BACKBONE.FREEZE_AT 0")
-    named = next_commands(found(0.1, 0.1, 0.1, 0.8, 0.8), case(norm_flag="BN"))
-    assert "--norm BN" in named[0] and "--norm BN" not in named[1]
+    of_parts = case(norm_flag="BN", norm_parts=["backbone", "fpn"])
+    named = next_commands(found(0.1, 0.1, 0.1, 0.8, 0.8), of_parts)
+    assert "--norm BN --norm-parts backbone,fpn" in named[0] and "--norm" not in named[1]
 
 
 def test_folded_statistics_get_no_verdict_on_the_norm():
