@@ -231,7 +231,8 @@ def finetune(args: argparse.Namespace, table: Table) -> None:
                 "--norm-parts", "backbone", "--resume", "OUTPUT_DIR", folder, "SEED", seed,
                 "MODEL.DEVICE", "cpu",
                 "DATASETS.ROOT", args.data / args.dataset, "MODEL.WEIGHTS", weights,
-                "SOLVER.BASE_LR", RATE, "SOLVER.MAX_ITER", args.iterations, "SOLVER.WARMUP_ITERS", args.iterations // 5,
+                "SOLVER.BASE_LR", RATE,
+                "SOLVER.MAX_ITER", args.iterations, "SOLVER.WARMUP_ITERS", args.iterations // 5,
                 "SOLVER.CHECKPOINT_PERIOD", 100000, "TEST.EVAL_PERIOD", args.iterations // 3,
                 "MODEL.NORMDET.ANNEAL_UNTIL", 0.5,
                 "INPUT.MIN_SIZE_TRAIN", "(192,)", "INPUT.MIN_SIZE_TEST", 192, *opts)  # fmt: skip

@@ -12,10 +12,13 @@ import csv
 import json
 import re
 import shutil
+from collections.abc import Sequence
 from functools import partial
 from pathlib import Path
 
-from normdet.compare.stats import paired
+from normdet.compare import analysis
+from normdet.compare.stats import Estimate, paired
+from normdet.compare.table import primary_metric, read
 from normdet.report.figures import Panel, draw_over_batch
 
 REPO = Path(__file__).resolve().parent.parent
@@ -213,8 +216,7 @@ def _over(values: dict, dataset: str, arm: str, last: int) -> tuple[str, str]:
         return _spread(list(found.values()), 1), ""
     seeds = [seed for seed in found if seed in base]
     less = paired([found[seed] for seed in seeds], [base[seed] for seed in seeds]).estimate
-    interval = "" if less.half is None else f" ({less.low:+.1f} to {less.high:+.1f})"
-    return _spread(list(found.values()), 1), f"{less.mean:+.1f}{interval}"
+    return _spread(list(found.values()), 1), _interval(less)
 
 
 def medical_table() -> str:
@@ -251,6 +253,48 @@ def _ap_cell(found: list[tuple[float, float]] | None) -> str:
     return f"{_spread(list(ap), 1)}; {sum(ap50) / len(ap50):.0f}"
 
 
+# Of results/PROTOCOL.md: the start, what differences are to, the runs, and the primary contrasts.
+_TABLES = (
+    ("random weights", "GN", ("nuclei", "blood_cells"), ("BN", "FRN+TLU")),
+    ("ImageNet", "FrozenBN", ("nuclei_pretrained", "blood_cells_pretrained"),
+     ("BN", "GN", "GN+WS", "FRN+TLU")),
+)  # fmt: skip
+
+
+def contrasts_table() -> str:
+    """AP of every norm less the baseline's, seed by seed, with 95% intervals; * past Holm's."""
+    rows, sizes = [], (1, 2)
+    for start, baseline, names, primary in _TABLES:
+        found = [_contrasts(name, baseline, primary) for name in names]
+        for norm in dict.fromkeys(norm for cells in found for norm, _ in cells):
+            cells = [cells.get((norm, size), "") for cells in found for size in sizes]
+            rows.append([start, f"{norm} less {baseline}", *cells])
+    headers = [
+        f"{name}, {task} AP, {size} image{'s' * (size > 1)}"
+        for name, task in _DATA.values()
+        for size in sizes
+    ]
+    return _table(["start", "", *headers], rows)
+
+
+def _contrasts(name: str, baseline: str, primary: Sequence[str]) -> dict[tuple[str, int], str]:
+    """By norm and batch size; what is not primary stands there untested."""
+    runs = read(RESULTS / "compare" / name / "runs.csv")
+    groups = analysis.groups(runs, primary_metric(runs))
+    tested = analysis.against([g for g in groups if g.norm in (baseline, *primary)], baseline)
+    apart = {(c.norm, c.batch_size) for c in tested if c.significant}
+    return {
+        (c.norm, c.batch_size): _interval(c.difference.estimate)
+        + ("*" if (c.norm, c.batch_size) in apart else "")
+        for c in analysis.against(groups, baseline)
+    }
+
+
+def _interval(less: Estimate) -> str:
+    interval = "" if less.half is None else f" ({less.low:+.1f} to {less.high:+.1f})"
+    return f"{less.mean:+.1f}{interval}"
+
+
 _PUBLISHED = re.compile(
     r"# (?P<what>.+) Published(?P<at> at \w+)?: box (?P<box>[\d.]+), mask (?P<mask>[\d.]+) "
     r"\((?P<source>.+)\)\.$"
@@ -285,6 +329,7 @@ BLOCKS = {
     "kept": kept_table,
     "finetune": finetune_table,
     "medical": medical_table,
+    "contrasts": contrasts_table,
     "published": published_table,
 }
 
