@@ -13,6 +13,7 @@ from torch import Tensor
 
 from normdet.data import build_augmentation, image_files
 from normdet.data.channels import to_format
+from normdet.data.input_record import window_of
 from normdet.data.mapper import is_deep, read_deep
 from normdet.data.readers import Source, image
 from normdet.data.window import apply_window, parse_window
@@ -89,7 +90,7 @@ class Images:
         self._format = cfg.INPUT.FORMAT
         self._augmentations = T.AugmentationList(build_augmentation(cfg, False))
         self._divisor = max(divisor, 1)
-        self._window = parse_window(window)
+        self._window = window
 
     def __iter__(self) -> Iterator[list[dict[str, Tensor]]]:
         """Batches of one image, `{"image": (C, H, W)}`.
@@ -124,11 +125,13 @@ class Images:
 
     def _pixels(self, file: Path) -> np.ndarray:
         """`(H, W, C)` in the channels of `INPUT.FORMAT`, as the model was trained on."""
-        if not is_deep(str(file)):
-            return detection_utils.read_image(file, self._format)
-        if self._window.kind == "none":
+        window = parse_window(window_of(file, self._window))
+        deep = is_deep(str(file))
+        if window.kind == "none" and deep:
             return read_deep(str(file), self._format)
+        if window.kind in ("none", "auto") and not deep:
+            return detection_utils.read_image(file, self._format)
         source = Source("image", (file,), file.stem)
-        item, limits = next(iter(read_windowed(source, self._window)))
+        item, limits = next(iter(read_windowed(source, window)))
         pixels = apply_window(item.pixels, limits)
         return np.ascontiguousarray(to_format(pixels, self._format))

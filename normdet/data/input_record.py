@@ -10,6 +10,8 @@ from detectron2.data import MetadataCatalog
 from normdet.errors import NormdetError
 
 FILE = "input.json"
+# What `normdet prepare` leaves beside the folder of images that it wrote.
+PREPARED = "fingerprint.json"
 
 
 @dataclass(frozen=True)
@@ -68,10 +70,15 @@ def read_record(cfg: CfgNode, folder: Path) -> InputRecord:
     return record
 
 
+def window_of(file: Path, window: str) -> str:
+    """The window that is left to apply to an image: none to one that `normdet prepare` wrote."""
+    return "none" if (file.parent.parent / PREPARED).is_file() else window
+
+
 def _prepared(root: Path) -> dict:
     """What `normdet prepare` did to the images of a data set; {} if it did not make it."""
     try:
-        content = json.loads((root / "fingerprint.json").read_text())
+        content = json.loads((root / PREPARED).read_text())
     except (OSError, ValueError):
         return {}
     kinds = {"window": str, "axis": str, "neighbours": int}

@@ -27,6 +27,8 @@ from .report import HEAD, cells, write_report
 from .rows import BATCHES
 from .verdict import Case, next_commands, reading, verdict
 
+# Paths of images that the next commands repeat.
+NAMED = 8
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|SEED|OUTPUT_DIR|VERSION")
 
 
@@ -71,7 +73,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         config_file=args.config_file,
         weights=args.weights,
         norm=str(norm_option(cfg, "backbone")),
-        images=None if args.dataset else _common_folder(args.images),
+        images=[] if args.dataset else _to_name(args.images),
         dataset=args.dataset,
         norm_flag=args.norm,
         norm_parts=args.norm_parts or (),
@@ -117,12 +119,11 @@ def _shown(images: Images, what: str):
     return track(images, what, total=len(images.files), disable=not os.isatty(1), transient=True)
 
 
-def _common_folder(paths: Sequence[str]) -> Path:
-    """The folder that holds all of them, for commands that take one."""
-    folders = {path if os.path.isdir(path) else os.path.dirname(path) or "." for path in paths}
-    if len(folders) == 1:
-        return Path(folders.pop())
-    return Path(os.path.commonpath([os.path.abspath(folder) for folder in folders]))
+def _to_name(paths: Sequence[str]) -> list[str]:
+    """The paths, or where they are too many to read in a command the folders that they are in."""
+    if len(paths) <= NAMED:
+        return list(paths)
+    return sorted({path if os.path.isdir(path) else os.path.dirname(path) or "." for path in paths})
 
 
 def _folder(out: Path) -> Path:

@@ -22,7 +22,7 @@ class Case:
         config_file: as given.
         weights: as given.
         norm: the norm of the model, as its config says.
-        images: folder of the images, or None where `dataset` names them.
+        images: files and folders of the images, where `dataset` does not name them.
         dataset: its name, or None.
         norm_flag: what `--norm` said, or None.
         norm_parts: what `--norm-parts` said.
@@ -34,7 +34,7 @@ class Case:
     config_file: str
     weights: str
     norm: str
-    images: Path | None
+    images: Sequence[str]
     dataset: str | None
     norm_flag: str | None = None
     norm_parts: Sequence[str] = ()
@@ -67,10 +67,11 @@ def verdict(found: Examination, case: Case) -> str:
     else:
         names = [row.name for row in found.stages]
         where = "all stages see" if len(known) == len(names) else f"{span(known, names)} see"
-        return (
-            f"{where} statistics within {max(known.values()):.2f} sigma of {_those(found)}: "
-            f"{case.norm} fits these images, keep it"
-        )
+        near = f"{where} statistics within {max(known.values()):.2f} sigma of {_those(found)}"
+        if _unsteady(found, case):
+            size = case.images_per_gpu
+            return f"{near}: freeze them; batches of {_images(size)} are too unlike for {case.norm}"
+        return f"{near}: {case.norm} fits these images, keep it"
     return f"{first}; {_advice(found, case)}"
 
 
@@ -96,6 +97,15 @@ def _advice(found: Examination, case: Case) -> str:
     if row.noise[size] >= NOISY:
         return f"at {_images(size)} per GPU choose {choice}, not BN"
     return f"at {_images(size)} per GPU BN sees steady statistics: BN, {choice} all do"
+
+
+def _unsteady(found: Examination, case: Case) -> bool:
+    """Whether the model's norm would train on batches that differ too much from each other."""
+    # SyncBN's batches are those of all GPUs, however many.
+    if case.norm in ("FrozenBN", "EvalNorm", "SyncBN"):
+        return False
+    row = noisiest(found, case.images_per_gpu)
+    return row is not None and row.noise[case.images_per_gpu] >= NOISY
 
 
 def _images(count: int) -> str:
@@ -128,6 +138,9 @@ def next_commands(found: Examination, case: Case) -> list[str]:
     known = any(row.distance is not None for row in found.stages)
     weights = ["MODEL.WEIGHTS", case.weights]
     if known and not poor:
+        if _unsteady(found, case):
+            parts = ",".join(case.norm_parts) or "backbone"
+            given = ["--norm", "FrozenBN", "--norm-parts", parts]
         return [_line("train", *config, *given, *weights, *case.opts)]
     frozen = ("stem", "res2", "res3", "res4", "res5")[: case.freeze_at]
     thaw = ["MODEL.BACKBONE.FREEZE_AT", "0"] if any(row.name in frozen for row in poor) else []
@@ -136,7 +149,8 @@ def next_commands(found: Examination, case: Case) -> list[str]:
     if row is not None and row.noise[case.images_per_gpu] < NOISY and known:
         bn = ["--norm", "BN", "--norm-parts", "backbone"] if case.norm == "FrozenBN" else given
         lines.append(_line("train", *config, *bn, *weights, *thaw, *case.opts))
-    source = ["--dataset", case.dataset] if case.dataset else ["--images", str(case.images)]
+    named = ["--dataset", case.dataset] if case.dataset else None
+    source = named or [word for path in case.images for word in ("--images", path)]
     for norm in BATCHLESS:
         name = f"{Path(case.weights).stem}-{norm.lower().replace('+', '-')}"
         to = ["--to", norm, "--keep", str(KEEP), *config, *given, *source, "--out", f"{name}.pth"]

@@ -157,6 +157,8 @@ def _compare(
                 if iou >= SAME_IOU and not taken.intersection((i, j)):
                     taken.update((i, j))
                     same.add((i, j))
+            # Two tiles that both show two things agree that they are two.
+            inside -= {(i, j) for _, i, j in matches if {i, j} <= taken}
     return same, inside
 
 

@@ -2,8 +2,10 @@
 
 import argparse
 import dataclasses
+import hashlib
 import logging
 from collections.abc import Iterator, Sequence
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
@@ -15,7 +17,7 @@ from torch import nn
 
 from normdet.arguments import add_common
 from normdet.config import load_config
-from normdet.data.input_record import InputRecord, read_record
+from normdet.data.input_record import InputRecord, read_record, window_of
 from normdet.data.readers import MAX_PIXELS, Slice, Source, find_sources, nifti
 from normdet.data.readers.base import stamp_of
 from normdet.data.window import FORMS, apply_window, parse_window, window_limits
@@ -24,7 +26,7 @@ from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
 from normdet.inference.detector import Detector, Limits, Windowed
 from normdet.inference.tiles import Detection, check_tiling
-from normdet.predict.output import Output, forget
+from normdet.predict.output import FOLDERS, Output, forget
 from normdet.predict.overlay import LARGEST, draw
 from normdet.prepare.faults import Faults
 from normdet.weights.checkpointer import Checkpointer
@@ -53,14 +55,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict(args: argparse.Namespace, cfg: CfgNode, record: InputRecord, model: nn.Module) -> int:
     """Run a loaded model over the images of the arguments; see :func:`main`."""
-    if args.restart:
-        forget(args.out)
-    output = Output(args.out, _settings(args, cfg, record), record, cfg.MODEL.MASK_ON)
     console = Console(stderr=True)
     faults = Faults(
         args.on_error,
         lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
+    sources = _sources(args, faults)
+    if args.restart:
+        forget(args.out)
     detector = Detector(
         model,
         cfg,
@@ -69,20 +71,40 @@ def predict(args: argparse.Namespace, cfg: CfgNode, record: InputRecord, model: 
         batch=args.batch,
         threshold=args.score_threshold,
     )
-    images = _Images(args, record, output, faults, _most_pixels(args, cfg))
-    sources = find_sources(args.images, report=faults)
-    try:
-        with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
-            tracked = progress.track(sources, description="predicting")
-            for item, limits, detections in detector.stream(images.read(tracked)):
-                images.keep(item, limits, detections)
-    except KeyboardInterrupt:
-        raise KeyboardInterrupt(
-            f"stopped after {len(images.names)} images; the same command goes on with the others"
-        ) from None
-    totals = output.gather(sorted(images.names))
+    whole = cfg.MODEL.MASK_ON and not cfg.INPUT.TILE
+    settings = _settings(args, cfg, record)
+    with closing(Output(args.out, settings, record, cfg.MODEL.MASK_ON)) as output:
+        images = _Images(args, record, output, faults, MAX_WHOLE if whole else None)
+        try:
+            _run(detector, images, sources, console)
+        except KeyboardInterrupt:
+            again = "the same command, without --restart," if args.restart else "the same command"
+            raise KeyboardInterrupt(
+                f"stopped after {len(images.names)} images; {again} goes on with the others"
+            ) from None
+        totals = output.gather(sorted(images.names))
     print(_summary(images, totals, faults.count, args.out))
     return 1 if faults.count else 0
+
+
+def _run(
+    detector: Detector, images: "_Images", sources: Sequence[Source], console: Console
+) -> None:
+    with Progress(console=console, transient=True, disable=not console.is_terminal) as progress:
+        tracked = progress.track(sources, description="predicting")
+        for item, limits, detections in detector.stream(images.read(tracked)):
+            images.keep(item, limits, detections)
+
+
+def _sources(args: argparse.Namespace, faults: Faults) -> list[Source]:
+    """What to predict; nothing that an earlier run wrote, should `--out` lie among the images."""
+    out = args.out.resolve()
+    own = {out / name for name in FOLDERS}
+    found = find_sources(args.images, report=faults)
+    sources = [one for one in found if own.isdisjoint(one.paths[0].resolve().parents)]
+    if not sources:
+        raise NormdetError(f"no images but those that are in --out {args.out} of an earlier run")
+    return sources
 
 
 class _Images:
@@ -100,10 +122,10 @@ class _Images:
         record: InputRecord,
         output: Output,
         faults: Faults,
-        max_pixels: int,
+        max_whole: int | None,
     ):
         self._args, self._record, self._output, self._faults = args, record, output, faults
-        self._max_pixels = max_pixels
+        self._max_whole = max_whole
         self.names: list[str] = []
         self.sources: dict[str, tuple[Source, str]] = {}
         self.before = 0
@@ -115,6 +137,7 @@ class _Images:
                 stamp = stamp_of(source.paths)
                 # A file of one image is not even opened.
                 if source.kind == "image" and self._done(source.name, stamp):
+                    self.sources[source.name] = source, stamp
                     continue
                 yield from self._new_slices(source, stamp)
             except NormdetError as error:
@@ -131,10 +154,10 @@ class _Images:
     def _new_slices(self, source: Source, stamp: str) -> Iterator[Windowed]:
         slices = read_windowed(
             source,
-            parse_window(self._record.window),
+            parse_window(self._window(source)),
             axis=self._record.axis,
             neighbours=self._record.neighbours,
-            max_pixels=self._max_pixels,
+            max_pixels=self._args.max_pixels,
             report=self._faults,
         )
         for item, limits in slices:
@@ -142,8 +165,17 @@ class _Images:
                 self._faults(f"{item.source}: another image has the name {item.name} already")
                 continue
             self.sources[item.name] = source, stamp
-            if not self._done(item.name, stamp):
+            height, width = item.pixels.shape[:2]
+            if self._max_whole and height * width > self._max_whole:
+                self._faults(
+                    f"{item.source} has {width}x{height} pixels, more than the "
+                    f"{self._max_whole:,} whose masks are found at once: give --tile 512"
+                )
+            elif not self._done(item.name, stamp):
                 yield item, limits
+
+    def _window(self, source: Source) -> str:
+        return self._args.window or window_of(source.paths[0], self._record.window)
 
     def _done(self, name: str, stamp: str) -> bool:
         if not self._output.done(name, stamp):
@@ -210,12 +242,16 @@ def _settings(args: argparse.Namespace, cfg: CfgNode, record: InputRecord) -> di
         "input size": [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST],
         "detections": cfg.TEST.DETECTIONS_PER_IMAGE,
         **dataclasses.asdict(record),
+        "config": _digest(cfg),
     }
 
 
-def _most_pixels(args: argparse.Namespace, cfg: CfgNode) -> int:
-    whole = cfg.MODEL.MASK_ON and not cfg.INPUT.TILE
-    return min(args.max_pixels, MAX_WHOLE) if whole else args.max_pixels
+def _digest(cfg: CfgNode) -> str:
+    """Of all keys that what is found can depend on."""
+    seen = cfg.clone()
+    seen.MODEL.DEVICE = seen.MODEL.WEIGHTS = ""
+    text = "".join(part.dump() for part in (seen.MODEL, seen.INPUT, seen.TEST))
+    return hashlib.blake2b(text.encode()).hexdigest()[:16]
 
 
 def _shown(item: Slice, limits: Limits) -> np.ndarray:

@@ -17,9 +17,10 @@ from normdet.data.input_record import InputRecord
 from normdet.data.readers import Slice
 from normdet.errors import NormdetError
 from normdet.inference.tiles import Detection
+from normdet.lock import hold
 from normdet.weights.files import TEMPORARY_SUFFIX, atomic_file
 
-RECORDS, OVERLAYS, LABELS = "records", "overlays", "labels"
+FOLDERS = RECORDS, OVERLAYS, LABELS = "records", "overlays", "labels"
 
 
 class Output:
@@ -32,7 +33,7 @@ class Output:
         masks: whether the model predicts masks; without them there are no label images.
 
     Raises:
-        NormdetError: the folder cannot be used.
+        NormdetError: the folder cannot be used, or another command is at work in it.
     """
 
     def __init__(
@@ -42,13 +43,21 @@ class Output:
         self._record = record
         self._masks = masks
         try:
+            folder.mkdir(parents=True, exist_ok=True)
+            self._lock = (folder / ".lock").open("wb")
+            if not hold(self._lock):
+                raise NormdetError(f"--out {folder}: another `normdet predict` is at work there")
             for name in (RECORDS, OVERLAYS, *([LABELS] if masks else [])):
-                (folder / name).mkdir(parents=True, exist_ok=True)
+                (folder / name).mkdir(exist_ok=True)
                 for leftover in (folder / name).glob(f".*{TEMPORARY_SUFFIX}"):
                     leftover.unlink(missing_ok=True)
         except OSError as error:
             raise NormdetError(f"--out {folder} cannot be made: {error.strerror}") from error
         self._check_settings(json.loads(json.dumps(settings)))
+
+    def close(self) -> None:
+        """Let others have the folder."""
+        self._lock.close()
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
         file = self.folder / "settings.json"
@@ -201,7 +210,9 @@ class Output:
 
 def forget(folder: Path) -> None:
     """Remove what earlier runs wrote into `folder`, and nothing else."""
-    for name in (RECORDS, OVERLAYS, LABELS):
+    if not folder.is_dir():
+        return
+    for name in FOLDERS:
         shutil.rmtree(folder / name, ignore_errors=True)
     for name in ("settings.json", "images.json", "predictions.json", "counts.csv", "objects.csv"):
         (folder / name).unlink(missing_ok=True)

@@ -54,7 +54,7 @@ def _image_folder(file: Path, root: Path) -> Path:
 def _stacks(
     dataset: Dataset, folder: Path, split: str | None, patient: str | None
 ) -> Iterator[Stack]:
-    taken: dict[str, int] = {}
+    taken: set[str] = set()
     for record in dataset.records:
         path = Path(record["file_name"])
         name = unique_name(path, folder, taken)

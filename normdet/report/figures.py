@@ -154,7 +154,9 @@ def _outline(axes: Axes, masks: np.ndarray, colour: str, **style) -> None:
 def brightened(image: np.ndarray) -> np.ndarray:
     """Grey values for the eye, in [0, 1]: a few very bright spots would leave the rest black."""
     low, high = np.percentile(image, (1, 99.5))
-    return np.clip((image - low) / max(high - low, 1), 0, 1) ** 0.7
+    # Of whole numbers one step is not blown up to black and white.
+    least = 1 if np.issubdtype(image.dtype, np.integer) else np.finfo(np.float32).tiny
+    return np.clip((image - low) / max(high - low, least), 0, 1) ** 0.7
 
 
 def save(figure: Figure, file: Path | IO[bytes]) -> None:

@@ -9,7 +9,7 @@ from matplotlib import colormaps
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from .figures import RUN_COLOURS, save
+from .figures import RUN_COLOURS, run_style, save
 
 _BLUE, _RED, _GREEN = RUN_COLOURS[:3]
 
@@ -58,9 +58,9 @@ def _draw_distance(axes: Axes, layers, fits, off, noisy) -> None:
 
 def _draw_noise(axes: Axes, layers, fits, off, noisy) -> None:
     sizes = sorted({size for row in layers for size in row.noise})
-    for size, colour in zip(sizes, RUN_COLOURS, strict=False):
+    for index, size in enumerate(sizes):
         x, y = _points(layers, lambda row, size=size: row.noise.get(size))
-        axes.plot(x, y, color=colour, marker=".", lw=1.3, label=str(size))
+        axes.plot(x, y, **run_style(index), ms=4, lw=1.3, label=str(size))
     axes.axhline(noisy, color="black", ls="--", lw=1.2, label=f"BN suffers: {noisy}")
     axes.set_title("How far batches of so many images lie from all of them", loc="left")
     axes.set_ylabel("noise, sigma")

@@ -53,8 +53,19 @@ def test_without_a_window_they_keep_their_values(grey):
 def test_eight_bits_stay_as_they_are(tmp_path):
     pixels = np.full((64, 64, 3), (10, 20, 30), np.uint8)
     Image.fromarray(pixels).save(tmp_path / "a.png")
-    (tensor,) = shown(tmp_path, "CT:1000,2000")
-    assert tensor[:, 0, 0].tolist() == [30, 20, 10]
+    for window in ("auto", "none"):
+        (tensor,) = shown(tmp_path, window)
+        assert tensor[:, 0, 0].tolist() == [30, 20, 10]
+
+
+def test_a_window_is_for_what_it_was_not_applied_to_yet(tmp_path):
+    ramp = np.tile(np.arange(64, dtype=np.uint8), (64, 1))
+    (tmp_path / "set" / "images").mkdir(parents=True)
+    Image.fromarray(ramp).save(tmp_path / "set" / "images" / "a.png")
+    raw, window = shown(tmp_path / "set", "CT:32,64")[0], "CT:32,64"
+    assert raw.max() == 251  # of 0 to 64
+    (tmp_path / "set" / "fingerprint.json").write_text("{}")
+    assert shown(tmp_path / "set", window)[0].max() == 63
 
 
 def test_what_counts_as_an_image(tmp_path):

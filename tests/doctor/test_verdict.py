@@ -1,7 +1,5 @@
 """The verdict's one line, and the commands that follow from it."""
 
-from pathlib import Path
-
 import pytest
 
 from normdet.doctor.examination import Examination
@@ -23,7 +21,7 @@ def found(*distances: float | None, noise: float | None = 0.3) -> Examination:
 
 def case(**changes) -> Case:
     given = dict(config_file="my.yaml", weights="w/r50.pth", norm="FrozenBN")
-    return Case(**{**given, "images": Path("my images"), "dataset": None} | changes)
+    return Case(**{**given, "images": ["my images", "b.png"], "dataset": None} | changes)
 
 
 def test_stages_that_are_off_are_named_with_their_distance():
@@ -43,6 +41,20 @@ def test_what_fits_is_kept_and_trained_as_it_is():
     assert next_commands(fitting, case(opts=["SEED", "1"])) == [
         "normdet train --config-file my.yaml MODEL.WEIGHTS w/r50.pth SEED 1"
     ]
+
+
+def test_statistics_that_fit_are_frozen_where_batches_are_too_small_for_bn():
+    fitting = found(0.1, 0.08, 0.1, 0.14, 0.15, noise=0.4)
+    trained = case(norm="BN", norm_flag="BN", norm_parts=["backbone", "fpn"])
+    said = verdict(fitting, trained)
+    assert said.endswith(": freeze them; batches of 2 images are too unlike for BN")
+    assert next_commands(fitting, trained) == [
+        "normdet train --config-file my.yaml --norm FrozenBN --norm-parts backbone,fpn "
+        "MODEL.WEIGHTS w/r50.pth"
+    ]
+    assert "--norm-parts backbone M" in next_commands(fitting, case(norm="BN"))[0]
+    for norm in ("FrozenBN", "SyncBN"):
+        assert f"{norm} fits these images, keep it" in verdict(fitting, case(norm=norm))
 
 
 def test_stages_without_statistics_are_not_vouched_for():
@@ -72,7 +84,7 @@ def test_commands_convert_and_train_each_norm_and_thaw_what_is_off_and_frozen():
     commands = next_commands(found(0.1, 0.1, 0.1, 0.8, 0.8), case())
     assert commands[:2] == [
         "normdet convert w/r50.pth --to GN --keep 0.9 --config-file my.yaml --images 'my images' "
-        "--out r50-gn.pth",
+        "--images b.png --out r50-gn.pth",
         "normdet train --config-file r50-gn.yaml OUTPUT_DIR output/r50-gn",
     ]
     assert commands[2].endswith("--out r50-frn-tlu.pth") and "--to FRN+TLU" in commands[2]

@@ -111,6 +111,16 @@ def test_a_blob_over_two_objects_of_another_tile_does_not_add_one():
     assert [one.piece.area for one in merge(tiles, [[blob], better])] in ([80, 80], [160])
 
 
+def test_what_both_tiles_see_as_two_stays_two():
+    tiles = tile_boxes(64, 100, 64, 28)
+    wide, thin = (
+        Detection(tuple(map(float, box)), score, 0, Piece(*box[:2], np.ones(shape, bool)), False)
+        for box, score, shape in (((42, 10, 58, 30), 0.9, (20, 16)), ((50, 12, 60, 18), 0.8, (6, 10)))
+    )
+    assert len(merge(tiles, [[wide, thin], [wide, thin]])) == 2
+    assert len(merge(tiles, [[wide], [thin]])) == 1
+
+
 def test_boxes_cut_by_a_seam_are_joined_to_one_rectangle():
     tiles = tile_boxes(64, 100, 64, 28)
     left = Detection((20, 10, 64, 30), 0.9, 0, Piece(20, 10, np.ones((20, 44), bool)), False)

@@ -45,8 +45,8 @@ def box_of(mask):
     return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
 
 
-def run(images, out, *flags, model=None, masks=True, opts=()):
-    """`normdet predict` with a Seer in place of what --weights would hold."""
+def run(images, out, *flags, model=None, masks=True, opts=(), trained="auto"):
+    """`normdet predict` with a Seer, trained under a window, in place of what --weights hold."""
     args = command._parse([str(images), "--weights", "none.pth", "--out", str(out), *flags])
     cfg = load_config(
         "quickstart/gn.yaml",
@@ -54,6 +54,6 @@ def run(images, out, *flags, model=None, masks=True, opts=()):
     )
     cfg.INPUT.TILE = args.tile or 0
     cfg.INPUT.TILE_OVERLAP = args.overlap or 64
-    record = InputRecord(["odd one", "even"], [7, 3], window=args.window or "auto")
+    record = InputRecord(["odd one", "even"], [7, 3], window=args.window or trained)
     model = model or Seer(masks)
     return command.predict(args, cfg, record, model), model

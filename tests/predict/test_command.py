@@ -10,6 +10,8 @@ from PIL import Image
 from pycocotools.coco import COCO
 
 from normdet import cli
+from normdet.data.input_record import window_of
+from normdet.data.readers import find_sources
 from normdet.errors import NormdetError
 from normdet.predict import command
 from normdet.weights.files import TEMPORARY_SUFFIX
@@ -134,6 +136,12 @@ def test_an_interrupted_run_says_that_it_can_go_on(images, tmp_path, monkeypatch
     monkeypatch.setattr("normdet.predict.main", lambda argv: run(images, out, model=Stopped()))
     assert cli.main(["predict"]) == 130
     assert "stopped after 1 images; the same command goes on" in capsys.readouterr().err
+    again = ["--restart"]
+    monkeypatch.setattr(
+        "normdet.predict.main", lambda argv: run(images, out, *again, model=Stopped())
+    )
+    assert cli.main(["predict"]) == 130
+    assert "the same command, without --restart, goes on" in capsys.readouterr().err
 
 
 def test_a_file_that_vanishes_is_a_fault(images, tmp_path, monkeypatch, capsys):
@@ -144,6 +152,45 @@ def test_a_file_that_vanishes_is_a_fault(images, tmp_path, monkeypatch, capsys):
 
     code, _ = run(images, tmp_path / "out", model=Remover())
     assert code == 1 and "empty.png cannot be read: No such file" in capsys.readouterr().err
+
+
+def test_what_an_earlier_run_wrote_among_the_images_is_none_of_them(images, tmp_path):
+    for _ in range(2):
+        run(images, images / "found")
+        assert len(rows(images / "found" / "counts.csv")) == 3
+    with pytest.raises(NormdetError, match="no images but those that are in --out"):
+        run(images / "found" / "labels", images / "found")
+
+
+def test_equal_names_and_files_named_twice_count_once_each(tmp_path):
+    folder = tmp_path / "in"
+    folder.mkdir()
+    for place, name in enumerate(("a.png", "a.tif", "a_2.png"), start=1):
+        Image.fromarray(scene(values=(10,) * place)).save(folder / name)
+    for _ in range(2):
+        assert run(folder, tmp_path / "out")[0] == 0
+        counts = {row["image"]: row["objects"] for row in rows(tmp_path / "out" / "counts.csv")}
+        assert sorted(counts) == ["a", "a_2", "a_2_2"]
+    sources = find_sources([folder / "a.png", folder])
+    assert [source.paths[0].name for source in sources] == ["a.png", "a.tif", "a_2.png"]
+
+
+def test_images_that_prepare_wrote_are_through_their_window(images, tmp_path):
+    assert window_of(images / "b.png", "CT:40,400") == "CT:40,400"
+    (tmp_path / "fingerprint.json").write_text("{}")
+    assert window_of(images / "b.png", "CT:40,400") == "none"
+    _, model = run(images, tmp_path / "out", trained="CT:40,400")
+    assert sorted(call[0]["image"].max().item() for call in model.seen) == [0, 5, 32]
+
+
+def test_one_command_at_a_time(images, tmp_path):
+    class Second(Seer):
+        def __call__(self, inputs):
+            with pytest.raises(NormdetError, match="another `normdet predict` is at work"):
+                run(images, tmp_path / "out")
+            return super().__call__(inputs)
+
+    assert run(images, tmp_path / "out", model=Second())[0] == 0
 
 
 def test_an_image_that_changed_is_predicted_again(images, tmp_path):
@@ -159,6 +206,8 @@ def test_other_settings_are_not_mixed_into_a_folder(images, tmp_path):
     run(images, tmp_path / "out")
     with pytest.raises(NormdetError, match=r"score threshold was 0.5 and is 0.52.*--restart"):
         run(images, tmp_path / "out", "--score-threshold", "0.52")
+    with pytest.raises(NormdetError, match="config was"):
+        run(images, tmp_path / "out", opts=["MODEL.ROI_HEADS.NMS_THRESH_TEST", 0.1])
     (tmp_path / "out" / "mine.txt").write_text("kept")
     run(images, tmp_path / "out", "--score-threshold", "0.52", "--restart")
     objects = rows(tmp_path / "out" / "objects.csv")
@@ -221,7 +270,8 @@ def test_an_image_too_large_to_take_whole_names_the_way_out(images, tmp_path, mo
     monkeypatch.setattr(command, "MAX_WHOLE", 4500)
     code, _ = run(images, tmp_path / "out")
     assert code == 1
-    assert "b.png has 80x60 pixels" in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert "b.png has 80x60 pixels" in said and "give --tile 512" in said
     code, _ = run(images, tmp_path / "tiled", "--tile", "64", "--overlap", "16")
     assert code == 0
 

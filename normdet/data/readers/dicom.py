@@ -254,11 +254,14 @@ def _window(groups: list[Any]) -> tuple[float, float] | None:
 
 
 def _spacing(data: Any, groups: list[Any]) -> tuple[float, ...] | None:
-    spacing = _first(groups, "PixelSpacing") or _value(data, "ImagerPixelSpacing")
-    if not spacing or len(spacing) != 2:
-        return None
-    between = _first(groups, "SpacingBetweenSlices")
-    return (*map(float, spacing), float(between)) if between else tuple(map(float, spacing))
+    spacing = _lengths(groups, "PixelSpacing", 2) or _lengths([data], "ImagerPixelSpacing", 2)
+    return spacing and spacing + (_lengths(groups, "SpacingBetweenSlices", 1) or ())
+
+
+def _lengths(places: list[Any], name: str, count: int) -> tuple[float, ...] | None:
+    """The first that can be: lengths are above 0."""
+    found = (_numbers(place, name, count) for place in places)
+    return next((values for values in found if values and min(values) > 0), None)
 
 
 def _first(groups: list[Any], name: str) -> Any:
@@ -338,7 +341,8 @@ def _integer(data: Any, name: str) -> int | None:
 
 def _numbers(data: Any, name: str, count: int) -> tuple[float, ...] | None:
     try:
-        values = tuple(float(value) for value in _value(data, name) or ())
+        value = _value(data, name)
+        values = tuple(map(float, np.atleast_1d(() if value is None else value)))
     except (TypeError, ValueError):
         return None
     return values if len(values) == count and np.isfinite(values).all() else None

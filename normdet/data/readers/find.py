@@ -1,5 +1,6 @@
 """Which images lie under a path."""
 
+import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
@@ -29,7 +30,7 @@ def find_sources(
     given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     sources: list[Source] = []
     series: dict[str, list[Path]] = {}
-    names: dict[str, int] = {}
+    names: set[str] = set()
     for path, root in _files(given, report):
         lower = path.name.lower()
         if lower.endswith(nifti.SUFFIXES):
@@ -53,7 +54,16 @@ def find_sources(
 
 
 def _files(given: Iterable[Path], report: Report) -> Iterator[tuple[Path, Path]]:
-    """Every file with the folder its name is told from."""
+    """Every file, once, with the folder its name is told from."""
+    seen: set[str] = set()
+    for path, root in _named(given, report):
+        real = os.path.realpath(path)
+        if real not in seen:
+            seen.add(real)
+            yield path, root
+
+
+def _named(given: Iterable[Path], report: Report) -> Iterator[tuple[Path, Path]]:
     for path in given:
         if path.is_file():
             yield path, path.parent
@@ -89,9 +99,11 @@ def stem(path: Path) -> str:
     return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
 
 
-def unique_name(path: Path, root: Path, taken: dict[str, int]) -> str:
-    """The path below `root` as one unique file name; letters of any script stay."""
+def unique_name(path: Path, root: Path, taken: set[str]) -> str:
+    """The path below `root` as one file name that is not `taken`; letters of any script stay."""
     parts = [*path.relative_to(root).parent.parts, stem(path)]
     name = re.sub(r"[^\w.-]+", "_", "__".join(parts)).strip(".") or "image"
-    count = taken[name] = taken.get(name, 0) + 1
-    return name if count == 1 else f"{name}_{count}"
+    numbered = (f"{name}_{number}" for number in itertools.count(2))
+    unique = next(text for text in itertools.chain([name], numbered) if text not in taken)
+    taken.add(unique)
+    return unique

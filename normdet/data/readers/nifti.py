@@ -48,7 +48,7 @@ def load_volume(
         array = _voxels(image, shape)
     except Exception as error:  # a damaged stream can raise nearly anything
         raise NormdetError(f"{path} is damaged or cut short: {type(error).__name__}") from error
-    return _turned(array, image.affine, to_ras, AXES[axis])
+    return _turned(array, image.affine, to_ras, AXES[axis], _unit(image))
 
 
 def _open(path: Path) -> Any:
@@ -70,6 +70,12 @@ def _voxels(image: Any, shape: tuple[int, ...]) -> np.ndarray:
     return native(np.asarray(array).reshape(shape))
 
 
+def _unit(image: Any) -> float:
+    """mm of the header's unit of length; a header that names none means mm."""
+    metre, micron = 1, 3
+    return {metre: 1e3, micron: 1e-3}.get(int(image.header["xyzt_units"]) & 7, 1.0)
+
+
 def _to_ras(affine: np.ndarray, path: Path) -> np.ndarray:
     """Of each stored axis the anatomical one and its sign: `(3, 2)`."""
     from nibabel import orientations
@@ -81,12 +87,12 @@ def _to_ras(affine: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _turned(
-    array: np.ndarray, affine: np.ndarray, to_ras: np.ndarray, axis: int
+    array: np.ndarray, affine: np.ndarray, to_ras: np.ndarray, axis: int, unit: float
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
     from nibabel import orientations
 
     array = orientations.apply_orientation(array, to_ras)
-    sizes = np.sqrt((affine[:3, :3] ** 2).sum(0))
+    sizes = unit * np.sqrt((affine[:3, :3] ** 2).sum(0))
     # Of stored axis i the anatomical one is to_ras[i, 0].
     ras_sizes = np.empty(3)
     ras_sizes[to_ras[:, 0].astype(int)] = sizes

@@ -167,6 +167,17 @@ def test_a_series_is_sorted_by_place_whatever_its_names_and_numbers(tmp_path):
     assert [slice_.index for slice_ in slices] == [0, 1, 2, 3, 4]
 
 
+@pytest.mark.parametrize("spacing", [r"0\0", r"-1\-1", r"abc\d", "0.5", r"nan\1"])
+def test_a_spacing_that_cannot_be_is_none(spacing, tmp_path):
+    data = dicom_image(blobs(0), 0)
+    data.PixelSpacing = [0.7777, 0.8888]
+    path = saved(data, tmp_path / "a.dcm")
+    content = path.read_bytes()
+    assert content.count(rb"0.7777\0.8888") == 1
+    path.write_bytes(content.replace(rb"0.7777\0.8888", spacing.ljust(13).encode()))
+    assert next(read_slices(path)).spacing is None
+
+
 def test_without_positions_the_instance_number_sorts(tmp_path):
     for index in range(3):
         data = dicom_image(blobs(index), index)

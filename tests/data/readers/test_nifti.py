@@ -51,6 +51,19 @@ def test_a_scale_gives_units(tmp_path):
     assert np.array_equal(slice_.pixels, 2 * data[..., 0].T[::-1] - 10)
 
 
+@pytest.mark.parametrize("unit, mm", [("micron", 0.001), ("meter", 1000), ("unknown", 1)])
+def test_spacing_is_in_mm_whatever_the_unit(volume, unit, mm):
+    path, _ = volume
+    image = nibabel.load(path)
+    image.header.set_xyzt_units(unit)
+    image.to_filename(path)
+    assert next(read_slices(path)).spacing == pytest.approx((2 * mm, mm, 3 * mm))
+    # A code that the standard does not have.
+    image.header["xyzt_units"] = 7
+    image.to_filename(path)
+    assert next(read_slices(path)).spacing == (2, 1, 3)
+
+
 def test_a_trailing_axis_of_one_is_no_dimension(tmp_path):
     nibabel.Nifti1Image(np.zeros((3, 4, 5, 1), np.uint8), np.eye(4)).to_filename(tmp_path / "a.nii")
     assert len(list(read_slices(tmp_path / "a.nii"))) == 5
