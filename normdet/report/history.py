@@ -9,11 +9,14 @@ from normdet.errors import NormdetError
 def read_history(file: Path) -> list[dict]:
     """The lines of a run's metrics file; where a resumed run went over a step again, the last.
 
+    A line that a kill cut short is left out, with what a resumed run has put behind it.
+
     Raises:
         NormdetError: the file cannot be read, or is not what the writer leaves.
     """
     try:
-        lines = [json.loads(line) for line in file.read_text().splitlines()]
+        parsed = map(_parsed, file.read_text().splitlines())
+        lines = [line for line in parsed if line is not None]
         # detectron2 counts the evaluation after the last step as one step later.
         last = max((line["iteration"] for line in lines if "total_loss" in line), default=None)
         entries: dict[int, dict] = {}
@@ -25,3 +28,12 @@ def read_history(file: Path) -> list[dict]:
         raise NormdetError(f"{file} cannot be read: {error.strerror}") from error
     except (ValueError, KeyError, TypeError) as error:
         raise NormdetError(f"{file} is not a metrics file of a run: {error!r}") from error
+
+
+def _parsed(text: str) -> dict | None:
+    try:
+        return json.loads(text)
+    except ValueError:
+        if text.startswith("{"):
+            return None
+        raise

@@ -19,6 +19,14 @@ def test_steps_gone_over_again_count_once_and_the_last_evaluation_with_the_last_
     ]
 
 
+def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
+    file = tmp_path / "metrics.json"
+    lines = [json.dumps({"iteration": i, "total_loss": 1.0}) for i in (19, 39, 59)]
+    # A resumed run goes on in the line that was cut.
+    file.write_text("\n".join([lines[0], lines[1][:9] + lines[1], lines[2], lines[2][:12]]))
+    assert [entry["iteration"] for entry in read_history(file)] == [19, 59]
+
+
 @pytest.mark.parametrize("text", ["no json", "[1]", '{"total_loss": 1}', '{"iteration": "x"}'])
 def test_what_is_no_history_is_refused(tmp_path, text):
     file = tmp_path / "metrics.json"
