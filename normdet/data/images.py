@@ -39,7 +39,10 @@ def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
             raise NormdetError(f"{path} does not exist")
     if not found:
         where = ", ".join(map(str, paths))
-        raise NormdetError(f"no images in {where}: looked for {', '.join(SUFFIXES)}")
+        raise NormdetError(
+            f"no images in {where}: looked for {', '.join(SUFFIXES)} (DICOM and NIfTI: make a data "
+            "set of them by `normdet prepare` and name it by --dataset)"
+        )
     return sorted(found)
 
 

@@ -252,33 +252,37 @@ class Curve:
 def draw_training(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
     """Loss above, AP below, over the images seen; a column per panel, a line per run, into a PNG.
 
-    Runs of one name share a colour.
+    Runs of one name share a colour. AP that was measured at the end alone is no curve.
     """
+    every = [curve for curves in panels.values() for curve in curves]
+    rows = 2 if any(len(curve.score) > 1 for curve in every) else 1
     width = max(6.0, 4.6 * len(panels))
-    figure = Figure(figsize=(width, 6.4), dpi=130, layout="constrained")
-    grid = figure.subplots(2, len(panels), squeeze=False, sharex=True, sharey="row")
-    names = list(dict.fromkeys(curve.name for curves in panels.values() for curve in curves))
+    figure = Figure(figsize=(width, 0.4 + 3 * rows), dpi=130, layout="constrained")
+    grid = figure.subplots(rows, len(panels), squeeze=False, sharex=True, sharey="row")
+    names = list(dict.fromkeys(curve.name for curve in every))
     handles: dict[str, Line2D] = {}
     for column, (title, curves) in zip(grid.T, panels.items(), strict=True):
         for curve in curves:
             style = run_style(names.index(curve.name))
-            for axes, points in zip(column, (curve.loss, curve.score), strict=True):
+            for axes, points in zip(column, (curve.loss, curve.score)[:rows], strict=True):
                 if not points:
                     continue
                 look = style if len(points) <= 12 else {**style, "marker": ""}
                 (line,) = axes.plot(*zip(*points, strict=True), lw=1.1, ms=4, **look)
                 handles[curve.name] = line
         column[0].set_title(title)
-        column[1].set_xlabel("images seen")
+        column[-1].set_xlabel("images seen")
         for axes in column:
             axes.grid(alpha=0.3)
             axes.spines[["top", "right"]].set_visible(False)
-    losses = [y for curves in panels.values() for curve in curves for _, y in curve.loss]
+    losses = [y for curve in every for _, y in curve.loss]
     if losses:
         # The first steps from random weights would leave the rest a line at the bottom.
         grid[0, 0].set_ylim(0, 1.3 * float(np.percentile(losses, 95)))
     grid[0, 0].set_ylabel("training loss")
-    grid[1, 0].set(ylabel="AP", ylim=(0, None), xlim=(0, None))
+    grid[0, 0].set_xlim(0, None)
+    if rows == 2:
+        grid[1, 0].set(ylabel="AP", ylim=(0, None))
     columns = int(width // 1.4)
     figure.legend(
         handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False

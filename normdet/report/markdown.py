@@ -4,6 +4,9 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
+# Of a cell that begins with a number, or has none to show.
+_NUMBER = re.compile(r"[-+<x]? ?\d|-?$|not run$")
+
 
 def page(title: str, parts: Iterable[str]) -> str:
     """The whole document: `parts` are Markdown, one below the other."""
@@ -26,8 +29,10 @@ def verdict(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of plain text; the first column names the rows."""
-    rule = ["---", *["---:"] * (len(head) - 1)]
+    """A table of plain text, columns of numbers to the right."""
+    rows = [list(row) for row in rows]
+    columns = [[row[place] for row in rows] for place in range(len(head))]
+    rule = ["---:" if rows and all(map(_NUMBER.match, column)) else "---" for column in columns]
     lines = [[_cell(c) for c in head], rule, *([_cell(c) for c in row] for row in rows)]
     return "\n".join(f"| {' | '.join(line)} |" for line in lines)
 

@@ -115,7 +115,10 @@ def test_what_both_tiles_see_as_two_stays_two():
     tiles = tile_boxes(64, 100, 64, 28)
     wide, thin = (
         Detection(tuple(map(float, box)), score, 0, Piece(*box[:2], np.ones(shape, bool)), False)
-        for box, score, shape in (((42, 10, 58, 30), 0.9, (20, 16)), ((50, 12, 60, 18), 0.8, (6, 10)))
+        for box, score, shape in (
+            ((42, 10, 58, 30), 0.9, (20, 16)),
+            ((50, 12, 60, 18), 0.8, (6, 10)),
+        )
     )
     assert len(merge(tiles, [[wide, thin], [wide, thin]])) == 2
     assert len(merge(tiles, [[wide], [thin]])) == 1
