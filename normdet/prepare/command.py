@@ -50,6 +50,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     source = Path(os.path.realpath(args.source))
     if source in (home := Path(os.path.realpath(out)), *home.parents):
         raise NormdetError(f"{out} lies in the source {args.source}: name a place outside of it")
+    for given in filter(None, (args.source, args.images, args.labels)):
+        # --overwrite would take it away.
+        if home in Path(os.path.realpath(given)).parents or home == Path(os.path.realpath(given)):
+            raise NormdetError(f"{given} lies in {out}: name a place beside it")
     request = Request(
         args.source,
         args.kind or detect(args.source),

@@ -297,3 +297,12 @@ def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch, capsys, packa
     assert main(["prepare", str(source), "--out", str(tmp_path / "out")]) == 2
     assert f"{package} is needed" in (error := capsys.readouterr().err)
     assert "pip install normdet[medical]" in error
+
+
+def test_a_source_is_not_replaced_by_what_is_made_of_it(tmp_path, capsys):
+    raw = tmp_path / "data" / "raw"
+    raw.mkdir(parents=True)
+    (raw / "a.png").write_bytes(b"mine")
+    assert main(["prepare", str(raw), "--out", str(tmp_path / "data"), "--overwrite"]) == 2
+    assert "name a place beside it" in capsys.readouterr().err
+    assert (raw / "a.png").read_bytes() == b"mine"
