@@ -172,6 +172,8 @@ def kept_table() -> str:
 
 
 _DATA = {"nuclei": ("nuclei", "mask"), "bccd": ("blood cells", "box")}
+_SIZES = (1, 2)
+_COLUMNS = [(dataset, size) for dataset in _DATA for size in _SIZES]
 
 
 def finetune_table() -> str:
@@ -228,21 +230,23 @@ def medical_table() -> str:
         if row["status"] == "done":
             found = (float(row[f"{task}_AP"]), float(row[f"{task}_AP50"] or 0))
             values.setdefault(key, []).append(found)
-    columns = [(dataset, size) for dataset in _DATA for size in (1, 2)]
     rows = [
-        [init, norm, *(_ap_cell(values.get((init, norm, *column))) for column in columns)]
+        [init, norm, *(_ap_cell(values.get((init, norm, *column))) for column in _COLUMNS)]
         for init, norm in dict.fromkeys(key[:2] for key in values)
-    ]
-    headers = [
-        f"{', '.join(_DATA[dataset])} AP, {size} image{'s' * (size > 1)}"
-        for dataset, size in columns
     ]
     pictures = [
         f"![What models of three norms find in {dataset}](results/{path.name})"
         for dataset in _DATA
         if (path := RESULTS / f"medical_{dataset}.png").exists()
     ]
-    return "\n\n".join([_table(["start", "norm", *headers], rows), *pictures])
+    return "\n\n".join([_table(["start", "norm", *_column_heads()], rows), *pictures])
+
+
+def _column_heads() -> list[str]:
+    return [
+        f"{', '.join(_DATA[dataset])} AP, {size} image{'s' * (size > 1)}"
+        for dataset, size in _COLUMNS
+    ]
 
 
 def _ap_cell(found: list[tuple[float, float]] | None) -> str:
@@ -263,18 +267,13 @@ _TABLES = (
 
 def contrasts_table() -> str:
     """AP of every norm less the baseline's, seed by seed, with 95% intervals; * past Holm's."""
-    rows, sizes = [], (1, 2)
+    rows = []
     for start, baseline, names, primary in _TABLES:
         found = [_contrasts(name, baseline, primary) for name in names]
         for norm in dict.fromkeys(norm for cells in found for norm, _ in cells):
-            cells = [cells.get((norm, size), "") for cells in found for size in sizes]
+            cells = [cells.get((norm, size), "") for cells in found for size in _SIZES]
             rows.append([start, f"{norm} less {baseline}", *cells])
-    headers = [
-        f"{name}, {task} AP, {size} image{'s' * (size > 1)}"
-        for name, task in _DATA.values()
-        for size in sizes
-    ]
-    return _table(["start", "", *headers], rows)
+    return _table(["start", "", *_column_heads()], rows)
 
 
 def _contrasts(name: str, baseline: str, primary: Sequence[str]) -> dict[tuple[str, int], str]:

@@ -86,7 +86,7 @@ class _Report:
     def draw(self, folder: Path) -> None:
         """Write the pictures that there is something for."""
         self._draw(folder, "ap", f"{self._label} over the batch size", self._draw_ap)
-        self._draw(folder, "training", "loss over the images seen", self._draw_training)
+        self._draw(folder, "training", "training over the images seen", self._draw_training)
         self._draw(folder, "cost", "time and memory over the batch size", self._draw_cost)
         self._draw(folder, "predictions", "predictions of two norms", self._draw_predictions)
 

@@ -93,6 +93,7 @@ class Images:
         self._format = cfg.INPUT.FORMAT
         self._augmentations = T.AugmentationList(build_augmentation(cfg, False))
         self._divisor = max(divisor, 1)
+        parse_window(window)  # refused here, not image by image
         self._window = window
 
     def __iter__(self) -> Iterator[list[dict[str, Tensor]]]:

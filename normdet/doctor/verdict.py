@@ -90,11 +90,11 @@ def _those(found: Examination) -> str:
 
 def _advice(found: Examination, case: Case) -> str:
     size = case.images_per_gpu
-    row = noisiest(found, size)
+    noise = _noise(found, case)
     choice = " or ".join(BATCHLESS)
-    if row is None:
+    if noise is None:
         return f"too few images to tell how BN does at {size} per GPU: choose {choice}"
-    if row.noise[size] >= NOISY:
+    if noise >= NOISY:
         return f"at {_images(size)} per GPU choose {choice}, not BN"
     return f"at {_images(size)} per GPU BN sees steady statistics: BN, {choice} all do"
 
@@ -104,8 +104,14 @@ def _unsteady(found: Examination, case: Case) -> bool:
     # SyncBN's batches are those of all GPUs, however many.
     if case.norm in ("FrozenBN", "EvalNorm", "SyncBN"):
         return False
+    noise = _noise(found, case)
+    return noise is not None and noise >= NOISY
+
+
+def _noise(found: Examination, case: Case) -> float | None:
+    """That of the noisiest stage at the batch size of training; None if it was not measured."""
     row = noisiest(found, case.images_per_gpu)
-    return row is not None and row.noise[case.images_per_gpu] >= NOISY
+    return None if row is None else row.noise[case.images_per_gpu]
 
 
 def _images(count: int) -> str:
@@ -145,8 +151,8 @@ def next_commands(found: Examination, case: Case) -> list[str]:
     frozen = ("stem", "res2", "res3", "res4", "res5")[: case.freeze_at]
     thaw = ["MODEL.BACKBONE.FREEZE_AT", "0"] if any(row.name in frozen for row in poor) else []
     lines = []
-    row = noisiest(found, case.images_per_gpu)
-    if row is not None and row.noise[case.images_per_gpu] < NOISY and known:
+    noise = _noise(found, case)
+    if noise is not None and noise < NOISY and known:
         bn = ["--norm", "BN", "--norm-parts", "backbone"] if case.norm == "FrozenBN" else given
         lines.append(_line("train", *config, *bn, *weights, *thaw, *case.opts))
     named = ["--dataset", case.dataset] if case.dataset else None

@@ -14,6 +14,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from normdet.data.input_record import PREPARED
 from normdet.data.readers import MAX_PIXELS, Slice, nifti
 from normdet.data.window import FORMS, apply_window, parse_window
 from normdet.data.windowed import read_windowed
@@ -52,7 +53,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise NormdetError(f"{out} lies in the source {args.source}: name a place outside of it")
     for given in filter(None, (args.source, args.images, args.labels)):
         # --overwrite would take it away.
-        if home in Path(os.path.realpath(given)).parents or home == Path(os.path.realpath(given)):
+        place = Path(os.path.realpath(given))
+        if home in (place, *place.parents):
             raise NormdetError(f"{given} lies in {out}: name a place beside it")
     request = Request(
         args.source,
@@ -128,7 +130,7 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str
             f"images are so large that the detector sees them at {scale:.2g} of their size: cut "
             "them into tiles first if objects are small"
         )
-    write_json(folder / "fingerprint.json", fingerprint, indent=1)
+    write_json(folder / PREPARED, fingerprint, indent=1)
     write_configs(folder, fingerprint)
     draw(parts, folder / IMAGES, categories, folder / "contact_sheet.png")
     return _summary(parts, categories, faults, warnings, collected)
