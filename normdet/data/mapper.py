@@ -14,7 +14,7 @@ from PIL import Image
 
 from normdet.data.augmentation import build_augmentation
 from normdet.data.channels import to_format
-from normdet.data.readers.image import TIFF_SUFFIXES, read_pages
+from normdet.data.readers.image import TIFF_SUFFIXES, is_deep_tiff, read_pages
 from normdet.data.rle import Piece
 from normdet.errors import NormdetError
 
@@ -85,15 +85,17 @@ def _cropped(entry: dict, frame: tuple[int, int, int, int]) -> dict | None:
 
 
 def is_deep(path: str) -> bool:
-    """Whether an image has more than 8 bits a channel, told from its header."""
-    if Path(path).suffix.lower() not in (".png", *TIFF_SUFFIXES):
+    """Whether Pillow's 8 bits a channel lose something of an image, told from its header."""
+    suffix = Path(path).suffix.lower()
+    if suffix in TIFF_SUFFIXES:
+        return is_deep_tiff(Path(path))
+    if suffix != ".png":
         return False
     try:
         with Image.open(path) as image:
             return image.mode.startswith(("I", "F"))
     except OSError:
-        # Pillow knows no TIFF of several deep channels; what is broken is named on reading.
-        return Path(path).suffix.lower() in TIFF_SUFFIXES
+        return False  # what is broken is named on reading
 
 
 def read_deep(path: str, image_format: str) -> np.ndarray:

@@ -57,6 +57,20 @@ def test_channels_come_in_the_order_of_the_config(cfg, tmp_path):
     assert np.array_equal(example["image"].numpy().transpose(1, 2, 0), bgr)
 
 
+@pytest.mark.parametrize("dtype", ["u2", "i2", "u4", "i4", "f2", "f4", "f8", "i1"])
+@pytest.mark.parametrize("channels", [1, 3, 4])
+def test_no_tiff_loses_bits(cfg, tmp_path, dtype, channels):
+    colour = np.stack([DEEP, DEEP // 2, DEEP // 3, DEEP], axis=-1)[..., :channels]
+    stored = (colour / 700).astype(dtype).squeeze()
+    # Beyond 8 bits, where the type goes so far.
+    stored = (stored * {"i1": 1, "f2": 3}.get(dtype, 300)).astype(dtype)
+    path = tmp_path / "a.tif"
+    tifffile.imwrite(path, stored, photometric="minisblack" if channels == 1 else "rgb")
+    image = build_mapper(cfg, True)(record(path))["image"].numpy()
+    expected = np.atleast_3d(stored)[..., :3].astype(np.float32)
+    assert np.array_equal(image.transpose(1, 2, 0), np.broadcast_to(expected, (40, 50, 3))[..., ::-1])
+
+
 def test_a_resized_deep_image_stays_in_its_range(cfg, tmp_path):
     Image.fromarray(DEEP).save(tmp_path / "a.png")
     cfg.INPUT.MIN_SIZE_TRAIN = (80,)
@@ -65,7 +79,7 @@ def test_a_resized_deep_image_stays_in_its_range(cfg, tmp_path):
     assert example["image"].mean().item() == pytest.approx(DEEP.mean(), rel=0.01)
 
 
-@pytest.mark.parametrize("mode, suffix", [("L", "png"), ("RGB", "tif"), ("RGB", "jpg")])
+@pytest.mark.parametrize("mode, suffix", [("L", "png"), ("RGB", "tif"), ("RGB", "jpg"), ("1", "tif")])
 def test_eight_bits_are_detectron2s(cfg, tmp_path, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray((DEEP >> 8).astype(np.uint8)).convert(mode).save(path)

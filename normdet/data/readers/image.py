@@ -76,6 +76,18 @@ def _own_limit() -> Iterator[None]:
         Image.MAX_IMAGE_PIXELS = before
 
 
+def is_deep_tiff(path: Path) -> bool:
+    """Whether the first page of a TIFF has more than 8 bits a channel, or signed ones.
+
+    Pillow cannot be asked: it calls 16 bits of three channels RGB, and reads 8 of them.
+    """
+    try:
+        with tifffile.TiffFile(path) as file:
+            return file.pages.first.dtype not in (bool, np.uint8)
+    except Exception:  # what is broken is named on reading
+        return True
+
+
 def _read_tiff(path: Path, max_pixels: int) -> list[np.ndarray]:
     arrays = []
     with tifffile.TiffFile(path) as file:
