@@ -68,7 +68,9 @@ def test_no_tiff_loses_bits(cfg, tmp_path, dtype, channels):
     tifffile.imwrite(path, stored, photometric="minisblack" if channels == 1 else "rgb")
     image = build_mapper(cfg, True)(record(path))["image"].numpy()
     expected = np.atleast_3d(stored)[..., :3].astype(np.float32)
-    assert np.array_equal(image.transpose(1, 2, 0), np.broadcast_to(expected, (40, 50, 3))[..., ::-1])
+    assert np.array_equal(
+        image.transpose(1, 2, 0), np.broadcast_to(expected, (40, 50, 3))[..., ::-1]
+    )
 
 
 def test_a_resized_deep_image_stays_in_its_range(cfg, tmp_path):
@@ -79,7 +81,9 @@ def test_a_resized_deep_image_stays_in_its_range(cfg, tmp_path):
     assert example["image"].mean().item() == pytest.approx(DEEP.mean(), rel=0.01)
 
 
-@pytest.mark.parametrize("mode, suffix", [("L", "png"), ("RGB", "tif"), ("RGB", "jpg"), ("1", "tif")])
+@pytest.mark.parametrize(
+    "mode, suffix", [("L", "png"), ("RGB", "tif"), ("RGB", "jpg"), ("1", "tif")]
+)
 def test_eight_bits_are_detectron2s(cfg, tmp_path, mode, suffix):
     path = tmp_path / f"a.{suffix}"
     Image.fromarray((DEEP >> 8).astype(np.uint8)).convert(mode).save(path)
