@@ -19,6 +19,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+from normdet.compare.memory import held_memory
 from normdet.compare.provenance import provenance
 from normdet.engine.launch import GRACE_SECONDS
 from normdet.engine.step import NonFiniteLoss
@@ -30,6 +31,8 @@ from normdet.weights.files import atomic_file
 DONE, DIVERGED, CRASHED = "done", "diverged", "crashed"
 # What makes a cell finished; a crashed one is tried again by the next command.
 RESULTS = (DONE, DIVERGED)
+# How often a run is looked at for the memory it holds, at most; a young one grows faster.
+_LOOK_SECONDS = 0.5
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 TASKS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
 
@@ -129,15 +132,21 @@ def _sole_owner(path: Path, stopping: Callable[[], bool]) -> Iterator[int]:
 
 
 def _wait(process: subprocess.Popen, stopping: Callable[[], bool]) -> tuple[int, float]:
-    """The exit code, and the most memory in MB that the process or one of its children held."""
+    """The exit code, and the most memory in MB that the process held with those it started."""
     asked = False
+    peak, look, begun = 0.0, 0.0, time.monotonic()
     try:
         while True:
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 process.returncode = os.waitstatus_to_exitcode(status)
+                # Where nobody else tells: this one is never below what we held when we started it.
                 scale = 2**20 if sys.platform == "darwin" else 2**10
-                return process.returncode, usage.ru_maxrss / scale
+                return process.returncode, peak or usage.ru_maxrss / scale
+            now = time.monotonic()
+            if now >= look:
+                peak = max(peak, held_memory(process.pid)[1])
+                look = now + min(_LOOK_SECONDS, (now - begun) / 10)
             if stopping() and not asked:
                 asked = True
                 _signal(process, signal.SIGTERM)

@@ -1,6 +1,7 @@
 """`normdet compare`: train norms against each other on your data, and report with intervals."""
 
 import argparse
+import itertools
 import shlex
 import signal
 import sys
@@ -16,6 +17,8 @@ from normdet.compare.display import Display
 from normdet.compare.plan import Cell, Plan, config_hash, parse_arms
 from normdet.compare.ray_pool import RayPool
 from normdet.config import load_config
+from normdet.data import image_files
+from normdet.data.records import first_of
 from normdet.engine.launch import Interrupted
 from normdet.errors import NormdetError
 
@@ -48,6 +51,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         plan = record.snapshot(args.out, plan)
         comparison = Comparison(plan, args)
         if not args.report_only:
+            _refuse_shared_images(plan)
             comparison.run()
         return comparison.report(shlex.join(["normdet", "compare", *argv]))
 
@@ -65,11 +69,12 @@ class Comparison:
 
     def run(self) -> None:
         """Run every cell that has no result: those that pick rates first, then the reported."""
+        tuning = self.plan.tuning_cells()
         pool = self._pool()
         before = signal.signal(signal.SIGTERM, _interrupt)
         try:
-            with Display(self._console) as display:
-                self._run(self.plan.tuning_cells(), pool, display)
+            with Display(self._console, len(tuning) + len(self.plan.reported)) as display:
+                self._run(tuning, pool, display)
                 self._run(self.plan.cells(self.chosen()), pool, display)
         except KeyboardInterrupt as interrupt:
             raise self._interrupted(interrupt) from None
@@ -82,7 +87,7 @@ class Comparison:
         finished = self._finished(tasks)
         for row in table.read_cells(self._out / "cells"):
             if row.get("memory_mb") and row["status"] in RESULTS:
-                pool.learn(row["batch_size"], row["memory_mb"])
+                pool.learn(row["norm"], row["batch_size"], row["memory_mb"])
         display.add(tasks, finished)
         for task in tasks:
             if task.folder.name not in finished:
@@ -127,7 +132,7 @@ class Comparison:
             for size in self.plan.batch_sizes:
                 own = [r for r in rows if (r["norm"], r["batch_size"]) == (arm.name, size)]
                 if len(own) == len(self.plan.factors):
-                    picked[arm.name, size] = _best_factor(own)
+                    picked[arm.name, size] = _best_factor(own, self._args.metric)
         return picked
 
     def task(self, cell: Cell) -> Task:
@@ -163,7 +168,13 @@ class Comparison:
         device = self.plan.base.MODEL.DEVICE
         on_gpu = device.startswith("cuda") and (bool(args.ray) or bool(local.visible_gpus()))
         if args.ray:
-            return RayPool(args.ray, args.threads or 1, args.gpu_share if on_gpu else 0)
+            pool = RayPool(args.ray, args.threads or 1, args.gpu_share if on_gpu else 0)
+            if on_gpu and not pool.gpus:
+                self._say(
+                    "the cluster has no GPU: runs wait until a machine with one joins it; "
+                    "MODEL.DEVICE cpu runs without"
+                )
+            return pool
         cores = local.usable_cores()
         gpus = local.visible_gpus() if on_gpu else []
         most = len(gpus) * max(1, int(1 / args.gpu_share + 1e-9)) if gpus else cores
@@ -210,8 +221,8 @@ class Comparison:
         self._console.print(text, markup=False, soft_wrap=True)
 
 
-def _best_factor(rows: Sequence[Mapping]) -> float:
-    metric = table.primary_metric(rows)
+def _best_factor(rows: Sequence[Mapping], metric: str | None) -> float:
+    metric = metric or table.primary_metric(rows)
     scored = [row for row in rows if row.get(metric) is not None]
     if not scored:
         return min(row["lr_factor"] for row in rows)
@@ -268,6 +279,29 @@ def _plan(args: argparse.Namespace) -> Plan:
         args.config_file, opts, arms, args.batch_sizes, args.seeds, factors, train,
         val, test[0], parts,
     )  # fmt: skip
+
+
+def _refuse_shared_images(plan: Plan) -> None:
+    """What a norm is chosen or reported by must be images it was not trained on.
+
+    Raises:
+        NormdetError: naming the sets and an image of both.
+    """
+    root = plan.base.DATASETS.ROOT
+    texts = {
+        "trained on": plan.train, "rates are picked on": (plan.val,) if plan.tuned else (),
+        "reported": (plan.test,),
+    }  # fmt: skip
+    images = {
+        role: {file.resolve(): text for text in named for file in image_files(text, root)}
+        for role, named in texts.items()
+    }
+    for (one, a), (other, b) in itertools.combinations(images.items(), 2):
+        if shared := sorted(a.keys() & b.keys()):
+            raise NormdetError(
+                f"{len(shared)} images of {a[shared[0]]} ({one}) are in {b[shared[0]]} ({other}) "
+                f"too: {first_of(map(str, shared))}: AP on them says nothing of images unseen"
+            )
 
 
 def _numbers(kind: type, least: float):

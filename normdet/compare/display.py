@@ -8,6 +8,7 @@ from pathlib import Path
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
+from rich.text import Text
 
 from normdet.compare.cell import CRASHED, DIVERGED, Task
 
@@ -17,16 +18,16 @@ class Display:
 
     Args:
         console: where to; a terminal gets the table.
-        metric: the column that is shown of finished runs.
+        total: how many runs there will be, with those that are not known yet.
     """
 
-    def __init__(self, console: Console, metric: str = ""):
+    def __init__(self, console: Console, total: int):
         self._console = console
-        self._metric = metric
+        self._total = total
         self._rows: dict[str, dict | None] = {}
         self._grid: dict[str, Task] = {}
         self._begun = time.monotonic()
-        self._before = 0.0
+        self._before = 0
         self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
 
     def __enter__(self) -> "Display":
@@ -44,13 +45,12 @@ class Display:
             name = task.folder.name
             self._grid[name] = task
             self._rows[name] = finished.get(name)
-        self._before = float(sum(row is not None for row in self._rows.values()))
+            self._before += self._rows[name] is not None
 
     def ended(self, task: Task, row: dict) -> None:
         """Say what a run came to."""
         self._rows[task.folder.name] = row
-        done = sum(row is not None for row in self._rows.values())
-        text = f"[{done}/{len(self._rows)}] {task.title}: {outcome(row)}"
+        text = f"[{self._done}/{self._total}] {task.title}: {outcome(row)}"
         if row["status"] == CRASHED:
             text += f"; its log is {task.log}"
         left = self._left(())
@@ -62,10 +62,13 @@ class Display:
         if self._live:
             self._live.update(self._table(running), refresh=True)
 
+    @property
+    def _done(self) -> int:
+        return sum(row is not None for row in self._rows.values())
+
     def _table(self, running: Sequence[Task]) -> Table:
         left = self._left(running)
-        done = sum(row is not None for row in self._rows.values())
-        title = f"{done} of {len(self._rows)} runs"
+        title = f"{self._done} of {self._total} runs"
         table = Table(title=f"{title}, about {duration(left)} left" if left else title)
         lines: dict[tuple, list[str]] = {}
         active = {task.folder.name: progress(task) for task in running}
@@ -86,18 +89,18 @@ class Display:
         for column in columns:
             table.add_column(column)
         for norm in dict.fromkeys(norm for norm, _ in lines):
-            table.add_row(norm, *(" ".join(lines.get((norm, column), [])) for column in columns))
+            cells = (" ".join(lines.get((norm, column), [])) for column in columns)
+            table.add_row(Text(norm), *cells)
         return table
 
     def _left(self, running: Sequence[Task]) -> float | None:
         """Seconds, at the pace of this command so far."""
-        done = sum(row is not None for row in self._rows.values())
-        done = done + sum(progress(task) for task in running)
+        done = self._done + sum(progress(task) for task in running)
         paced = done - self._before
         spent = time.monotonic() - self._begun
-        if paced <= 0.05 or done >= len(self._rows):
+        if paced <= 0.05 or done >= self._total:
             return None
-        return spent * (len(self._rows) - done) / paced
+        return spent * (self._total - done) / paced
 
 
 def outcome(row: dict, short: bool = False) -> str:

@@ -3,13 +3,23 @@
 import os
 import queue
 import threading
+import time
 from collections.abc import Callable, Sequence
-from pathlib import Path
+from dataclasses import dataclass, field
 
 from normdet.compare.cell import Task, run_cell
+from normdet.compare.memory import available_memory, held_memory
 
-# A cell may need this much more than the largest one of its batch size did.
+# A cell may need this much more than the largest one of its kind did.
 HEADROOM = 1.15
+
+
+@dataclass
+class _Run:
+    """A cell under way: its process, 0 while it has none, and the clock's seconds at its start."""
+
+    pid: int = 0
+    begun: float = field(default_factory=time.time)
 
 
 class LocalPool:
@@ -17,7 +27,8 @@ class LocalPool:
 
     Nothing says beforehand what a cell will hold, so the first one runs alone until it has logged
     its first steps; from then on another starts where the memory that is free, less what the
-    running ones may still take, holds the largest cell of its batch size so far. One always runs.
+    running ones may still take, holds the largest cell of its norm and batch size so far. One
+    always runs.
 
     Args:
         slots: the environment of each place to run in; as many run at once.
@@ -30,15 +41,16 @@ class LocalPool:
         self._free = list(slots)
         self._available = available or available_memory
         self._waiting: list[Task] = []
-        self._running: dict[Task, int] = {}
+        self._running: dict[Task, _Run] = {}
         self._threads: list[threading.Thread] = []
         self._ended: queue.SimpleQueue = queue.SimpleQueue()
         self._stop = threading.Event()
-        self._peaks: dict[int, float] = {}
+        self._peaks: dict[tuple[str, int], float] = {}
 
-    def learn(self, batch_size: int, memory: float) -> None:
-        """Take note that a cell of this batch size has held so many MB."""
-        self._peaks[batch_size] = max(self._peaks.get(batch_size, 0), memory)
+    def learn(self, norm: str, batch_size: int, memory: float) -> None:
+        """Take note that a cell of this norm and batch size has held so many MB."""
+        key = norm, batch_size
+        self._peaks[key] = max(self._peaks.get(key, 0), memory)
 
     def submit(self, task: Task) -> None:
         """Run a task when there is room; tasks start in the order given."""
@@ -76,7 +88,7 @@ class LocalPool:
             if isinstance(outcome, BaseException):
                 raise outcome
             if outcome and outcome.get("memory_mb"):
-                self.learn(task.row.get("batch_size", 1), outcome["memory_mb"])
+                self.learn(*_kind(task), outcome["memory_mb"])
         return [(task, outcome) for task, _, outcome in ended]
 
     def close(self) -> None:
@@ -88,7 +100,7 @@ class LocalPool:
 
     def _start(self, task: Task) -> None:
         slot = self._free.pop(0)
-        self._running[task] = 0
+        run = self._running[task] = _Run()
 
         def work() -> None:
             try:
@@ -98,7 +110,7 @@ class LocalPool:
             self._ended.put((task, slot, outcome))
 
         def started(pid: int) -> None:
-            self._running[task] = pid
+            run.pid = pid
 
         thread = threading.Thread(target=work, daemon=True)
         self._threads.append(thread)
@@ -106,20 +118,19 @@ class LocalPool:
 
     def _watch(self) -> None:
         """Learn from cells that have taken their first steps."""
-        for task, pid in self._running.items():
-            if pid and (task.folder / "metrics.json").exists():
-                self.learn(task.row.get("batch_size", 1), held_memory(pid)[1])
+        for task, run in self._running.items():
+            if run.pid and _logged_since(task, run.begun):
+                self.learn(*_kind(task), held_memory(run.pid)[1])
 
     def _expected(self, task: Task) -> float | None:
-        """What a cell may hold: as one of its batch size, as a larger one, or in proportion."""
-        size = task.row.get("batch_size", 1)
-        if size in self._peaks:
-            return self._peaks[size]
-        larger = [known for known in self._peaks if known > size]
-        if larger:
-            return self._peaks[min(larger)]
-        known = max(self._peaks, default=0)
-        return self._peaks[known] * size / known if known else None
+        """What a cell may hold: as its like did, or as other norms at the nearest size known."""
+        norm, size = _kind(task)
+        if (norm, size) in self._peaks or not self._peaks:
+            return self._peaks.get((norm, size))
+        sizes = [known for _, known in self._peaks]
+        nearest = min((known for known in sizes if known >= size), default=max(sizes))
+        most = max(peak for (_, known), peak in self._peaks.items() if known == nearest)
+        return most * max(1.0, size / nearest)
 
     def _fits(self, task: Task) -> bool:
         available = self._available()
@@ -128,9 +139,21 @@ class LocalPool:
         need = self._expected(task)
         if need is None:
             return False
-        for other, pid in self._running.items():
-            available -= max(0.0, (self._expected(other) or 0.0) - held_memory(pid)[0])
+        for other, run in self._running.items():
+            available -= max(0.0, (self._expected(other) or 0.0) - held_memory(run.pid)[0])
         return available >= HEADROOM * need
+
+
+def _kind(task: Task) -> tuple[str, int]:
+    return task.row.get("norm", ""), task.row.get("batch_size", 1)
+
+
+def _logged_since(task: Task, begun: float) -> bool:
+    """Whether a cell has logged steps of its own: what it resumes has left a log of others."""
+    try:
+        return (task.folder / "metrics.json").stat().st_mtime > begun
+    except OSError:
+        return False
 
 
 def slots(jobs: int, gpus: Sequence[str], share: float, threads: int) -> list[dict[str, str]]:
@@ -149,33 +172,6 @@ def slots(jobs: int, gpus: Sequence[str], share: float, threads: int) -> list[di
         pairs = zip(places, spread, strict=False)
         places = [{**place, "CUDA_VISIBLE_DEVICES": gpu} for place, gpu in pairs]
     return places
-
-
-def available_memory() -> float | None:
-    """The MB that can still be taken, of the machine or of the group that limits us."""
-    meminfo = Path("/proc/meminfo")
-    if not meminfo.is_file():
-        return None
-    fields = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-    free = int(fields["MemAvailable"].split()[0]) / 2**10
-    group = Path("/sys/fs/cgroup")
-    try:
-        limit = (group / "memory.max").read_text().strip()
-        used = int((group / "memory.current").read_text())
-    except (OSError, ValueError):
-        return free
-    return free if limit == "max" else min(free, (int(limit) - used) / 2**20)
-
-
-def held_memory(pid: int) -> tuple[float, float]:
-    """The MB that a process holds, and the most that it has held; 0 where it cannot be told."""
-    try:
-        fields = dict(
-            line.split(":", 1) for line in Path(f"/proc/{pid}/status").read_text().splitlines()
-        )
-        return tuple(int(fields[key].split()[0]) / 2**10 for key in ("VmRSS", "VmHWM"))
-    except (OSError, KeyError, ValueError):
-        return 0.0, 0.0
 
 
 def visible_gpus() -> list[str]:

@@ -25,6 +25,8 @@ NOT_HASHED = {
     "OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
     "DATASETS.PIXEL_STD",
 }  # fmt: skip
+# Keys that hold for all alike: a norm that sets one would see more, or something else, than others.
+_SHARED = ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SEED", "OUTPUT_DIR", "DATASETS.")
 
 
 @dataclass(frozen=True)
@@ -120,6 +122,16 @@ class Plan:
         return cfg
 
     @property
+    def reported(self) -> list[tuple[str, int, int]]:
+        """Norm, batch size and seed of every run that is reported, whatever its rate."""
+        return [
+            (arm.name, images, seed)
+            for arm in self.arms
+            for images in self.batch_sizes
+            for seed in range(1, self.seeds + 1)
+        ]
+
+    @property
     def tuned(self) -> bool:
         """Whether rates are picked from a grid."""
         return len(self.factors) > 1
@@ -185,8 +197,9 @@ def scaled(cfg: CfgNode, images: int, factor: float = 1.0) -> dict[str, object]:
     With `k = images / SOLVER.IMS_PER_BATCH`: rates go with `k` (the linear rule), iterations and
     periods with `1 / k`, rounded up to a whole batch, so that every run sees the same number of
     images to within one batch. The momentum `m` of a norm's running averages becomes
-    `1 - (1 - m)^k`: they average over the same number of images. Weight decay, clipping and the
-    first warm-up factor stay.
+    `1 - (1 - m)^k`: they average over the same number of images. Weight decay, clipping, the
+    optimizer's own momentum and the first warm-up factor stay. A norm sees the whole batch: it is
+    neither accumulated over steps nor rescaled to a number of GPUs.
 
     Args:
         factor: multiplies the linear rule's rate.
@@ -199,6 +212,8 @@ def scaled(cfg: CfgNode, images: int, factor: float = 1.0) -> dict[str, object]:
 
     keys: dict[str, object] = {
         "SOLVER.IMS_PER_BATCH": images,
+        "SOLVER.ACCUMULATE_STEPS": 1,
+        "SOLVER.REFERENCE_WORLD_SIZE": 0,
         "SOLVER.BASE_LR": solver.BASE_LR * k * factor,
         "SOLVER.BASE_LR_END": solver.BASE_LR_END * k * factor,
         "SOLVER.MAX_ITER": steps(solver.MAX_ITER),
@@ -238,14 +253,7 @@ def parse_arms(norms: str, variants: Iterable[str], inits: Iterable[str]) -> tup
     """
     arms = [Arm(str(parse(text)), str(parse(text))) for text in norms.split(",") if text]
     for text in variants:
-        name, equals, rest = text.partition("=")
-        words = shlex.split(rest)
-        if not (name.strip() and equals and words) or len(words) % 2 == 0:
-            raise NormdetError(
-                f"--variant {text!r} should read 'NAME=OPTION KEY VALUE ...', "
-                "as in 'GN, 16 groups=GN MODEL.NORMDET.GN.NUM_GROUPS 16'"
-            )
-        arms.append(Arm(name.strip(), str(parse(words[0])), tuple(words[1:])))
+        arms.append(_variant(text))
     slugs = [_safe(arm.name).lower() for arm in arms]
     twice = sorted({arm.name for arm, s in zip(arms, slugs, strict=True) if slugs.count(s) > 1})
     if twice or not all(slugs):
@@ -253,6 +261,26 @@ def parse_arms(norms: str, variants: Iterable[str], inits: Iterable[str]) -> tup
     if not arms:
         raise NormdetError("nothing to compare: give --norms A,B or --variant")
     return _with_inits(arms, inits)
+
+
+def _variant(text: str) -> Arm:
+    name, equals, rest = text.partition("=")
+    try:
+        words = shlex.split(rest)
+    except ValueError as error:  # a quotation that does not end
+        raise NormdetError(f"--variant {text!r}: {error}") from error
+    if not (name.strip() and equals and words) or len(words) % 2 == 0:
+        raise NormdetError(
+            f"--variant {text!r} should read 'NAME=OPTION KEY VALUE ...', "
+            "as in 'GN, 16 groups=GN MODEL.NORMDET.GN.NUM_GROUPS 16'"
+        )
+    for key in words[1::2]:
+        if key.startswith(_SHARED):
+            raise NormdetError(
+                f"--variant {text!r} sets {key}, which is the same for all that is compared: "
+                "give it to the whole command"
+            )
+    return Arm(name.strip(), str(parse(words[0])), tuple(words[1:]))
 
 
 def _with_inits(arms: Sequence[Arm], inits: Iterable[str]) -> tuple[Arm, ...]:

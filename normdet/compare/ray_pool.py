@@ -43,10 +43,11 @@ class RayPool:
                 signal.signal(signal.SIGTERM, handler)
         # A machine that is lost takes its cells along: Ray starts them again on another.
         self._run = ray.remote(run_cell).options(num_cpus=threads, num_gpus=share, max_retries=2)
+        self.gpus: float = ray.cluster_resources().get("GPU", 0)
         self._env = {"OMP_NUM_THREADS": str(threads)}
         self._tasks: dict = {}
 
-    def learn(self, batch_size: int, memory: float) -> None:
+    def learn(self, norm: str, batch_size: int, memory: float) -> None:
         """Ray looks after each machine's memory itself."""
 
     def submit(self, task: Task) -> None:

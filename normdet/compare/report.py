@@ -28,9 +28,9 @@ _METHOD = (
     "not what other images would."
 )
 _FAMILY = (
-    "Holm's adjustment covers all rows of this table, one family: taking for a difference what is "
-    "below 0.05 there errs, anywhere in the table, in one comparison of twenty at most. Other "
-    "metrics are not tested."
+    "Holm's adjustment covers all rows of this table, one family, with those that are planned and "
+    "not there yet: where no norm differs from the baseline, one such table of twenty calls any of "
+    "them a difference. The intervals are each its own, not adjusted. Other metrics are not tested."
 )
 _SCALING = (
     "Every run saw the same number of images, to within one batch. The rate goes with the batch "
@@ -80,7 +80,7 @@ class _Report:
         self._baseline = baseline
         self._command = command
         self._plan = plan
-        self._groups = analysis.groups(self._tested, metric)
+        self._groups = analysis.groups(self._tested, metric, plan.reported if plan else ())
         self._figures: dict[str, tuple[Path, str]] = {}
 
     def draw(self, folder: Path) -> None:
@@ -211,9 +211,10 @@ class _Report:
         seeds = len({row["seed"] for row in self._tested})
         sizes = sorted({row["batch_size"] for row in self._tested})
         done = sum(row["status"] == DONE for row in self._tested)
+        planned = len(self._plan.reported) if self._plan else len(self._tested)
         text = (
             f"{len({row['norm'] for row in self._tested})} norms at {_listed(sizes)} images a "
-            f"step, {seeds} seed{'s' if seeds > 1 else ''}: {done} of {len(self._tested)} runs "
+            f"step, {seeds} seed{'s' if seeds > 1 else ''}: {done} of {planned} runs "
             f"ended well. Measured is {self._label} on {self._tested[0]['dataset']}."
         )
         if seeds == 1:
@@ -238,27 +239,19 @@ class _Report:
                 choice.best.norm,
                 _plus_minus(choice.best.estimate),
                 _sureness(choice),
-                self._fastest(choice),
+                _listed(f"{group.norm} ({group.lacks})" for group in choice.left_out),
             ]
             for choice in analysis.choices(self._groups)
         ]
-        head = ["images", "highest mean", self._label, "how sure", "fastest of those"]
+        head = ["images", "highest mean", self._label, "how sure", "left out"]
         yield form.table(head, rows)
         yield form.paragraph(
             "All pairs of norms at a batch size are tested and adjusted together (Holm), so that "
-            "the choice of the best is paid for. Norms that are not told apart may differ all the "
-            "same; among them the fastest is a fair choice.",
+            "the choice of the best is paid for. In brackets is the 95% interval of the best one's "
+            "lead, seed by seed and not adjusted: norms that are not told apart are not thereby "
+            "equal. Left out are norms with fewer seeds than another, or with one that diverged.",
             note=True,
         )
-
-    def _fastest(self, choice: Choice) -> str:
-        names = {choice.best.norm, *choice.rivals}
-        paces = [
-            (value, norm)
-            for norm, size, value in self._costs("step_s")
-            if size == choice.batch_size and norm in names
-        ]
-        return "{1} ({0:.3g} s a step)".format(*min(paces)) if paces else "-"
 
     def _means(self, form: ModuleType) -> str:
         sizes = sorted({group.batch_size for group in self._groups})
@@ -277,7 +270,19 @@ class _Report:
             return
         head = ["norm", "images", "difference", "95% interval", "n", "p", "p (Holm)", ""]
         yield form.table(head, [_difference(comparison) for comparison in found])
-        yield form.paragraph(f"{self._label}, seed by seed. {_FAMILY}{_power(found)}", note=True)
+        yield form.paragraph(f"{self._label}, seed by seed. {_FAMILY}{self._power(found)}", note=True)
+
+    def _power(self, found: Sequence[Comparison]) -> str:
+        tested = [comparison for comparison in found if comparison.adjusted is not None]
+        if not tested:
+            return ""
+        n = max(comparison.difference.estimate.n for comparison in tested)
+        family = sum(group.norm != self._baseline for group in self._groups)
+        return (
+            f" With {n} seeds and {family} rows planned the first difference to be told apart must "
+            f"be {least_errors(n, family):.1f} standard errors wide: more seeds, or fewer norms and "
+            "batch sizes, make it less."
+        )
 
     def _cost_table(self, form: ModuleType) -> str:
         columns = {"step_s": ("s a step", "{:.3g}"), "train_s": ("training, min", "{:.1f}")}
@@ -308,7 +313,7 @@ class _Report:
         yield form.paragraph(
             f"{self._label} on {tuning[0]['dataset']} with a seed that is not reported, at "
             "multiples of the linear rule's rate; the same grid for every norm. Single runs: these "
-            "numbers pick, and claim nothing.",
+            "numbers pick, and claim nothing." + _ends(picked.values(), factors),
             note=True,
         )
 
@@ -353,10 +358,9 @@ def _memory_column(rows: Sequence[Mapping]) -> dict[str, tuple[str, str]]:
 
 
 def _mean(group: Group) -> str:
-    total = len(group.values) + group.diverged
-    if group.diverged:
-        return f"{group.diverged} of {total} diverged"
-    return _plus_minus(group.estimate) if group.values else "not run"
+    if not group.whole or not group.lacks:
+        return group.lacks or _plus_minus(group.estimate)
+    return f"{_plus_minus(group.estimate)}, {group.lacks}"
 
 
 def _plus_minus(estimate: Estimate) -> str:
@@ -371,15 +375,32 @@ def _sureness(choice: Choice) -> str:
     if choice.best.estimate.n < 2:
         return "not at all: one seed"
     if not choice.rivals:
-        return "ahead of all others (p < 0.05)"
-    open_ = f"not told apart from {_listed(choice.rivals)}"
-    return f"{open_}; ahead of {_listed(choice.beaten)}" if choice.beaten else open_
+        return f"ahead of {_listed(choice.beaten)} (p < 0.05)"
+    rivals = _listed(f"{pair.other} ({_interval(pair)})" for pair in choice.rivals)
+    beaten = f"; ahead of {_listed(choice.beaten)}" if choice.beaten else ""
+    return f"not told apart from {rivals}{beaten}"
+
+
+def _interval(comparison: Comparison) -> str:
+    estimate = comparison.difference.estimate
+    return "none" if estimate.low is None else f"{estimate.low:+.1f} to {estimate.high:+.1f}"
+
+
+def _ends(picked: Iterable[float], factors: Sequence[float]) -> str:
+    """Whether the grid was too narrow: a best rate may lie beyond an end that is often picked."""
+    picked = list(picked)
+    at_end = sum(factor in (factors[0], factors[-1]) for factor in picked)
+    if len(factors) < 3 or 2 * at_end <= len(picked):
+        return ""
+    return (
+        f" {at_end} of {len(picked)} picks lie at an end of the grid: it is too narrow, and better "
+        "rates may lie beyond it."
+    )
 
 
 def _difference(comparison: Comparison) -> list[str]:
     difference = comparison.difference
-    e, low = difference.estimate, difference.estimate.low
-    interval = "none" if low is None else f"{low:+.1f} to {e.high:+.1f}"
+    e = difference.estimate
     p = "-" if difference.p is None else _p(difference.p)
     adjusted = "-" if comparison.adjusted is None else _p(comparison.adjusted)
     if comparison.adjusted is None:
@@ -389,22 +410,9 @@ def _difference(comparison: Comparison) -> list[str]:
     else:
         said = "not told apart"
     return [
-        comparison.norm, str(comparison.batch_size), f"{e.mean:+.1f}", interval, str(e.n), p,
-        adjusted, said,
+        comparison.norm, str(comparison.batch_size), f"{e.mean:+.1f}", _interval(comparison),
+        str(e.n), p, adjusted, said,
     ]  # fmt: skip
-
-
-def _power(found: Sequence[Comparison]) -> str:
-    tested = [comparison for comparison in found if comparison.adjusted is not None]
-    if not tested:
-        return ""
-    n = max(comparison.difference.estimate.n for comparison in tested)
-    needed = least_errors(n, len(tested))
-    return (
-        f" With {n} seeds and {len(tested)} rows the first difference to be told apart must be "
-        f"{needed:.1f} standard errors wide: more seeds, or fewer norms and batch sizes, make it "
-        "less."
-    )
 
 
 def _p(value: float) -> str:
@@ -423,5 +431,5 @@ def _images(size: int) -> str:
 
 
 def _listed(items: Iterable) -> str:
-    *most, last = map(str, items)
+    *most, last = [str(item) for item in items] or [""]
     return f"{', '.join(most)} and {last}" if most else last

@@ -98,16 +98,21 @@ def least_errors(n: int, family: int) -> float:
     return float(student_t().isf((1 - LEVEL) / 2 / family, n - 1))
 
 
-def holm(p_values: Sequence[float]) -> list[float]:
+def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
     """Holm's step-down adjustment: below 0.05 the family errs once in twenty at most.
 
     The smallest of `m` is multiplied by `m`, the next by `m - 1` and so on, none below the one
     before it nor above 1; returned in the order given.
+
+    Args:
+        p_values: of the comparisons that could be tested.
+        family: `m`, where more were planned than could be tested.
     """
+    family = len(p_values) if family is None else family
     adjusted = [0.0] * len(p_values)
     running = 0.0
     order = sorted(range(len(p_values)), key=lambda index: p_values[index])
     for rank, index in enumerate(order):
-        running = max(running, min(1.0, (len(p_values) - rank) * p_values[index]))
+        running = max(running, min(1.0, (family - rank) * p_values[index]))
         adjusted[index] = running
     return adjusted

@@ -34,6 +34,7 @@ from normdet.engine.summary import (
 from normdet.engine.trainer import Trainer
 from normdet.errors import NormdetError
 from normdet.weights.checkpointer import Checkpointer, LoadReport
+from normdet.weights.files import atomic_file
 
 logger = logging.getLogger(__name__)
 
@@ -146,7 +147,8 @@ def _prepare(cfg: CfgNode, folder: Path, args: argparse.Namespace) -> int:
             seed = before.SEED
     recorded = cfg.clone()
     recorded.SEED = seed
-    record.write_text(recorded.dump())
+    with atomic_file(record) as file:
+        file.write(recorded.dump().encode())
     (folder / "config_diff.txt").write_text(config_diff(recorded) + "\n")
     return seed
 

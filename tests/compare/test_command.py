@@ -12,6 +12,7 @@ import time
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from normdet import NormdetError, cli
 from normdet.compare import command
@@ -142,13 +143,47 @@ def test_rates_are_picked_before_and_apart(compare):
     assert "How rates were picked" in (compare.out / "report.md").read_text()
 
 
-def test_a_grid_of_rates_can_be_added_where_the_training_set_stays(compare):
+def test_a_grid_of_rates_can_be_added_where_the_training_set_stays(compare, tmp_path):
     compare("--seeds", "1")
-    val = ("--lr-grid", "1,2", "--val", "quickstart:train")
+    named = others(tmp_path)
+    val = ("--lr-grid", "1,2", "--val", named)
     compare("--seeds", "1", *val)
     assert len(ran(compare)) == 4 + 8  # every pick is the lower rate of a tie: no run anew
-    with pytest.raises(NormdetError, match=r"--val was 'quickstart:train' and is 'voc:val'"):
+    with pytest.raises(NormdetError, match=rf"--val was '{named}' and is 'voc:val'"):
         compare("--seeds", "1", *val[:3], "voc:val")
+
+
+def others(folder):
+    """A dataset of one image of its own."""
+    images = folder / "others"
+    images.mkdir()
+    Image.new("RGB", (32, 32)).save(images / "one.png")
+    record = {"id": 1, "file_name": "one.png", "width": 32, "height": 32}
+    content = {"images": [record], "annotations": [], "categories": [{"id": 1, "name": "nucleus"}]}
+    (folder / "others.json").write_text(json.dumps(content))
+    return f"coco:{folder / 'others.json'}:{images}"
+
+
+@pytest.mark.parametrize(
+    "words, said",
+    [
+        (("DATASETS.TRAIN", "('quickstart:test',)"), "quickstart:test.*reported.*unseen"),
+        (("--lr-grid", "1,2", "--val", "quickstart:train"), "quickstart:train.*rates are picked"),
+    ],
+)
+def test_images_that_were_trained_on_measure_nothing(compare, words, said):
+    with pytest.raises(NormdetError, match=said):
+        compare("--seeds", "1", *words)
+    assert not ran(compare)
+
+
+def test_the_metric_that_is_asked_for_picks_the_rates():
+    rows = [
+        {"lr_factor": 1.0, "box_AP": 1.0, "mask_AP": 2.0},
+        {"lr_factor": 2.0, "box_AP": 2.0, "mask_AP": 1.0},
+    ]
+    assert command._best_factor(rows, None) == 1.0
+    assert command._best_factor(rows, "box_AP") == 2.0
 
 
 def test_two_commands_do_not_share_a_folder(compare):

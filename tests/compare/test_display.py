@@ -57,7 +57,7 @@ def test_a_terminal_gets_a_table_with_every_run(tmp_path):
     ]
     tasks[1].folder.mkdir()
     (tasks[1].folder / "metrics.json").write_text('{"iteration": 49}\n')
-    with Display(Console(file=out, force_terminal=True, width=100)) as display:
+    with Display(Console(file=out, force_terminal=True, width=100), 4) as display:
         display.add(tasks, {"GN1": {"status": "done", "box_AP": 33.0}})
         display.ended(tasks[2], {"status": "diverged", "note": "inf"})
         display.refresh([tasks[1]])
@@ -69,7 +69,7 @@ def test_a_terminal_gets_a_table_with_every_run(tmp_path):
 def test_elsewhere_there_are_plain_lines(tmp_path):
     out = io.StringIO()
     one = task(tmp_path / "a", "[b]GN[/b]")
-    with Display(Console(file=out, width=20)) as display:
+    with Display(Console(file=out, width=20), 1) as display:
         display.add([one], {})
         display.refresh([one])
         display.ended(one, {"status": "crashed", "note": "a long reason"})

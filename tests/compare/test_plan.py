@@ -55,6 +55,11 @@ def test_at_the_configs_own_batch_size_nothing_changes():
     assert changed == cfg
 
 
+def test_a_norm_sees_the_whole_batch():
+    keys = scaled(reference("SOLVER.ACCUMULATE_STEPS", 2, "SOLVER.REFERENCE_WORLD_SIZE", 8), 2)
+    assert keys["SOLVER.ACCUMULATE_STEPS"] == 1 and keys["SOLVER.REFERENCE_WORLD_SIZE"] == 0
+
+
 def test_periods_of_zero_stay_zero():
     assert (
         scaled(reference("TEST.EVAL_PERIOD", 0, "SOLVER.STEPS", "()"), 1)["TEST.EVAL_PERIOD"] == 0
@@ -126,6 +131,9 @@ def test_variants_and_inits():
         ("GN", ["=GN"], [], "NAME=OPTION"),
         ("GN", ["../..=GN"], [], "not distinct: an empty one"),
         ("GN", [], ["BN=random"], "none of GN is 'BN'"),
+        ("GN", ["x=GN MODEL.FPN.NORM '"], [], "No closing quotation"),
+        ("GN", ["x=GN SOLVER.MAX_ITER 9"], [], "SOLVER.MAX_ITER, which is the same for all"),
+        ("GN", ["x=GN DATASETS.TRAIN ('a',)"], [], "DATASETS.TRAIN, which is the same"),
     ],
 )
 def test_slips_are_named(norms, variants, inits, said):

@@ -6,6 +6,7 @@ import pytest
 
 from normdet import NormdetError
 from normdet.compare import table
+from normdet.compare.plan import Plan, parse_arms
 from normdet.compare.report import write_report
 from tests.compare.synthetic import row_of, rows
 
@@ -71,13 +72,44 @@ def test_every_mean_and_difference_stands_with_its_interval_or_says_there_is_non
 def test_it_says_what_three_seeds_can_show(tmp_path):
     text, _ = report(tmp_path, rows())
     assert line(text, "BN", "2").endswith("| not told apart |")
-    assert "With 3 seeds and 15 rows the first difference to be told apart must be" in text
+    assert "With 3 seeds and 16 rows planned the first difference to be told apart must be" in text
 
 
 def test_many_seeds_decide(tmp_path):
     text, _ = report(tmp_path, rows(seeds=8, norms=("FrozenBN", "GN"), sizes=(2,)))
     assert line(text, "GN", "2").endswith(r"| \< 0.001 | \< 0.001 | better |")
-    assert "ahead of all others" in line(text, "2", "GN")
+    assert "ahead of FrozenBN (p \\< 0.05)" in line(text, "2", "GN")
+
+
+def test_what_is_left_out_and_what_is_not_told_apart_is_named(tmp_path):
+    text, _ = report(tmp_path, rows())
+    one, four = line(text, "1"), line(text, "4")
+    assert re.search(r"FrozenBN \([-+]\d\.\d to [-+]\d\.\d\)", one)
+    assert one.endswith("| BN (1 of 3 diverged) |")
+    assert four.endswith("| GN+WS (1 of 3 crashed) |")
+    assert ", 1 of 3 crashed" in line(text, "GN+WS")
+
+
+def test_what_is_planned_and_not_there_is_said_and_counted(tmp_path):
+    made = [row_of(n, 2, s, 40 + ap + 0.1 * s) for n, ap in (("BN", 0), ("GN", 9)) for s in (1, 2)]
+    plan = Plan(
+        "quickstart/base.yaml", (), parse_arms("BN,GN,IN", [], []), (1, 2), 2, (1.0,), (), "",
+        "quickstart:test",
+    )  # fmt: skip
+    text, _ = report(tmp_path, made, baseline="BN", plan=plan)
+    assert "4 of 12 runs ended well" in text
+    assert line(text, "IN") == "| IN | not run | not run |"
+
+
+def test_a_grid_that_was_too_narrow_is_said_to_be(tmp_path):
+    tuning = [
+        row_of("GN", 1, 0, 30.0 + factor, role="tuning", lr_factor=factor)
+        for factor in (0.5, 1.0, 2.0)
+    ]
+    for picked, said in ((2.0, True), (1.0, False)):
+        made = [row_of("GN", 1, seed, 40.0 + seed, lr_factor=picked) for seed in (1, 2)]
+        text, _ = report(tmp_path, tuning + made, baseline="GN")
+        assert ("1 of 1 picks lie at an end of the grid" in text) == said
 
 
 def test_rates_are_shown_with_what_they_were_picked_on(tmp_path):

@@ -14,7 +14,8 @@ from pathlib import Path
 import pytest
 
 from normdet.compare.cell import Task, run_cell
-from normdet.compare.local import LocalPool, available_memory, held_memory, slots
+from normdet.compare.local import LocalPool, slots
+from normdet.compare.memory import available_memory, held_memory
 
 FAKE = str(Path(__file__).with_name("fake.py"))
 
@@ -59,8 +60,22 @@ def test_every_way_to_end_is_a_row(tmp_path, what, status, note):
     row = run_cell(task)
     assert (row["status"], row["note"]) == (status, note)
     assert json.loads(task.result_file.read_text()) == row
-    assert row["memory_mb"] > 1 and "torch" in row["versions"] and row["machine"]
+    assert "torch" in row["versions"] and row["machine"]
     assert row.get("box_AP") == (40.0 if status == "done" else None)
+
+
+def test_its_memory_is_its_own_not_ours(tmp_path):
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc")
+    ours = bytearray(os.urandom(1)) * (400 << 20)
+    task, rows = fake(tmp_path / "a", "hold100"), []
+    thread = threading.Thread(target=lambda: rows.append(run_cell(task)))
+    thread.start()
+    until(lambda: (task.folder / "metrics.json").exists())
+    time.sleep(1.5)  # it is looked at twice a second
+    (task.folder / "go").touch()
+    thread.join(30)
+    assert len(ours) and 100 < rows[0]["memory_mb"] < 300
 
 
 def test_weights_are_kept_only_where_asked(tmp_path):
@@ -117,7 +132,7 @@ def test_the_first_runs_alone_until_its_memory_is_known_and_then_memory_decides(
     until(lambda: pool.wait(0.02) == [] and len(pool.running) == 3)  # known, and there is room
 
     narrow = LocalPool(slots(4, [], 1, 1), available=lambda: 150.0)
-    narrow.learn(4, 100.0)
+    narrow.learn("", 4, 100.0)
     more = [fake(tmp_path / f"n{i}", "hold", batch_size=size) for i, size in enumerate((4, 4, 2))]
     for task in more:
         narrow.submit(task)
@@ -129,6 +144,63 @@ def test_the_first_runs_alone_until_its_memory_is_known_and_then_memory_decides(
         task.folder.mkdir(exist_ok=True)
         (task.folder / "go").touch()
     assert len(drain(pool)) == 3 and len(drain(narrow)) == 3  # one at a time always goes
+
+
+def test_the_log_of_a_run_that_is_gone_on_with_tells_nothing_of_its_memory(tmp_path):
+    task = fake(tmp_path / "a", "hold")
+    pool = LocalPool(slots(2, [], 1, 1), available=lambda: 1e6)
+    task.folder.mkdir()
+    (task.folder / "metrics.json").write_text('{"iteration": 9}\n')  # of the run before
+    os.utime(task.folder / "metrics.json", (1, 1))
+    script = Path(FAKE).read_text().replace('(folder / "metrics.json").write_text', "str")
+    (tmp_path / "silent.py").write_text(script)
+    silent = (sys.executable, str(tmp_path / "silent.py"), *task.command[2:])
+    pool.submit(Task("a", task.folder, silent, task.row))
+    pool.submit(fake(tmp_path / "b", "well"))
+    until(lambda: pool.wait(0.02) == [] and attempts(task))
+    for _ in range(5):
+        pool.wait(0.05)
+    assert [running.title for running in pool.running] == ["a"]  # it has logged no step yet
+    os.utime(task.folder / "metrics.json")
+    until(lambda: dict((t.title, row) for t, row in pool.wait(0.1)).get("b"))
+    (task.folder / "go").touch()
+    drain(pool)
+
+
+def test_each_norm_needs_what_it_needed(tmp_path):
+    pool = LocalPool(slots(3, [], 1, 1), available=lambda: 1000.0)
+    for norm, size, peak in (("GN", 2, 900.0), ("BN", 2, 100.0), ("GN", 4, 1800.0)):
+        pool.learn(norm, size, peak)
+
+    def expected(norm, size):
+        row = {"norm": norm, "batch_size": size}
+        return pool._expected(Task("", tmp_path, (), row))
+
+    assert expected("BN", 2) == 100 and expected("GN", 2) == 900
+    assert expected("IN", 2) == 900 and expected("IN", 3) == 1800  # as others, not in proportion
+    assert expected("BN", 1) == 900 and expected("BN", 8) == 3600
+
+
+def test_memory_is_of_a_run_and_the_workers_it_started():
+    if not Path("/proc/self/status").exists():
+        pytest.skip("no /proc")
+    code = """
+import os, sys, time
+if os.fork() == 0:
+    held = bytearray(os.urandom(1)) * (100 << 20)
+    time.sleep(60)
+print("ready", flush=True)
+time.sleep(60)
+"""
+    words = [sys.executable, "-c", textwrap.dedent(code)]
+    leader = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True)
+    try:
+        leader.stdout.readline()
+        until(lambda: held_memory(leader.pid)[0] > 100)
+        assert held_memory(leader.pid)[0] < 300
+    finally:
+        os.killpg(leader.pid, signal.SIGKILL)
+        leader.wait()
 
 
 def test_gpus_are_shared_out():

@@ -73,3 +73,7 @@ def test_a_larger_family_asks_for_more():
     """Printed tables of t at 0.05/2 and at 0.05/10, that is 0.005 on either side for five rows."""
     assert least_errors(3, 1) == pytest.approx(4.303, abs=5e-4)
     assert least_errors(5, 5) == pytest.approx(4.604, abs=5e-4)
+
+
+def test_holm_over_more_than_could_be_tested():
+    assert holm([0.01, 0.02], 4) == pytest.approx([0.04, 0.06])
