@@ -270,7 +270,8 @@ class _Report:
             return
         head = ["norm", "images", "difference", "95% interval", "n", "p", "p (Holm)", ""]
         yield form.table(head, [_difference(comparison) for comparison in found])
-        yield form.paragraph(f"{self._label}, seed by seed. {_FAMILY}{self._power(found)}", note=True)
+        text = f"{self._label}, seed by seed. {_FAMILY}{self._power(found)}"
+        yield form.paragraph(text, note=True)
 
     def _power(self, found: Sequence[Comparison]) -> str:
         tested = [comparison for comparison in found if comparison.adjusted is not None]
@@ -280,8 +281,8 @@ class _Report:
         family = sum(group.norm != self._baseline for group in self._groups)
         return (
             f" With {n} seeds and {family} rows planned the first difference to be told apart must "
-            f"be {least_errors(n, family):.1f} standard errors wide: more seeds, or fewer norms and "
-            "batch sizes, make it less."
+            f"be {least_errors(n, family):.1f} standard errors wide: more seeds, or fewer norms and"
+            " batch sizes, make it less."
         )
 
     def _cost_table(self, form: ModuleType) -> str:
