@@ -70,6 +70,10 @@ def image_stacks(
         key = patient_of(below, patient)
         try:
             objects = label_reader(label, kind, rule, axis, max_pixels)
+            if kind == "nifti":
+                nifti.check_same_grid(label, source.paths[0])
+            else:
+                check_pages(label, source.paths[0], image_reader.page_count(source.paths[0]))
         except NormdetError as error:
             report(str(error))
             continue
@@ -132,6 +136,17 @@ class label_reader:
         labels = self._pages[index]
         check_fit(labels.shape, item, self._path)
         return objects_of(labels, self._rule, self._values)
+
+
+def check_pages(label: Path, image: Path, count: int) -> None:
+    """Refuse a label that has another number of pages than its image.
+
+    Raises:
+        NormdetError: naming both numbers; or a label that cannot be read.
+    """
+    pages = image_reader.page_count(label)
+    if pages != count:
+        raise NormdetError(f"{label} has {pages} pages, its image {image} {count}")
 
 
 def check_fit(shape: tuple[int, ...], item: Slice, label: Path) -> None:

@@ -67,6 +67,19 @@ def fractional_label(source):
     tifffile.imwrite(source / "labels" / "bad.tif", np.full((96, 96), 0.5, np.float32))
 
 
+def label_of_more_pages(source):
+    add(source, "bad", blobs(9))
+    (source / "labels" / "bad.png").unlink()
+    tifffile.imwrite(source / "labels" / "bad.tif", np.stack([blobs(9).labels] * 2))
+
+
+def label_of_fewer_pages(source):
+    label_of_more_pages(source)
+    (source / "images" / "bad.png").unlink()
+    stack = np.stack([blobs(9).pixels] * 3)
+    tifffile.imwrite(source / "images" / "bad.tif", stack, photometric="minisblack")
+
+
 def huge_image(source):
     add(source, "bad", blobs(9))
     path = source / "images" / "bad.png"
@@ -99,6 +112,8 @@ FAULTS = {
     cut_image: "images/bad.png cannot be read as an image",
     cut_label: "labels/bad.png cannot be read as an image",
     fractional_label: "bad.tif is no label image: it holds values that are not whole",
+    label_of_more_pages: "labels/bad.tif has 2 pages, its image .*images/bad.png 1",
+    label_of_fewer_pages: "labels/bad.tif has 2 pages, its image .*images/bad.tif 3",
     huge_image: "bad.png has 40000x40000 pixels, more than the 100,000,000 .*--max-pixels",
     huge_tiff: "bad.tif has 40000x40000 pixels, more than the 100,000,000 .*--max-pixels",
     link_outside: "images/bad.png is a link that leads out of",
@@ -121,6 +136,25 @@ def test_a_fault_is_skipped_and_counted_or_refused(folder, tmp_path, capsys, har
     assert main(command) == 2
     assert re.search(FAULTS[harm], capsys.readouterr().err)
     assert not (tmp_path / "none").exists()
+
+
+def test_a_label_volume_on_another_grid_is_refused(tmp_path, capsys):
+    nibabel = pytest.importorskip("nibabel")
+    case, affine = blobs(0), np.diag([0.7, 0.8, 2.5, 1])
+    for name in ("good", "mirrored", "cut"):
+        for folder, values in (("images", case.pixels), ("labels", case.labels)):
+            (tmp_path / "in" / folder).mkdir(parents=True, exist_ok=True)
+            volume = np.stack([values] * 3, axis=-1).astype(np.int16)
+            if folder == "labels" and name == "cut":
+                volume = volume[..., :2]
+            sign = -1 if folder == "labels" and name == "mirrored" else 1
+            image = nibabel.Nifti1Image(volume, affine * [sign, 1, 1, 1])
+            image.to_filename(tmp_path / "in" / folder / f"{name}.nii")
+    assert main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    assert "cut.nii has 96x96x2 voxels, its image" in printed.err
+    assert re.search("labels/mirrored.nii lies elsewhere .*images/mirrored.nii", printed.err)
+    assert "faults   2" in printed.out and len(masks_of(tmp_path / "out")) == 3
 
 
 def test_the_cap_can_be_raised(folder, tmp_path):

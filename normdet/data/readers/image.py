@@ -49,8 +49,7 @@ def read_pages(path: Path, *, max_pixels: int, indices: bool = False) -> list[np
     except NormdetError:
         raise
     except Exception as error:  # damaged files raise nearly anything
-        lines = str(error).splitlines() or [type(error).__name__]
-        raise NormdetError(f"{path} cannot be read as an image: {lines[0]}") from error
+        raise _unreadable(path, error) from error
 
 
 def _read_pillow(path: Path, max_pixels: int, indices: bool) -> np.ndarray:
@@ -88,10 +87,35 @@ def is_deep_tiff(path: Path) -> bool:
         return True
 
 
+def page_count(path: Path) -> int:
+    """How many pages :func:`read_pages` gives, told from the headers.
+
+    Raises:
+        NormdetError: a file that is damaged.
+    """
+    if path.suffix.lower() not in TIFF_SUFFIXES:
+        return 1
+    try:
+        with tifffile.TiffFile(path) as file:
+            return len(_pages(file))
+    except Exception as error:
+        raise _unreadable(path, error) from error
+
+
+def _pages(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
+    """Those that are no smaller copies of others."""
+    return [page for page in file.pages if not page.is_reduced]
+
+
+def _unreadable(path: Path, error: Exception) -> NormdetError:
+    lines = str(error).splitlines() or [type(error).__name__]
+    return NormdetError(f"{path} cannot be read as an image: {lines[0]}")
+
+
 def _read_tiff(path: Path, max_pixels: int) -> list[np.ndarray]:
     arrays = []
     with tifffile.TiffFile(path) as file:
-        pages = [page for page in file.pages if not page.is_reduced]
+        pages = _pages(file)
         for page in pages:
             check_size(path, page.imagelength, page.imagewidth, max_pixels, len(pages))
         for page in pages:

@@ -1,5 +1,6 @@
 """NIfTI volumes, cut into slices along an anatomical axis."""
 
+import itertools
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,8 @@ from normdet.errors import NormdetError
 SUFFIXES = (".nii", ".nii.gz")
 # Names of the axes once the volume lies as right, anterior, superior.
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
+# In shortest sides of a voxel: how far headers may round. A label that is off by more is off.
+GRID_TOLERANCE = 0.1
 
 
 def read(source: Source, *, axis: str, max_pixels: int, report: Report) -> Iterator[Slice]:
@@ -36,11 +39,7 @@ def load_volume(
         NormdetError: a file that is damaged, too large, or not three-dimensional.
     """
     image = _open(path)
-    shape = image.shape
-    if len(shape) > 3 and set(shape[3:]) == {1}:
-        shape = shape[:3]
-    if len(shape) != 3:
-        raise NormdetError(f"{path} has {len(shape)} dimensions {shape}: one volume has three")
+    shape = _shape(image, path)
     to_ras = _to_ras(image.affine, path)
     count, *rest = sorted(range(3), key=lambda stored: to_ras[stored, 0] != AXES[axis])
     check_size(path, shape[rest[0]], shape[rest[1]], max_pixels, shape[count])
@@ -49,6 +48,51 @@ def load_volume(
     except Exception as error:  # a damaged stream can raise nearly anything
         raise NormdetError(f"{path} is damaged or cut short: {type(error).__name__}") from error
     return _turned(array, image.affine, to_ras, AXES[axis], _unit(image))
+
+
+def check_same_grid(label: Path, image: Path) -> None:
+    """Refuse a label volume whose voxels are not those of its image; headers alone are read.
+
+    However the two are stored, they are compared as they lie once turned to right, anterior,
+    superior: equal sizes, and every corner within `GRID_TOLERANCE`.
+
+    Raises:
+        NormdetError: naming both files, and their sizes or the mm between their corners; or a file
+            whose header cannot be read.
+    """
+    (label_shape, label_affine, _), (shape, affine, mm) = map(_grid, (label, image))
+    if label_shape != shape:
+        has, wanted = ("x".join(map(str, size)) for size in (label_shape, shape))
+        raise NormdetError(f"{label} has {has} voxels, its image {image} {wanted}")
+    corners = np.array([*itertools.product(*((0, size - 1) for size in shape), (1,))]).T
+    apart = mm * np.linalg.norm((label_affine - affine)[:3] @ corners, axis=0).max()
+    allowed = mm * GRID_TOLERANCE * np.sqrt((affine[:3, :3] ** 2).sum(0)).min()
+    if apart > allowed:
+        raise NormdetError(
+            f"{label} lies elsewhere than its image {image}: corners are {apart:.3g} mm apart, "
+            f"and {allowed:.3g} are allowed: resample the label to the image's voxels"
+        )
+
+
+def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray, float]:
+    """Of a volume turned to right, anterior, superior the sizes and affine, and mm of its unit."""
+    image = _open(path)
+    from nibabel import orientations
+
+    shape = _shape(image, path)
+    to_ras = _to_ras(image.affine, path)
+    turned = np.argsort(to_ras[:, 0])
+    affine = image.affine @ orientations.inv_ornt_aff(to_ras, shape)
+    return tuple(shape[stored] for stored in turned), affine, _unit(image)
+
+
+def _shape(image: Any, path: Path) -> tuple[int, int, int]:
+    shape = image.shape
+    if len(shape) > 3 and set(shape[3:]) == {1}:
+        shape = shape[:3]
+    if len(shape) != 3:
+        raise NormdetError(f"{path} has {len(shape)} dimensions {shape}: one volume has three")
+    return shape
 
 
 def _open(path: Path) -> Any:

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 
 from normdet.data.readers import read_slices
+from normdet.data.readers.nifti import check_same_grid
 from normdet.errors import NormdetError
 
 nibabel = pytest.importorskip("nibabel")
@@ -94,3 +95,64 @@ def test_a_header_that_asks_for_all_memory_is_refused(volume):
     path.write_bytes(gzip.compress(bytes(content)))
     with pytest.raises(NormdetError, match="has 30000 slices of 9000x9000 pixels"):
         list(read_slices(path))
+
+
+def moved(image, rotation=0.0, shift=0.0, unit="unknown"):
+    """The same voxels elsewhere: turned about the second axis, and shifted along it."""
+    affine = image.affine.copy()
+    cos, sin = np.cos(rotation), np.sin(rotation)
+    affine[:3, :3] = np.array([[cos, 0, sin], [0, 1, 0], [-sin, 0, cos]]) @ affine[:3, :3]
+    affine[1, 3] += shift
+    result = nibabel.Nifti1Image(np.asarray(image.dataobj), affine)
+    result.header.set_xyzt_units(unit)
+    return result
+
+
+@pytest.mark.parametrize("codes", ["RAS", "LPS", "PIR", "SAL"])
+def test_a_label_may_be_stored_another_way_than_its_image(volume, tmp_path, codes):
+    path, _ = volume
+    image = moved(nibabel.load(path), rotation=0.3, shift=7)
+    image.to_filename(path)
+    orientations = nibabel.orientations
+    way = orientations.ornt_transform(
+        orientations.io_orientation(image.affine), orientations.axcodes2ornt(codes)
+    )
+    image.as_reoriented(way).to_filename(tmp_path / "label.nii")
+    check_same_grid(tmp_path / "label.nii", path)
+
+
+@pytest.mark.parametrize(
+    "options, apart",
+    [
+        ({"shift": 0.09}, None),
+        ({"shift": 0.11}, "0.11"),
+        ({"shift": 110, "unit": "micron"}, "0.11"),
+        # Of small turns the far corners tell: 15.3 mm from the first.
+        ({"rotation": 0.006}, None),
+        ({"rotation": 0.008}, "0.122"),
+        ({"rotation": np.pi / 2}, "voxels"),
+    ],
+)
+def test_a_label_on_another_grid_is_refused(volume, tmp_path, options, apart):
+    path, _ = volume
+    image = nibabel.load(path)
+    if options.get("unit") == "micron":
+        image.set_sform(np.diag([1000, 1000, 1000, 1]) @ image.affine)
+        image.header.set_xyzt_units("micron")
+        image.to_filename(path)
+        image = nibabel.load(path)
+    label = tmp_path / "label.nii"
+    moved(image, **options).to_filename(label)
+    if apart is None:
+        check_same_grid(label, path)
+        return
+    sentence = "voxels, its image" if apart == "voxels" else f"corners are {apart} mm apart, and 0.1 are"
+    with pytest.raises(NormdetError, match=f"label.nii .*{sentence}"):
+        check_same_grid(label, path)
+
+
+def test_a_label_of_other_sizes_is_refused(volume, tmp_path):
+    path, data = volume
+    nibabel.Nifti1Image(data[:, :, :5], np.diag([1.0, 2, 3, 1])).to_filename(tmp_path / "b.nii")
+    with pytest.raises(NormdetError, match="b.nii has 4x5x5 voxels, its image .*a.nii.gz 4x5x6"):
+        check_same_grid(tmp_path / "b.nii", path)
