@@ -24,7 +24,7 @@ REPO = Path(__file__).resolve().parent.parent
 RESULTS = REPO / "results"
 COLUMNS = (
     "dataset", "init", "norm", "batch_size", "seed", "status", "box_AP", "box_AP50", "mask_AP",
-    "mask_AP50", "step_s", "train_s", "wall_s", "memory_mb", "iterations", "images_seen",
+    "mask_AP50", "lr", "step_s", "train_s", "wall_s", "memory_mb", "iterations", "images_seen",
     "config_hash", "commit", "versions", "machine", "date",
 )  # fmt: skip
 # Side by side in the pictures, as they were trained from pretrained weights.
@@ -57,7 +57,8 @@ def draw(folder: Path) -> None:
         and (row["batch_size"], row["seed"]) == (2, 1) and row["init"] != "random"
     }  # fmt: skip
     runs = {norm: runs[norm] for norm in SHOWN if norm in runs}
-    if len(runs) < len(SHOWN):
+    # A table of results/ has lines alone.
+    if len(runs) < len(SHOWN) or not all((run / "config.yaml").exists() for run in runs.values()):
         return
     cfg = load_config(next(iter(runs.values())) / "config.yaml", [])
     register_datasets(cfg)

@@ -223,17 +223,21 @@ def _over(values: dict, dataset: str, arm: str, last: int) -> tuple[str, str]:
 
 def medical_table() -> str:
     """AP and AP50 of every norm on the medical sets, and what some of the models predict."""
-    values: dict[tuple, list[tuple[float, float]]] = {}
-    for row in _lines(RESULTS / "medical.csv"):
-        _, task = _DATA[row["dataset"]]
-        key = row["init"], row["norm"], row["dataset"], int(row["batch_size"])
-        if row["status"] == "done":
-            found = (float(row[f"{task}_AP"]), float(row[f"{task}_AP50"] or 0))
-            values.setdefault(key, []).append(found)
-    rows = [
-        [init, norm, *(_ap_cell(values.get((init, norm, *column))) for column in _COLUMNS)]
-        for init, norm in dict.fromkeys(key[:2] for key in values)
-    ]
+    lines = _lines(RESULTS / "medical.csv")
+    found = {
+        (init, dataset): _medical(
+            [line for line in lines if (line["init"], line["dataset"]) == (init, dataset)],
+            _DATA[dataset][1],
+        )
+        for init, dataset in dict.fromkeys((line["init"], line["dataset"]) for line in lines)
+    }
+    rows = []
+    for start in dict.fromkeys(init for init, _ in found):
+        cells = [found.get((start, dataset), {}) for dataset in _DATA]
+        norms = dict.fromkeys(norm for part in cells for norm, _ in part)
+        for norm in sorted(norms, key=_NORMS.index):
+            texts = [part.get((norm, size), "not run") for part in cells for size in _SIZES]
+            rows.append([start, norm, *texts])
     pictures = [
         f"![What models of three norms find in {dataset}](results/{path.name})"
         for dataset in _DATA
@@ -242,19 +246,44 @@ def medical_table() -> str:
     return "\n\n".join([_table(["start", "norm", *_column_heads()], rows), *pictures])
 
 
+# In tables: what is common first, then what was made of it.
+_NORMS = (
+    "FrozenBN", "FrozenBN as is", "FrozenBN 2fc", "BN", "GN", "GN+WS", "FRN+TLU", "GN, backbone",
+    "FRN+TLU, backbone",
+)  # fmt: skip
+
+
+def _medical(lines: Sequence[dict[str, str]], task: str) -> dict[tuple[str, int], str]:
+    """Cells by norm and batch size: AP with its 95% interval, and AP50."""
+    runs = [
+        {
+            **line, "role": "test", "run": f"{line['norm']} at {line['lr']}",
+            "batch_size": int(line["batch_size"]), "seed": int(line["seed"]),
+            **{key: float(line[key] or 0) for key in (f"{task}_AP", f"{task}_AP50")},
+        }
+        for line in lines
+    ]  # fmt: skip
+    ap50 = {(g.norm, g.batch_size): g for g in analysis.groups(runs, f"{task}_AP50")}
+    return {
+        (g.norm, g.batch_size): _ap_cell(g, ap50[g.norm, g.batch_size])
+        for g in analysis.groups(runs, f"{task}_AP")
+        if g.values or g.diverged
+    }
+
+
+def _ap_cell(ap: analysis.Group, ap50: analysis.Group) -> str:
+    if not ap.whole:
+        return ap.lacks
+    half = "" if ap.estimate.half is None else f" ± {ap.estimate.half:.1f}"
+    text = f"{ap.estimate.mean:.1f}{half}; {ap50.estimate.mean:.0f}"
+    return f"{text} ({ap.lacks})" if ap.lacks else text
+
+
 def _column_heads() -> list[str]:
     return [
         f"{', '.join(_DATA[dataset])} AP, {size} image{'s' * (size > 1)}"
         for dataset, size in _COLUMNS
     ]
-
-
-def _ap_cell(found: list[tuple[float, float]] | None) -> str:
-    """AP with its range over seeds, and AP50."""
-    if not found:
-        return ""
-    ap, ap50 = zip(*found, strict=True)
-    return f"{_spread(list(ap), 1)}; {sum(ap50) / len(ap50):.0f}"
 
 
 # Of results/PROTOCOL.md: the start, what differences are to, the runs, and the primary contrasts.
