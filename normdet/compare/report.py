@@ -82,9 +82,10 @@ class _Report:
         self._plan = plan
         self._groups = analysis.groups(self._tested, metric, plan.reported if plan else ())
         self._figures: dict[str, tuple[Path, str]] = {}
+        self._earlier: set[str] = set()
 
     def draw(self, folder: Path) -> None:
-        """Write the pictures that there is something for."""
+        """Write the pictures that there is something for; what runs have left none for stays."""
         self._draw(folder, "ap", f"{self._label} over the batch size", self._draw_ap)
         self._draw(folder, "training", "training over the images seen", self._draw_training)
         self._draw(folder, "cost", "time and memory over the batch size", self._draw_cost)
@@ -92,8 +93,11 @@ class _Report:
 
     def _draw(self, folder: Path, name: str, text: str, draw: Callable[[Path], bool]) -> None:
         path = folder / f"{name}.png"
-        if draw(path):
+        drawn = draw(path)
+        if drawn or path.exists():
             self._figures[name] = path, text
+        if not drawn:
+            self._earlier.add(name)
 
     def _draw_ap(self, path: Path) -> bool:
         series: dict[str, list] = {}
@@ -113,6 +117,8 @@ class _Report:
             curve = pictures.curve(self._out / "cells" / row["run"], row, self._metric)
             if curve:
                 panels.setdefault(_images(row["batch_size"]), []).append(curve)
+            elif row["status"] == DONE:  # some curves beside none would say something of the norms
+                return False
         if panels:
             order = sorted(panels, key=lambda title: int(title.split()[0]))
             figures.draw_training({title: panels[title] for title in order}, path)
@@ -148,13 +154,12 @@ class _Report:
         return [row for row in self._tested if (row["norm"], row["batch_size"]) == key]
 
     def _draw_predictions(self, path: Path) -> bool:
-        pair = pictures.far_apart(self._groups)
+        pair = self._pair = pictures.far_apart(self._groups)
         if self._plan is None or pair is None:
             return False
         seed = min(set(pair[0].values) & set(pair[1].values))
         runs = [row for group in pair for row in self._of(group) if row["seed"] == seed]
         folders = {row["norm"]: self._out / "cells" / row["run"] for row in runs}
-        self._pair = pair
         return pictures.draw_differences(folders, _test_records(self._plan), path)
 
     def text(self, form: ModuleType) -> str:
@@ -192,7 +197,7 @@ class _Report:
         if any(row["role"] == "tuning" for row in self._rows):
             yield form.heading("How rates were picked")
             yield from self._rates(form)
-        if "predictions" in self._figures:
+        if "predictions" in self._figures and self._pair:
             yield form.heading("Where predictions differ most")
             yield from self._picture(form, "predictions")
             yield form.paragraph(pictures.CAPTION.format(*(g.norm for g in self._pair)), note=True)
@@ -341,6 +346,9 @@ class _Report:
     def _picture(self, form: ModuleType, name: str) -> Iterable[str]:
         if name in self._figures:
             yield form.picture(*self._figures[name])
+        if name in self._figures and name in self._earlier:
+            note = "Drawn by an earlier report: files of some of the runs are not here any more."
+            yield form.paragraph(note, note=True)
 
 
 def _test_records(plan: Plan) -> list[dict]:

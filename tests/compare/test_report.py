@@ -101,6 +101,19 @@ def test_what_is_planned_and_not_there_is_said_and_counted(tmp_path):
     assert line(text, "IN") == "| IN | not run | not run |"
 
 
+def test_pictures_whose_runs_are_gone_stay_and_say_so(tmp_path):
+    made = rows(norms=("FrozenBN", "GN"), sizes=(2,))
+    text, html = report(tmp_path, made)
+    assert "Training" not in text and html.count("data:image/png;base64,") == 2
+    (tmp_path / "figures" / "training.png").write_bytes((tmp_path / "figures/ap.png").read_bytes())
+    (tmp_path / "cells" / made[0]["run"]).mkdir(parents=True)  # one of several left its log
+    entry = '{"iteration": 9, "total_loss": 1.0}'
+    (tmp_path / "cells" / made[0]["run"] / "metrics.json").write_text(entry + "\n")
+    text, _ = report(tmp_path, made)
+    assert "Drawn by an earlier report" in text.split("## Training")[1].split("##")[0]
+    assert "Drawn by an earlier report" not in text.split("## Training")[0]
+
+
 def test_a_grid_that_was_too_narrow_is_said_to_be(tmp_path):
     tuning = [
         row_of("GN", 1, 0, 30.0 + factor, role="tuning", lr_factor=factor)
