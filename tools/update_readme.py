@@ -274,9 +274,16 @@ def _medical(lines: Sequence[dict[str, str]], task: str) -> dict[tuple[str, int]
 def _ap_cell(ap: analysis.Group, ap50: analysis.Group) -> str:
     if not ap.whole:
         return ap.lacks
-    half = "" if ap.estimate.half is None else f" ± {ap.estimate.half:.1f}"
-    text = f"{ap.estimate.mean:.1f}{half}; {ap50.estimate.mean:.0f}"
+    text = f"{_mean(ap)}; {ap50.estimate.mean:.0f}"
     return f"{text} ({ap.lacks})" if ap.lacks else text
+
+
+def _mean(group: analysis.Group) -> str:
+    """The mean and the half width of its 95% interval, or why there is none."""
+    if not group.whole:
+        return group.lacks
+    half = "" if group.estimate.half is None else f" ± {group.estimate.half:.1f}"
+    return f"{group.estimate.mean:.1f}{half}"
 
 
 def _column_heads() -> list[str]:
@@ -290,7 +297,7 @@ def _column_heads() -> list[str]:
 _TABLES = (
     ("random weights", "GN", ("nuclei", "blood_cells"), ("BN", "FRN+TLU")),
     ("ImageNet", "FrozenBN", ("nuclei_pretrained", "blood_cells_pretrained"),
-     ("BN", "GN", "GN+WS", "FRN+TLU")),
+     ("BN", "GN", "GN+WS", "FRN+TLU", "FrozenBN as is", "FrozenBN 2fc")),
 )  # fmt: skip
 
 
@@ -303,6 +310,26 @@ def contrasts_table() -> str:
             cells = [cells.get((norm, size), "") for cells in found for size in _SIZES]
             rows.append([start, f"{norm} less {baseline}", *cells])
     return _table(["start", "", *_column_heads()], rows)
+
+
+def ablations_table() -> str:
+    """Mask AP of FRN+TLU's variants on nuclei, and less FRN+TLU's own, seed by seed."""
+    runs = read(RESULTS / "compare" / "frn" / "runs.csv")
+    groups = analysis.groups(runs, primary_metric(runs))
+    less = {c.norm: c for c in analysis.against(groups, "FRN+TLU")}
+    rows = [
+        [
+            group.norm,
+            _mean(group),
+            _starred(less[group.norm]) if group.norm in less else "",
+        ]
+        for group in sorted(groups, key=lambda group: group.norm != "FRN+TLU")
+    ]
+    return _table(["", "mask AP", "less FRN+TLU"], rows)
+
+
+def _starred(comparison: analysis.Comparison) -> str:
+    return _interval(comparison.difference.estimate) + "*" * comparison.significant
 
 
 def _contrasts(name: str, baseline: str, primary: Sequence[str]) -> dict[tuple[str, int], str]:
@@ -358,6 +385,7 @@ BLOCKS = {
     "finetune": finetune_table,
     "medical": medical_table,
     "contrasts": contrasts_table,
+    "ablations": ablations_table,
     "published": published_table,
 }
 

@@ -5,6 +5,8 @@ from collections.abc import Iterable, Sequence
 from html import escape
 from pathlib import Path
 
+# A cell with more characters than this is read as text.
+_SENTENCE = 40
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
   max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
@@ -16,6 +18,7 @@ th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e4e4
 th:first-child, td:first-child { text-align: left; }
 thead th { border-bottom: 2px solid #888; }
 td { white-space: nowrap; }
+td.text { white-space: normal; text-align: left; min-width: 18rem; }
 img { max-width: 100%; height: auto; }
 pre { background: #f5f5f5; padding: .7rem 1rem; overflow-x: auto; font-size: .85rem; }
 .note { color: #555; }
@@ -48,10 +51,12 @@ def verdict(text: str) -> str:
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table of plain text; the first column names the rows."""
+    """A table of plain text; the first column names the rows, and sentences are wrapped."""
 
     def line(cells: Sequence[str], tag: str) -> str:
-        return "<tr>" + "".join(f"<{tag}>{escape(cell)}</{tag}>" for cell in cells) + "</tr>"
+        kinds = (" class=text" if len(cell) > _SENTENCE else "" for cell in cells)
+        parts = zip(cells, kinds, strict=True)
+        return "<tr>" + "".join(f"<{tag}{k}>{escape(c)}</{tag}>" for c, k in parts) + "</tr>"
 
     body = "\n".join(line(row, "td") for row in rows)
     return f"<table>\n<thead>{line(head, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
