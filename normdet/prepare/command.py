@@ -228,13 +228,14 @@ def _write_one(
         return None
     collected.intensities.add(item.pixels, objects)
     file_name, sums = write_image(folder, item.name, apply_window(item.pixels, limits))
+    group, is_patient = stack.group_of(item.patient)
     return Written(
         file_name,
         *item.pixels.shape[:2],
         objects,
-        item.patient or stack.group,
+        group,
         stack.split,
-        item.patient is not None or stack.patient,
+        is_patient,
         item.spacing,
         sums,
         item.source if item.patient is not None else None,
@@ -346,7 +347,11 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--val", type=float, default=0.2, metavar="SHARE", help="of images to validate on")
     add("--test", type=float, default=0.0, metavar="SHARE", help="of images to test on")
     add("--seed", type=int, default=0, help="of the draw of splits")
-    add("--patient", metavar="REGEX", help="what in a file's path below SOURCE names the patient")
+    add(
+        "--patient",
+        metavar="REGEX",
+        help="what in a file's path below SOURCE names the patient; DICOM's own ID by default",
+    )
     add("--skip-empty", action="store_true", help="leave out images without an object")
     add(
         "--on-error",

@@ -1,6 +1,7 @@
 """DICOM series with DICOM segmentations (through highdicom) or label images."""
 
 from collections.abc import Iterator, Sequence
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -8,38 +9,75 @@ import numpy as np
 
 from normdet.data.readers import Report, Slice, dicom
 from normdet.data.readers.base import missing_extra
-from normdet.data.readers.find import walk
+from normdet.data.readers.find import each_file
 from normdet.errors import NormdetError
-from normdet.prepare.labelled import check_fit, image_sources, label_files, label_reader
-from normdet.prepare.layout import match_key
+from normdet.prepare.labelled import (
+    check_fit,
+    check_pages,
+    image_sources,
+    label_files,
+    label_reader,
+)
+from normdet.prepare.layout import match_key, patient_of
 from normdet.prepare.masks import Labels, coco_object, components, encode_labels, encode_masks
 from normdet.prepare.stack import Stack
 
+# Pixels of masks that are held at a time: a slice of cells may have thousands of segments.
+_BLOCK = 1 << 26
+
 
 def dicom_stacks(
-    root: Path, labels: Path | None, rule: Labels, max_pixels: int, report: Report
+    root: Path,
+    labels: Path | None,
+    rule: Labels,
+    patient: str | None,
+    max_pixels: int,
+    report: Report,
 ) -> Iterator[Stack]:
-    """Every series that a segmentation refers to, or whose files have label images."""
+    """Every series that a segmentation refers to, or whose files have label images.
+
+    Images are grouped by the patient whom their files name, or by what the pattern `patient` finds
+    in their paths where it finds something.
+    """
     segmentations = find_segmentations([root, labels] if labels else [root], report)
     files = label_files(root, labels, report)
     for source in image_sources(root, labels, "dicom", report):
         headers = _headers(source.paths)
         series = next((header.series for header in headers.values()), None)
-        fitting = [item for item in segmentations if series in item.series]
-        if fitting:
-            objects = _Segmented(fitting, headers, rule)
-            used = [item.path for item in fitting]
+        used = [path for path, referred in segmentations.items() if series in referred]
+        try:
+            key = patient and _patient_of_all(source.paths, root, patient)
+        except NormdetError as error:
+            report(str(error))
+            continue
+        if used:
+            objects = _Segmented(used, headers, rule)
         else:
-            objects = _Labelled(source.paths, root, files, rule, max_pixels)
+            objects = _Labelled(headers, root, files, rule, max_pixels, report)
             used = objects.files
             if not used:
                 report(f"series {source.name} ({source.paths[0]}) has no segmentation or label")
                 continue
-        yield Stack(source, objects, source.name, labels=tuple(used))
+        group = key or source.name
+        yield Stack(source, objects, group, patient=bool(key), labels=tuple(used))
+
+
+def _patient_of_all(paths: Sequence[Path], root: Path, pattern: str) -> str | None:
+    """What the pattern finds in the paths of a series.
+
+    Raises:
+        NormdetError: it finds several patients.
+    """
+    found = {path: patient_of(path.relative_to(root), pattern) for path in paths}
+    named = {name: path for path, name in found.items() if name}
+    if len(named) > 1:
+        first, second, *_ = named.values()
+        raise NormdetError(f"{first} and {second} are of one series, of two patients by --patient")
+    return next(iter(named), None)
 
 
 class Segmentation:
-    """A DICOM-SEG file, its frames read slice by slice.
+    """A DICOM-SEG file in memory, its masks made slice by slice.
 
     Args:
         path: the file.
@@ -60,7 +98,10 @@ class Segmentation:
                 references = self._seg.get("ReferencedSeriesSequence") or ()
                 self.series = {str(item.SeriesInstanceUID) for item in references}
                 self.numbers = [int(number) for number in self._seg.segment_numbers]
-                self.categories = [self._category(number) for number in self.numbers]
+                self._categories = {number: self._category(number) for number in self.numbers}
+                self._shape = int(self._seg.Rows), int(self._seg.Columns)
+                # Of a binary one there is none: its values are 0 and 1.
+                self._most = int(self._seg.get("MaximumFractionalValue") or 1)
             except Exception:
                 # Not chained: the cause may quote a tag.
                 raise NormdetError(f"{path} is not a segmentation that can be read") from None
@@ -70,20 +111,38 @@ class Segmentation:
         description = self._seg.get_segment_description(number)
         return str(description.segmented_property_type.meaning)
 
-    def masks(self, uid: str, frame: int, frames: int) -> np.ndarray:
-        """`(H, W, S)` of the S segments in one frame of the image `uid`; empty where it has none.
+    def masks(self, item: Slice, header: dicom.Header) -> Iterator[tuple[str, np.ndarray]]:
+        """Category and mask `(H, W)`, bool, of every segment that shows in a slice.
+
+        In a fractional segmentation a segment is where its value, a probability or a share of the
+        pixel, is at least half of the largest possible.
 
         Raises:
-            NormdetError: where the segmentation does not say which image it belongs to.
+            NormdetError: the segmentation is of another size than the slice, or does not say which
+                image it belongs to.
         """
+        check_fit(self._shape, item, self.path)
+        step = max(1, _BLOCK // max(1, self._shape[0] * self._shape[1]))
+        for start in range(0, len(self.numbers), step):
+            numbers = self.numbers[start : start + step]
+            values = self._values(item.frame, header, numbers)
+            for number, value in zip(numbers, np.moveaxis(values, -1, 0), strict=True):
+                mask = value >= self._most / 2
+                if mask.any():
+                    yield self._categories[number], mask
+
+    def _values(self, frame: int, header: dicom.Header, numbers: Sequence[int]) -> np.ndarray:
+        """`(H, W, S)` of S segments in one frame of an image; 0 where it has none."""
         options: dict[str, Any] = {
+            "segment_numbers": numbers,
             "ignore_spatial_locations": True,
             "assert_missing_frames_are_empty": True,
             "rescale_fractional": False,
         }
+        uid = header.uid or ""
         with dicom.quiet():
             try:
-                if frames > 1:
+                if header.frames > 1:
                     array = self._seg.get_pixels_by_source_frame(uid, [frame + 1], **options)
                 else:
                     array = self._seg.get_pixels_by_source_instance([uid], **options)
@@ -91,16 +150,19 @@ class Segmentation:
                 raise NormdetError(
                     f"{self.path} does not tell which of its frames belong to which image"
                 ) from None
-        return array[0] != 0
+        return array[0]
 
 
-def find_segmentations(folders: Sequence[Path], report: Report) -> list[Segmentation]:
-    """Every DICOM-SEG below the folders."""
-    found = []
-    for path in (path for folder in folders for path in walk(folder, report)):
+def find_segmentations(folders: Sequence[Path], report: Report) -> dict[Path, set[str]]:
+    """Every DICOM-SEG below the folders, with the series it refers to.
+
+    Each is read to see that it can be, and let go of: together they may be larger than memory.
+    """
+    found = {}
+    for path, _ in each_file(folders, report):
         try:
             if dicom.is_dicom(path) and dicom.read_header(path).modality == "SEG":
-                found.append(Segmentation(path))
+                found[path] = Segmentation(path).series
         except NormdetError as error:
             report(str(error))
     return found
@@ -117,27 +179,23 @@ def _headers(paths: Sequence[Path]) -> dict[Path, dicom.Header]:
 
 
 class _Segmented:
-    """From a slice to the objects of its segmentations."""
+    """From a slice to the objects of its segmentations, which are read when first asked for."""
 
-    def __init__(
-        self, segmentations: Sequence[Segmentation], headers: dict[Path, dicom.Header], rule: Labels
-    ):
-        self._segmentations, self._headers, self._rule = segmentations, headers, rule
+    def __init__(self, paths: Sequence[Path], headers: dict[Path, dicom.Header], rule: Labels):
+        self._paths, self._headers, self._rule = paths, headers, rule
+
+    @cached_property
+    def _segmentations(self) -> list[Segmentation]:
+        return [Segmentation(path) for path in self._paths]
 
     def __call__(self, item: Slice) -> list[dict]:
-        header = self._headers[item.source]
         objects = []
         for segmentation in self._segmentations:
-            masks = segmentation.masks(header.uid or "", item.frame, header.frames)
-            check_fit(masks.shape, item, segmentation.path)
-            single = np.asarray(segmentation.numbers)
-            for index, category in enumerate(segmentation.categories):
-                mask = masks[..., index]
-                if not mask.any():
-                    continue
+            in_components = self._rule.are_components(np.asarray(segmentation.numbers))
+            for category, mask in segmentation.masks(item, self._headers[item.source]):
                 if len(self._rule.classes) == 1:
                     category = self._rule.classes[0]
-                if self._rule.are_components(single):
+                if in_components:
                     rles = list(encode_labels(components(mask)).values())
                 else:
                     rles = encode_masks([mask])
@@ -150,22 +208,25 @@ class _Labelled:
 
     def __init__(
         self,
-        paths: Sequence[Path],
+        headers: dict[Path, dicom.Header],
         root: Path,
         files: dict[tuple[str, ...], Path],
         rule: Labels,
         max_pixels: int,
+        report: Report,
     ):
-        found = {
-            path: files[key]
-            for path in paths
-            if (key := match_key(path.relative_to(root))) in files
-        }
-        self.files = list(found.values())
-        self._readers = {
-            path: label_reader(file, "dicom", rule, "axial", max_pixels)
-            for path, file in found.items()
-        }
+        self.files: list[Path] = []
+        self._readers: dict[Path, label_reader] = {}
+        for path, header in headers.items():
+            label = files.get(match_key(path.relative_to(root)))
+            if label is None:
+                continue
+            try:
+                check_pages(label, path, header.frames)
+                self._readers[path] = label_reader(label, "dicom", rule, "axial", max_pixels)
+                self.files.append(label)
+            except NormdetError as error:
+                report(str(error))
 
     def __call__(self, item: Slice) -> list[dict]:
         if item.source not in self._readers:

@@ -176,14 +176,15 @@ def _unpacked(content: Mapping[str, Any], stack: Stack) -> Collected:
 
 def _unpacked_image(image: Mapping[str, Any], stack: Stack, patients: Mapping[int, str]) -> Written:
     number = image["named_by"]
+    group, is_patient = stack.group_of(None if number is None else patients[number])
     return Written(
         image["file_name"],
         image["height"],
         image["width"],
         image["objects"],
-        stack.group if number is None else patients[number],
+        group,
         stack.split,
-        number is not None or stack.patient,
+        is_patient,
         None if image["spacing"] is None else tuple(image["spacing"]),
         np.array(image["sums"]),
         None if number is None else stack.source.paths[number],

@@ -137,7 +137,7 @@ def stacks(request: Request, report: Report) -> Iterator[Stack]:
     if request.kind == "masks":
         return bowl_stacks(root, request.rule, patient, limit, report)
     if request.kind == "dicom":
-        return dicom_stacks(root, request.labels, request.rule, limit, report)
+        return dicom_stacks(root, request.labels, request.rule, patient, limit, report)
     kind = {"images": "image", "nifti": "nifti"}[request.kind]
     return image_stacks(
         root, request.labels, kind, request.rule, patient, request.axis, limit, report

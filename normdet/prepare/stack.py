@@ -15,7 +15,7 @@ class Stack:
         source: its files.
         objects: from a slice to COCO annotations without ids, `category` a name in place of an id;
             raises NormdetError where the annotations do not fit.
-        group: what is never divided between splits, unless its slices know their patient.
+        group: what is never divided between splits; see :meth:`group_of`.
         split: the part the source puts it in, or None.
         patient: whether `group` is a patient.
         classes: those that the source declares, whether or not they occur; empty if it does not.
@@ -31,3 +31,12 @@ class Stack:
     classes: tuple[str, ...] = ()
     labels: tuple[Path, ...] = ()
     given: str = ""
+
+    def group_of(self, patient: str | None) -> tuple[str, bool]:
+        """The group of an image whose file names `patient` or none, and whether that is a patient.
+
+        A patient of the stack goes before: the user said how to find it.
+        """
+        if self.patient or patient is None:
+            return self.group, self.patient
+        return patient, True

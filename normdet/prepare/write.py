@@ -21,7 +21,7 @@ class Written:
     """An image in the folder with its annotations, and what splitting and statistics need.
 
     Attributes:
-        named_by: the file that names the patient who is `group`; None where `group` is the stack's.
+        named_by: the file, if it names a patient, which :meth:`Stack.group_of` makes `group` of.
     """
 
     file_name: str

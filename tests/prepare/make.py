@@ -130,8 +130,13 @@ def write_series(folder: Path, cases: list[Case], **options) -> list:
     return slices
 
 
-def write_segmentation(path: Path, slices: list, cases: list[Case]) -> None:
-    """A DICOM-SEG with a segment for each instance of each slice."""
+def write_segmentation(
+    path: Path, slices: list, cases: list[Case], *, inside: int = 0, outside: int = 0
+) -> None:
+    """A DICOM-SEG with a segment for each instance of each slice.
+
+    With `inside`, a fractional one of these values, of 255 at most, in and around an instance.
+    """
     highdicom = pytest.importorskip("highdicom")
     from pydicom.sr.codedict import codes
 
@@ -142,6 +147,8 @@ def write_segmentation(path: Path, slices: list, cases: list[Case]) -> None:
     array = np.zeros((len(slices), *cases[0].labels.shape, len(parts)), np.uint8)
     for segment, (owner, mask) in enumerate(zip(owners, parts, strict=True)):
         array[owner, ..., segment] = mask[0]
+    if inside:
+        array = np.where(array, inside, outside) / np.float32(255)
     descriptions = [
         highdicom.seg.SegmentDescription(
             segment_number=number + 1,
@@ -155,7 +162,7 @@ def write_segmentation(path: Path, slices: list, cases: list[Case]) -> None:
     highdicom.seg.Segmentation(
         source_images=slices,
         pixel_array=array,
-        segmentation_type="BINARY",
+        segmentation_type="FRACTIONAL" if inside else "BINARY",
         segment_descriptions=descriptions,
         series_instance_uid="1.2.3.5",
         series_number=2,

@@ -1,5 +1,6 @@
 """The same instances come back from every kind of source."""
 
+import gc
 import json
 import shutil
 
@@ -9,6 +10,9 @@ import tifffile
 from PIL import Image
 
 from normdet.cli import main
+from normdet.data.readers import read_slices, stop
+from normdet.prepare import dicom as prepare_dicom
+from normdet.prepare.masks import Labels
 from tests.prepare.make import blobs, masks_of, write_bowl, write_segmentation, write_series
 
 nibabel = pytest.importorskip("nibabel")
@@ -163,6 +167,64 @@ def test_a_dicom_series(nuclei, tmp_path, frames):
         written = np.asarray(Image.open(out / "images" / image["file_name"]))
         hu = case.pixels.astype(float) - 1024
         assert np.abs(written - ((hu + 160) / 400 * 255).clip(0, 255)).max() <= 1
+
+
+def test_a_fractional_segmentation_begins_at_half(tmp_path):
+    cases = [blobs(0, size=32, count=2), blobs(1, size=32, count=1)]
+    slices = write_series(tmp_path / "in", cases)
+    write_segmentation(tmp_path / "in" / "seg.dcm", slices, cases, inside=128, outside=127)
+    assert main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    expect(tmp_path / "out", cases)
+
+
+def test_a_segmentation_in_a_label_folder_of_the_source_counts_once(tmp_path):
+    cases = [blobs(0, size=32, count=2), blobs(1, size=32, count=1)]
+    source = tmp_path / "in"
+    slices = write_series(source / "images", cases)
+    (source / "truth").mkdir()
+    write_segmentation(source / "truth" / "seg.dcm", slices, cases)
+    command = ["prepare", str(source), "--labels", str(source / "truth")]
+    assert main([*command, "--out", str(tmp_path / "out")]) == 0
+    expect(tmp_path / "out", cases)
+    content = json.loads((tmp_path / "out" / "train.json").read_text())
+    assert len(content["annotations"]) == 3
+
+
+def test_segments_are_read_a_few_at_a_time(tmp_path, monkeypatch):
+    cases = [blobs(0), blobs(1)]
+    slices = write_series(tmp_path / "in", cases)
+    write_segmentation(tmp_path / "in" / "seg.dcm", slices, cases)
+    monkeypatch.setattr(prepare_dicom, "_BLOCK", 4 * cases[0].pixels.size)
+    sizes = []
+    read = prepare_dicom.Segmentation._values
+
+    def counted(*args):
+        values = read(*args)
+        sizes.append(values.size)
+        return values
+
+    monkeypatch.setattr(prepare_dicom.Segmentation, "_values", counted)
+    assert main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    expect(tmp_path / "out", cases)
+    assert max(sizes) == prepare_dicom._BLOCK
+
+
+def test_segmentations_are_not_all_in_memory(tmp_path):
+    cases = [blobs(0, size=32, count=1)]
+    for number in range(3):
+        folder = tmp_path / str(number)
+        slices = write_series(folder, cases, series=f"1.2.3.{number}")
+        write_segmentation(folder / "seg.dcm", slices, cases)
+
+    def held():
+        gc.collect()
+        return sum(type(thing) is prepare_dicom.Segmentation for thing in gc.get_objects())
+
+    for stack in prepare_dicom.dicom_stacks(tmp_path, None, Labels(), None, 10**6, stop):
+        assert held() == 0
+        (slice_,) = read_slices(stack.source)
+        assert len(stack.objects(slice_)) == 1 and held() == 1
+        del stack
 
 
 def test_coco_again_from_what_was_prepared(nuclei, tmp_path):

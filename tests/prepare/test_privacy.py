@@ -74,6 +74,55 @@ def test_series_of_a_patient_stay_together(tmp_path):
     assert patients["train"] | patients["val"] == {1, 2}
 
 
+def write_visits(source):
+    """Two patients with two visits each, which gave them other numbers."""
+    for patient in "ab":
+        for visit in "12":
+            folder = source / f"{patient}-{visit}"
+            series, cases = f"1.2.{ord(patient)}.{visit}", [blobs(0, size=32, count=1)]
+            slices = write_series(folder, cases, series=series, patient=patient + visit)
+            write_segmentation(folder / "seg.dcm", slices, cases)
+
+
+def test_a_pattern_goes_before_the_patient_of_the_file(tmp_path, capsys):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_visits(source)
+    command = ["prepare", str(source), "--out", str(out), "--overwrite", "--val", "0.5"]
+    for options, each, number in (([], 1, 4), (["--patient", r"^(\w)-\d"], 2, 2)):
+        assert main([*command, *options]) == 0
+        patients = [
+            [image["patient"] for image in json.loads((out / f"{name}.json").read_text())["images"]]
+            for name in ("train", "val")
+        ]
+        assert len({*patients[0], *patients[1]}) == number
+        assert all(len(part) == 2 and len(set(part)) == 2 // each for part in patients)
+
+
+def test_a_run_goes_on_with_a_pattern_it_did_not_have(tmp_path, monkeypatch):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_visits(source)
+    command = ["prepare", str(source), "--out", str(out), "--val", "0.5"]
+    with monkeypatch.context() as patch:
+        patch.setattr("normdet.prepare.command.draw", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(command)
+    assert main([*command, "--patient", r"^(\w)-\d"]) == 0
+    for name in ("train", "val"):
+        images = json.loads((out / f"{name}.json").read_text())["images"]
+        assert len({image["patient"] for image in images}) == 1 and len(images) == 2
+
+
+def test_a_series_is_of_one_patient(tmp_path, capsys):
+    write_visits(tmp_path / "in")
+    (tmp_path / "in" / "c-1").mkdir()
+    dicom_image(blobs(2, size=32, count=1), 5, series="1.2.97.1").save_as(
+        tmp_path / "in" / "c-1" / "x.dcm", enforce_file_format=True
+    )
+    command = ["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--patient", r"^(\w)-\d"]) == 0
+    assert "are of one series, of two patients by --patient" in capsys.readouterr().err
+
+
 def test_a_patients_key_is_equal_within_a_process_and_tells_nothing(tmp_path):
     write_series(tmp_path, [blobs(0)])
     (slice_,) = read_slices(tmp_path)

@@ -31,7 +31,7 @@ def find_sources(
     sources: list[Source] = []
     series: dict[str, list[Path]] = {}
     names: set[str] = set()
-    for path, root in _files(given, report):
+    for path, root in each_file(given, report):
         lower = path.name.lower()
         if lower.endswith(nifti.SUFFIXES):
             sources.append(Source("nifti", (path,), unique_name(path, root, names)))
@@ -53,8 +53,8 @@ def find_sources(
     return sources
 
 
-def _files(given: Iterable[Path], report: Report) -> Iterator[tuple[Path, Path]]:
-    """Every file, once, with the folder its name is told from."""
+def each_file(given: Iterable[Path], report: Report) -> Iterator[tuple[Path, Path]]:
+    """Every file, once, with the folder its name is told from; folders may lie in one another."""
     seen: set[str] = set()
     for path, root in _named(given, report):
         real = os.path.realpath(path)

@@ -146,7 +146,9 @@ def test_a_label_on_another_grid_is_refused(volume, tmp_path, options, apart):
     if apart is None:
         check_same_grid(label, path)
         return
-    sentence = "voxels, its image" if apart == "voxels" else f"corners are {apart} mm apart, and 0.1 are"
+    sentence = (
+        "voxels, its image" if apart == "voxels" else f"corners are {apart} mm apart, and 0.1 are"
+    )
     with pytest.raises(NormdetError, match=f"label.nii .*{sentence}"):
         check_same_grid(label, path)
 
