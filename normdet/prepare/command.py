@@ -98,6 +98,7 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str
     )
     queue = list(stacks(request, faults))
     declared = list(dict.fromkeys(name for stack in queue for name in stack.classes))
+    readings = list(dict.fromkeys(stack.reading for stack in queue if stack.reading))
     collected = _collect(queue, request, args, journal, faults, console)
     written = collected.written
     _clear(folder, written)
@@ -118,6 +119,7 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str
     fingerprint = fingerprint_of(parts, categories, collected.intensities.summary())
     fingerprint |= {
         "kind": request.kind,
+        "labels": readings,
         "window": args.window,
         "axis": request.axis if request.kind == "nifti" else None,
         "neighbours": args.neighbours,
@@ -133,7 +135,7 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str
     write_json(folder / PREPARED, fingerprint, indent=1)
     write_configs(folder, fingerprint)
     draw(parts, folder / IMAGES, categories, folder / "contact_sheet.png")
-    return _summary(parts, categories, faults, warnings, collected)
+    return _summary(parts, categories, readings, faults, warnings, collected)
 
 
 def _collect(
@@ -289,6 +291,7 @@ def _warnings(
 def _summary(
     parts: dict[str, list[Written]],
     categories: Sequence[str],
+    readings: Sequence[str],
     faults: Faults,
     warnings: Sequence[str],
     collected: Collected,
@@ -300,6 +303,7 @@ def _summary(
         of = f" of {groups} patients" if groups else ""
         lines.append(f"{name:<8} {len(members)} images{of}, {objects} objects")
     lines.append(f"classes  {', '.join(categories)}")
+    lines += [f"labels   {reading}" for reading in readings]
     if collected.empty:
         lines.append(f"empty    {collected.empty} images hold no object")
     lines += [f"note     {warning}" for warning in warnings]

@@ -17,6 +17,7 @@ from normdet.prepare.labelled import (
     image_sources,
     label_files,
     label_reader,
+    settled,
 )
 from normdet.prepare.layout import match_key, patient_of
 from normdet.prepare.masks import Labels, coco_object, components, encode_labels, encode_masks
@@ -41,10 +42,13 @@ def dicom_stacks(
     """
     segmentations = find_segmentations([root, labels] if labels else [root], report)
     files = label_files(root, labels, report)
+    by_label = settled(rule, list(files.values()), "axial", max_pixels)
+    by_segment = rule.settle(np.asarray(numbers) for _, numbers in segmentations.values())
     for source in image_sources(root, labels, "dicom", report):
         headers = _headers(source.paths)
         series = next((header.series for header in headers.values()), None)
-        used = [path for path, referred in segmentations.items() if series in referred]
+        used = [path for path, (referred, _) in segmentations.items() if series in referred]
+        rule = by_segment if used else by_label
         try:
             key = patient and _patient_of_all(source.paths, root, patient)
         except NormdetError as error:
@@ -59,7 +63,9 @@ def dicom_stacks(
                 report(f"series {source.name} ({source.paths[0]}) has no segmentation or label")
                 continue
         group = key or source.name
-        yield Stack(source, objects, group, patient=bool(key), labels=tuple(used))
+        yield Stack(
+            source, objects, group, patient=bool(key), labels=tuple(used), reading=str(rule)
+        )
 
 
 def _patient_of_all(paths: Sequence[Path], root: Path, pattern: str) -> str | None:
@@ -153,8 +159,10 @@ class Segmentation:
         return array[0]
 
 
-def find_segmentations(folders: Sequence[Path], report: Report) -> dict[Path, set[str]]:
-    """Every DICOM-SEG below the folders, with the series it refers to.
+def find_segmentations(
+    folders: Sequence[Path], report: Report
+) -> dict[Path, tuple[set[str], list[int]]]:
+    """Every DICOM-SEG below the folders, with the series it refers to and its segments' numbers.
 
     Each is read to see that it can be, and let go of: together they may be larger than memory.
     """
@@ -162,7 +170,8 @@ def find_segmentations(folders: Sequence[Path], report: Report) -> dict[Path, se
     for path, _ in each_file(folders, report):
         try:
             if dicom.is_dicom(path) and dicom.read_header(path).modality == "SEG":
-                found[path] = Segmentation(path).series
+                segmentation = Segmentation(path)
+                found[path] = segmentation.series, segmentation.numbers
         except NormdetError as error:
             report(str(error))
     return found
@@ -191,11 +200,10 @@ class _Segmented:
     def __call__(self, item: Slice) -> list[dict]:
         objects = []
         for segmentation in self._segmentations:
-            in_components = self._rule.are_components(np.asarray(segmentation.numbers))
             for category, mask in segmentation.masks(item, self._headers[item.source]):
                 if len(self._rule.classes) == 1:
                     category = self._rule.classes[0]
-                if in_components:
+                if self._rule.instances == "components":
                     rles = list(encode_labels(components(mask)).values())
                 else:
                     rles = encode_masks([mask])

@@ -6,7 +6,7 @@ from normdet.errors import NormdetError
 
 
 class Faults:
-    """A `Report` that prints each sentence and counts them, or raises the first.
+    """A `Report` that prints each sentence once and counts them, or raises the first.
 
     Args:
         on_error: `"skip"` or `"stop"`.
@@ -16,6 +16,7 @@ class Faults:
     def __init__(self, on_error: str, show: Callable[[str], None]):
         self._stop = on_error == "stop"
         self._show = show
+        self._told: set[str] = set()
         self.count = 0
 
     def __call__(self, sentence: str) -> None:
@@ -26,5 +27,8 @@ class Faults:
         """
         if self._stop:
             raise NormdetError(f"{sentence} (--on-error skip goes on without it)")
+        if sentence in self._told:  # what is walked through for images and for labels
+            return
+        self._told.add(sentence)
         self.count += 1
         self._show(f"fault: {sentence}")

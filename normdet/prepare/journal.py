@@ -133,7 +133,7 @@ def key_of(stack: Stack, settings: Mapping[str, Any]) -> str:
         NormdetError: a file that is gone.
     """
     parts = [json.dumps(settings, sort_keys=True), stack.source.kind, stack.source.name]
-    parts += [stamp_of(stack.source.paths), stamp_of(stack.labels), stack.given]
+    parts += [stamp_of(stack.source.paths), stamp_of(stack.labels), stack.given, stack.reading]
     return hashlib.blake2b("\0".join(parts).encode(), digest_size=16).hexdigest()
 
 

@@ -12,7 +12,7 @@ from normdet.data.readers.find import walk
 from normdet.errors import NormdetError
 from normdet.prepare.annotated import coco_stacks, voc_stacks
 from normdet.prepare.dicom import dicom_stacks
-from normdet.prepare.labelled import LABEL_SUFFIXES, bowl_stacks, image_stacks
+from normdet.prepare.labelled import bowl_stacks, image_stacks, is_bowl
 from normdet.prepare.masks import Labels
 from normdet.prepare.stack import Stack
 
@@ -76,21 +76,18 @@ def _of_file(path: Path) -> str | None:
 
 
 def _of_folder(root: Path) -> str | None:
-    kinds = set()
+    kinds: set[str] = set()
+    images: dict[Path, list[Path]] = {}
     for path in walk(root, report=lambda sentence: None):
         if kind := _of_file(path):
             kinds.add(kind)
         if kind == "images" and path.parent.name == "images":
-            masks = path.parent.parent / "masks"
-            if masks.is_dir() and not _same_stem(path, masks):
-                kinds.add("masks")
+            images.setdefault(path.parent, []).append(path)
+    if is_bowl(images):
+        kinds.add("masks")
     # Labels of DICOM can be images, or images beside volumes previews: the rarer kind decides.
     order = ("dicom", "nifti", "masks", "images")
     return next((kind for kind in order if kind in kinds), None)
-
-
-def _same_stem(path: Path, masks: Path) -> bool:
-    return any((masks / f"{path.stem}{suffix}").exists() for suffix in LABEL_SUFFIXES)
 
 
 def coco_files(root: Path) -> list[Path]:

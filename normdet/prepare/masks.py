@@ -1,7 +1,7 @@
 """From label images and masks to objects of COCO."""
 
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -15,28 +15,68 @@ OBJECT = "object"
 
 @dataclass(frozen=True)
 class Labels:
-    """How the values of a label image are read.
+    """How the values of a source's label images are read.
 
     Attributes:
         instances: `"values"` (each value is an instance), `"components"` (each value is a class,
-            each connected piece of it an instance) or `"auto"` (components where a label file has
-            a single value).
+            each connected piece of it an instance) or `"auto"`, which :meth:`settle` decides.
         classes: names; one for all, or in components the name of value 1, of value 2, ...
+        numbered: whether classes without a name are called by their values.
+
+    Raises:
+        NormdetError: several classes, where every value is to be an instance.
     """
 
     instances: str = "auto"
     classes: tuple[str, ...] = ()
+    numbered: bool = True
 
-    def are_components(self, values: np.ndarray) -> bool:
-        """Whether a label file with these values other than 0 is read by components."""
-        return self.instances == "components" or (self.instances == "auto" and len(values) == 1)
+    def __post_init__(self) -> None:
+        if self.instances == "values" and len(self.classes) > 1:
+            raise NormdetError(
+                "--classes has several names for values that --instances values makes instances of "
+                "one class: name that one, or let the values be classes by --instances components"
+            )
 
-    def name(self, value: int, values: np.ndarray) -> str:
-        """The class of a value, in components."""
-        if len(self.classes) == 1 or (not self.classes and len(values) == 1):
-            return self.classes[0] if self.classes else OBJECT
+    def settle(self, files: Iterable[np.ndarray]) -> "Labels":
+        """The one rule for a whole source: no file is read in another way than the next.
+
+        Several classes are the names of values. Else values are instances if any file has two, and
+        classes if none has.
+
+        Args:
+            files: the values other than 0 of each label file, taken only as far as they matter.
+        """
+        if self.instances == "values":
+            return self
+        if self.classes and (len(self.classes) > 1 or self.instances == "components"):
+            return replace(self, instances="components")
+        met: set[int] = set()
+        for values in files:
+            met.update(values.tolist())
+            if len(values) > 1 and self.instances == "auto":
+                return replace(self, instances="values")
+            if len(met) > 1 and self.instances == "components":
+                break
+        return replace(self, instances="components", numbered=len(met) > 1)
+
+    def __str__(self) -> str:
+        if self.instances == "values":
+            return "each value is an instance (--instances components: a class)"
+        names = ", ".join(f"{value} {name}" for value, name in enumerate(self.classes, start=1))
+        of = names if len(self.classes) > 1 else "a class" if self.numbered else "one class"
+        return f"each connected piece of a value is an instance; values are {of}"
+
+    def name(self, value: int) -> str:
+        """The class of a value, in components.
+
+        Raises:
+            NormdetError: a value that the classes do not name.
+        """
         if not self.classes:
-            return f"label {value}"
+            return f"label {value}" if self.numbered else OBJECT
+        if len(self.classes) == 1:
+            return self.classes[0]
         if not 0 < value <= len(self.classes):
             raise NormdetError(f"label value {value} has no name among the --classes")
         return self.classes[value - 1]
@@ -66,21 +106,19 @@ def as_labels(pixels: np.ndarray, where: str) -> np.ndarray:
     return pixels
 
 
-def objects_of(labels: np.ndarray, rule: Labels, values: np.ndarray) -> list[dict]:
+def objects_of(labels: np.ndarray, rule: Labels) -> list[dict]:
     """The objects in a label image.
 
     Args:
         labels: `(H, W)`, 0 is background.
-        rule: how to read it.
-        values: those of the whole file, of which `labels` may be one slice.
+        rule: how to read it, settled.
     """
-    if not rule.are_components(values):
+    if rule.instances == "values":
         name = rule.classes[0] if rule.classes else OBJECT
         return [coco_object(name, rle) for rle in encode_labels(labels).values()]
     objects = []
     for value in label_values(labels).tolist():
-        pieces = components(labels == value)
-        name = rule.name(value, values)
+        name, pieces = rule.name(value), components(labels == value)
         objects += [coco_object(name, rle) for rle in encode_labels(pieces).values()]
     return objects
 

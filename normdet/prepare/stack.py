@@ -21,6 +21,7 @@ class Stack:
         classes: those that the source declares, whether or not they occur; empty if it does not.
         labels: the files that the objects come from, where `source` does not have them.
         given: changes with objects that were read already, and tells nothing of them.
+        reading: how the values of label images are understood, the same for a whole source.
     """
 
     source: Source
@@ -31,6 +32,7 @@ class Stack:
     classes: tuple[str, ...] = ()
     labels: tuple[Path, ...] = ()
     given: str = ""
+    reading: str = ""
 
     def group_of(self, patient: str | None) -> tuple[str, bool]:
         """The group of an image whose file names `patient` or none, and whether that is a patient.

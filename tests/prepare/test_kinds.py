@@ -84,6 +84,62 @@ def test_a_mask_for_each_instance(nuclei, tmp_path, capsys):
     assert "faults   0" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize("suffix", ["", "_mask", "_seg"])
+def test_images_and_masks_are_paired_though_one_lacks(tmp_path, capsys, suffix):
+    cases = [blobs(seed) for seed in range(4)]
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("images", "masks"):
+        (source / name).mkdir(parents=True)
+    for index, case in enumerate(cases):
+        Image.fromarray(case.pixels).save(source / "images" / f"{index}.png")
+        if index != 2:
+            Image.fromarray(case.labels).save(source / "masks" / f"{index}{suffix}.png")
+    command = ["prepare", str(source), "--out", str(out)]
+    assert main(command) == 0
+    expect(out, [cases[0], cases[1], cases[3]])
+    printed = capsys.readouterr()
+    assert "images/2.png has no label" in printed.err and "faults   1" in printed.out
+    # Told to be what they are not, they are refused.
+    command = ["prepare", str(source), "--out", str(tmp_path / "none"), "--kind", "masks"]
+    assert main(command) == 2
+    assert "images has 4 images" in capsys.readouterr().err
+
+
+def test_one_image_left_of_many_is_not_given_their_masks(tmp_path, capsys):
+    source = tmp_path / "in"
+    for name in ("images", "masks"):
+        (source / name).mkdir(parents=True)
+    Image.fromarray(blobs(0).pixels).save(source / "images" / "0.png")
+    for index in (1, 2):
+        Image.fromarray(blobs(index).labels).save(source / "masks" / f"{index}.png")
+    assert main(["prepare", str(source), "--out", str(tmp_path / "out")]) == 2
+    assert "masks/2.png is the label of no image" in capsys.readouterr().err
+
+
+def test_one_image_with_a_mask_for_each_instance(tmp_path):
+    write_bowl(tmp_path, [blobs(0)])
+    assert main(["prepare", str(tmp_path / "case0"), "--out", str(tmp_path / "out")]) == 0
+    expect(tmp_path / "out", [blobs(0)])
+
+
+def test_classes_are_named_alike_in_every_file(tmp_path, capsys):
+    """The first file has only the second class, the others both."""
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("images", "labels"):
+        (source / name).mkdir(parents=True)
+    cases = [blobs(seed) for seed in range(3)]
+    for index, case in enumerate(cases):
+        classes = np.where(case.labels % 2, 1 if index else 2, 2 * (case.labels > 0))
+        Image.fromarray(case.pixels).save(source / "images" / f"{index}.png")
+        Image.fromarray(classes.astype(np.uint8)).save(source / "labels" / f"{index}.png")
+    assert main(["prepare", str(source), "--out", str(out), "--classes", "A,B"]) == 0
+    expect(out, cases)
+    assert json.loads((out / "fingerprint.json").read_text())["classes"] == {"A": 10, "B": 17}
+    assert "connected piece of a value is an instance; values are 1 A, 2 B" in (
+        capsys.readouterr().out
+    )
+
+
 def test_connected_pieces_of_a_binary_mask(tmp_path):
     cases = [blobs(seed) for seed in range(3)]
     source = tmp_path / "in"
@@ -167,6 +223,17 @@ def test_a_dicom_series(nuclei, tmp_path, frames):
         written = np.asarray(Image.open(out / "images" / image["file_name"]))
         hu = case.pixels.astype(float) - 1024
         assert np.abs(written - ((hu + 160) / 400 * 255).clip(0, 255)).max() <= 1
+
+
+def test_files_named_by_their_uid(tmp_path):
+    cases = [blobs(seed, size=32, count=2) for seed in range(12)]
+    (tmp_path / "in" / "labels").mkdir(parents=True)
+    for index, data in enumerate(write_series(tmp_path / "dicom", cases)):
+        uid = data.SOPInstanceUID
+        data.save_as(tmp_path / "in" / uid, enforce_file_format=True)
+        Image.fromarray(cases[index].labels).save(tmp_path / "in" / "labels" / f"{uid}.png")
+    assert main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
+    expect(tmp_path / "out", cases)
 
 
 def test_a_fractional_segmentation_begins_at_half(tmp_path):

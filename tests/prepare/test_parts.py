@@ -12,7 +12,7 @@ from normdet.cli import main
 from normdet.config import load_config
 from normdet.errors import NormdetError
 from normdet.prepare.fragment import anchor_sizes
-from normdet.prepare.layout import is_label, match_key, patient_of, split_of
+from normdet.prepare.layout import is_label, match_key, pair, patient_of, split_of
 from normdet.prepare.masks import Labels, as_labels, components, encode_labels, objects_of
 from normdet.prepare.split import assign, divided
 from normdet.prepare.statistics import channel_sums, mean_and_std
@@ -37,18 +37,35 @@ def test_pieces_that_touch_at_a_corner_are_one():
 
 def test_what_labels_mean():
     labels = np.array([[1, 1, 0, 2], [0, 0, 0, 0], [1, 0, 0, 2]])
-    values = np.array([1, 2])
+    values = [np.array([1, 2])]
 
-    def named(rule):
-        return sorted(entry["category"] for entry in objects_of(labels, rule, values))
+    def named(rule, values=values):
+        return sorted(entry["category"] for entry in objects_of(labels, rule.settle(values)))
 
-    assert named(Labels("values")) == ["object", "object"]
-    assert named(Labels("auto")) == ["object", "object"]
+    assert named(Labels("values")) == named(Labels("auto")) == ["object", "object"]
     assert named(Labels("components")) == ["label 1", "label 1", "label 2", "label 2"]
-    assert named(Labels("components", ("liver", "cyst"))) == ["cyst", "cyst", "liver", "liver"]
+    assert named(Labels("auto", ("a", "b"))) == ["a", "a", "b", "b"]
+    assert named(Labels("components", ("a",))) == ["a"] * 4
     many = np.array([[1, 0, 3]])
     with pytest.raises(NormdetError, match="label value 3 has no name"):
-        objects_of(many, Labels("components", ("liver", "cyst")), np.array([1, 3]))
+        objects_of(many, Labels("components", ("liver", "cyst")))
+    with pytest.raises(NormdetError, match="several names for values"):
+        Labels("values", ("liver", "cyst"))
+
+
+@pytest.mark.parametrize(
+    "files, instances, names",
+    [
+        ([[255], [255]], "components", "object"),
+        # No file has two, but two are met: nothing says that they are one class.
+        ([[1], [], [2]], "components", "label 1"),
+        ([[1], [1, 2]], "values", "object"),
+    ],
+)
+def test_a_source_is_read_by_one_rule(files, instances, names):
+    rule = Labels().settle(np.array(values) for values in files)
+    assert rule.instances == instances
+    assert {entry["category"] for entry in objects_of(np.array([[0, 1]]), rule)} == {names}
 
 
 def test_colours_and_floats_as_labels():
@@ -102,6 +119,11 @@ def test_means_are_bgr_and_exact(dtype):
         ("a.png", "a_seg.png"),
         ("imagesTr/a_0000.nii.gz", "labelsTr/a.nii.gz"),
         ("sub-1/scan.nii", "sub-1/scan_label.nii.gz"),
+        ("images/a.png", "masks/a_gt.png"),
+        ("images/a.png", "masks/label_a.png"),
+        ("image_a.png", "mask_a.png"),
+        ("1/image.png", "1/mask.png"),
+        ("images/mask_a.png", "masks/mask_a.png"),
     ],
 )
 def test_an_image_and_its_label(image, label):
@@ -109,6 +131,32 @@ def test_an_image_and_its_label(image, label):
 
     assert match_key(Path(image)) == match_key(Path(label))
     assert is_label(Path(label)) and not is_label(Path(image))
+
+
+def pairs(images, labels):
+    """By their names, and what is reported."""
+    from pathlib import Path
+
+    told = []
+    root = Path("in")
+    found = pair(
+        [root / name for name in images], root, [root / n for n in labels], root, told.append
+    )
+    names = {image.relative_to(root).as_posix(): label.name for image, label in found.items()}
+    return names, told
+
+
+def test_nothing_is_paired_by_chance():
+    found, told = pairs(["images/a.png", "images/b.png"], ["masks/b_mask.png", "masks/c.png"])
+    assert found == {"images/b.png": "b_mask.png"}
+    assert told == ["in/images/a.png has no label", "in/masks/c.png is the label of no image"]
+    # Names that differ only by what tells labels from images are told apart if each is there.
+    found, told = pairs(["images/1.png", "images/img_1.png"], ["masks/1.png", "masks/img_1.png"])
+    assert found == {"images/1.png": "1.png", "images/img_1.png": "img_1.png"} and not told
+    found, told = pairs(["images/1.png", "images/img_1.png"], ["masks/mask_1.png"])
+    assert not found and len(told) == 3
+    found, told = pairs(["images/1.png", "images/1.jpg"], ["masks/1.png"])
+    assert not found and "images/1.png, in/images/1.jpg have one label" in told[0]
 
 
 def test_names_of_splits_and_patients():
