@@ -1,4 +1,4 @@
-"""A picture of what was found: thin outlines, with scores where there is room for them."""
+"""A picture of what was found: thin outlines, with class and score where there is room for them."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -9,10 +9,11 @@ import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from normdet.inference.tiles import Detection
+from normdet.report.colours import class_colour
 from normdet.report.figures import brightened
 
-# Okabe and Ito's colours that stand out from grey and from stains, by class.
-COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#009E73", "#D55E00", "#CC79A7")
+# Of so few classes the bar also names those that were not found.
+_ALL_NAMED = 6
 # The longer side of a picture: smaller images are enlarged, larger ones reduced.
 SMALLEST, LARGEST = 1000, 2400
 _FONT_SIZE = 13
@@ -26,7 +27,7 @@ def draw(
     classes: Sequence[str],
     title: str,
 ) -> Image.Image:
-    """The image with an outline and a score for each object, and how many of which class.
+    """The image with each object's outline, score and class, and how many there are of which.
 
     Args:
         pixels: `(h, w)` or `(h, w, 3)` RGB, uint8; it may be a smaller picture of the image.
@@ -46,14 +47,11 @@ def draw(
     for one in reversed(detections):
         for line in _outline(one):
             points = [((x + 0.5) * scale, (y + 0.5) * scale) for x, y in line]
-            pen.line(points, fill=_colour(one), width=2, joint="curve")
+            pen.line(points, fill=class_colour(one.category), width=2, joint="curve")
     for one in detections:
-        _write_score(pen, one, scale, font)
+        name = classes[one.category] if len(classes) > 1 else ""
+        _write_score(pen, one, name, scale, font)
     return _with_bar(picture, detections, classes, title)
-
-
-def _colour(one: Detection) -> str:
-    return COLOURS[one.category % len(COLOURS)]
 
 
 def _outline(one: Detection) -> list[np.ndarray]:
@@ -69,16 +67,20 @@ def _outline(one: Detection) -> list[np.ndarray]:
 
 
 def _write_score(
-    pen: ImageDraw.ImageDraw, one: Detection, scale: float, font: ImageFont.FreeTypeFont
+    pen: ImageDraw.ImageDraw, one: Detection, name: str, scale: float, font: ImageFont.FreeTypeFont
 ) -> None:
     """In the middle of an object that is wide enough, so that no text covers a neighbour."""
-    text = f"{one.score:.2f}"[1:] if one.score < 0.995 else "1"
+    score = f"{one.score:.2f}"[1:] if one.score < 0.995 else "1"
     x0, y0, x1, y1 = (value * scale for value in one.piece.box)
-    left, top, right, bottom = font.getbbox(text)
-    if x1 - x0 < (right - left) * 1.4 or y1 - y0 < (bottom - top) * 1.6:
-        return
-    place = (x0 + x1) / 2, (y0 + y1) / 2
-    pen.text(place, text, "white", font, "mm", stroke_width=1, stroke_fill="#303030")
+    for text in dict.fromkeys((f"{name}\n{score}".strip(), score)):
+        left, top, right, bottom = pen.multiline_textbbox((0, 0), text, font)
+        if x1 - x0 >= (right - left) * 1.4 and y1 - y0 >= (bottom - top) * 1.6:
+            place = (x0 + x1) / 2, (y0 + y1) / 2
+            pen.text(
+                place, text, "white", font, "mm", align="center",
+                stroke_width=1, stroke_fill="#303030",
+            )  # fmt: skip
+            return
 
 
 def _with_bar(
@@ -91,9 +93,9 @@ def _with_bar(
     x = 8.0
     for index, name in enumerate(classes):
         count = sum(one.category == index for one in detections)
-        if count or len(classes) <= len(COLOURS):
+        if count or len(classes) <= _ALL_NAMED:
             text = f"{count} {name}"
-            pen.text((x, _BAR / 2), text, COLOURS[index % len(COLOURS)], font, "lm")
+            pen.text((x, _BAR / 2), text, class_colour(index), font, "lm")
             x += font.getlength(text) + 18
     room = picture.width - x - 8
     if font.getlength(title) > room:

@@ -9,9 +9,8 @@ from PIL import Image, ImageDraw, ImageFont
 
 from normdet.data.readers.image import read_pages
 from normdet.prepare.write import Written
+from normdet.report.colours import class_colour
 
-# Okabe and Ito's, bright ones first: they are told apart whatever colours one sees.
-COLOURS = ("#56B4E9", "#E69F00", "#F0E442", "#CC79A7", "#009E73", "#D55E00", "#0072B2", "#FFFFFF")
 _CELL, _COLUMNS, _MOST = 330, 5, 20
 _GAP, _CAPTION, _HEAD = 10, 22, 64
 _PAPER, _INK, _FAINT = "#FFFFFF", "#202020", "#707070"
@@ -35,7 +34,7 @@ def draw(
         path: the file to write.
     """
     chosen = _choose(parts)
-    colours = {name: COLOURS[index % len(COLOURS)] for index, name in enumerate(categories)}
+    colours = {name: class_colour(index) for index, name in enumerate(categories)}
     if len(categories) == 1:
         # Of one class, the colours tell instances that touch apart.
         colours = {}
@@ -162,7 +161,7 @@ def _shortened(name: str, text: ImageDraw.ImageDraw, font, room: float) -> str:
 
 
 def _colour(entry: dict, index: int, colours: Mapping[str, str]) -> str:
-    return colours.get(entry["category"], COLOURS[index % 6])
+    return colours.get(entry["category"], class_colour(index % 6))
 
 
 def _rgb(colour: str) -> tuple[int, ...]:

@@ -6,7 +6,8 @@ from PIL import ImageColor
 
 from normdet.data.rle import Piece
 from normdet.inference.tiles import Detection
-from normdet.predict.overlay import _BAR, COLOURS, LARGEST, SMALLEST, draw
+from normdet.predict.overlay import _BAR, LARGEST, SMALLEST, draw
+from normdet.report.colours import CLASS_COLOURS
 
 
 def disk(x, y, radius, score=0.9, category=0, has_mask=True):
@@ -25,10 +26,10 @@ def test_the_outline_lies_on_the_edge_in_the_colour_of_the_class():
     one = disk(50, 40, 30, category=1)
     picture = draw(grey, grey.shape, [one], ["a", "b"], "name")
     assert picture.size == (1000, 1000 + _BAR)
-    rows, columns = np.nonzero(painted(picture, COLOURS[1]))
+    rows, columns = np.nonzero(painted(picture, CLASS_COLOURS[1]))
     distance = np.hypot(columns / 8 - 50.5, rows / 8 - 40.5)
     assert len(rows) > 500 and np.abs(distance - 30).max() < 1.2
-    assert not painted(picture, COLOURS[0]).any()
+    assert not painted(picture, CLASS_COLOURS[0]).any()
 
 
 @pytest.mark.parametrize("radius, written", [(30, True), (2, False)])
@@ -42,7 +43,7 @@ def test_scores_are_written_where_there_is_room(radius, written):
 def test_a_box_is_drawn_where_there_is_no_mask():
     grey = np.full((500, 500), 60, np.uint8)
     picture = draw(grey, grey.shape, [disk(200, 200, 50, has_mask=False)], ["a"], "")
-    rows, columns = np.nonzero(painted(picture, COLOURS[0]))
+    rows, columns = np.nonzero(painted(picture, CLASS_COLOURS[0]))
     assert abs(rows.min() - 300) < 3 and abs(rows.max() - 502) < 3
     assert abs(columns.min() - 300) < 3 and abs(columns.max() - 502) < 3
 
@@ -60,4 +61,36 @@ def test_a_picture_of_every_second_pixel_has_its_outlines_in_the_same_places():
     grey = np.full((4000, 4000), 60, np.uint8)
     one = disk(1000, 3000, 300)
     whole, half = (draw(p, grey.shape, [one], ["a"], "") for p in (grey, grey[::2, ::2]))
-    assert np.array_equal(painted(whole, COLOURS[0]), painted(half, COLOURS[0]))
+    assert np.array_equal(painted(whole, CLASS_COLOURS[0]), painted(half, CLASS_COLOURS[0]))
+
+
+def test_twenty_classes_have_twenty_colours_in_every_picture():
+    grey = np.full((200, 500), 60, np.uint8)
+    names = [f"class {number}" for number in range(20)]
+    places = [(50 * (number % 10) + 20, 20 + 90 * (number // 10)) for number in range(20)]
+    disks = [disk(*place, 15, category=number) for number, place in enumerate(places)]
+    picture = draw(grey, grey.shape, disks, names, "")
+    for (x, y), colour in zip(places, CLASS_COLOURS[:20], strict=True):
+        rows, columns = np.nonzero(painted(picture, colour))
+        assert len(rows) > 50
+        assert abs(columns.mean() / 2 - x) < 2 and abs(rows.mean() / 2 - y) < 2
+
+
+def test_no_two_of_the_colours_are_alike():
+    color = pytest.importorskip("skimage.color")
+    rgb = np.array([ImageColor.getrgb(name) for name in CLASS_COLOURS]) / 255
+    lab = color.rgb2lab(rgb[None])[0]
+    apart = color.deltaE_ciede2000(lab[:, None], lab[None])
+    assert apart[~np.eye(len(lab), dtype=bool)].min() > 17
+
+
+def test_the_class_is_written_where_there_are_several():
+    grey = np.full((250, 250), 60, np.uint8)
+    white = [
+        (np.asarray(draw(grey, grey.shape, [disk(125, 125, radius)], names, ""))[_BAR:] == 255)
+        .all(-1).sum()
+        for names in (["nucleus"], ["nucleus", "cell"])
+        for radius in (60, 8)
+    ]  # fmt: skip
+    one, one_small, several, several_small = white
+    assert several > 2 * one > 0 and several_small == one_small > 0
