@@ -1,20 +1,35 @@
 """COCO annotation files: read, checked, and turned into detectron2's records."""
 
 import json
+import os
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from normdet.data.records import Dataset, box_fault, confined, fault, first_of, warn_dropped
+from normdet.data.records import (
+    Dataset,
+    are_finite,
+    box_fault,
+    check_class_name,
+    confined,
+    fault,
+    first_of,
+    warn_dropped,
+)
 from normdet.data.rle import runs
 from normdet.errors import NormdetError
 
 # The largest file of COCO itself is 0.5 GB; json needs about ten times a file's size in memory.
 MAX_BYTES = 2 << 30
+# pycocotools counts pixels in 32 bits, and takes memory by a polygon's length: of no use above
+# these, and what it does then is to crash.
+_MOST_PIXELS = (1 << 31) - 1
+_LONGEST_OUTLINE = 1 << 22
 
 
 def load_coco(
@@ -46,6 +61,8 @@ def load_coco(
         raise NormdetError(f"{json_file} has no categories")
     _check_names(images.values(), ("file_name", "height", "width"), "image", json_file)
     _check_names(categories.values(), ("name",), "category", json_file)
+    for category in categories.values():
+        check_class_name(category["name"], json_file)
     paths = _image_paths(images, image_root, json_file, report)
 
     category_ids = sorted(categories)
@@ -62,8 +79,10 @@ def load_coco(
         if key in paths
     }
     dropped = []
+    left_out = images.keys() - paths.keys()
     for key, annotation in annotations.items():
-        if annotation.get("image_id") in images.keys() - paths.keys():
+        image_id = annotation.get("image_id")
+        if isinstance(image_id, int) and image_id in left_out:
             continue
         try:
             record = _owner(annotation, key, records, contiguous, json_file)
@@ -77,7 +96,9 @@ def load_coco(
             record["annotations"].append(_object(annotation, contiguous))
     warn_dropped(dropped, len(annotations), json_file, report)
     # What pycocotools reads of the truth beyond what the format demands for training.
-    complete = all("area" in entry and "iscrowd" in entry for entry in annotations.values())
+    complete = all(
+        are_finite([entry.get("area")]) and "iscrowd" in entry for entry in annotations.values()
+    )
     return Dataset(
         list(records.values()),
         [categories[key]["name"] for key in category_ids],
@@ -95,7 +116,9 @@ def _read(json_file: Path) -> dict[str, list[dict]]:
         raise NormdetError(f"{json_file} is larger than {MAX_BYTES >> 30} GB: not read")
     try:
         content = json.loads(json_file.read_bytes())
-    except (UnicodeDecodeError, json.JSONDecodeError, RecursionError) as error:
+    except OSError as error:
+        raise NormdetError(f"{json_file} cannot be read: {error.strerror}") from error
+    except (ValueError, RecursionError) as error:
         raise NormdetError(f"{json_file} is not JSON: {error}") from error
     sections = ("images", "annotations", "categories")
     missing = [
@@ -141,11 +164,15 @@ def _image_paths(
         raise NormdetError(f"image folder {image_root} does not exist")
     paths = {}
     for key, image in images.items():
+        height, width = image["height"], image["width"]
         try:
+            if min(height, width) < 1 or height * width > _MOST_PIXELS:
+                raise NormdetError(f"{json_file}: image {key} states a size that no image has")
             paths[key] = confined(image_root, image["file_name"], json_file)
         except NormdetError as error:
             fault(str(error), report)
-    missing = {key: str(path) for key, path in paths.items() if not path.is_file()}
+    # Not the path's own method: that raises on a name that is too long.
+    missing = {key: str(path) for key, path in paths.items() if not os.path.isfile(path)}
     if missing:
         fault(
             f"{json_file} names {len(missing)} images (of {len(paths)}) that do not exist: "
@@ -166,24 +193,53 @@ def _owner(
 
 
 def _fault(annotation: dict, key: int, record: dict, json_file: Path) -> str | None:
+    where = f"{json_file}: annotation {key}"
     box = annotation.get("bbox")
     if not isinstance(box, list) or not all(isinstance(value, int | float) for value in box):
-        raise NormdetError(f"{json_file}: annotation {key} has no bbox of four numbers")
+        raise NormdetError(f"{where} has no bbox of four numbers")
     if not box:
         return "empty bbox"
     if len(box) != 4:
-        raise NormdetError(f"{json_file}: annotation {key} has no bbox of four numbers")
+        raise NormdetError(f"{where} has no bbox of four numbers")
+    if not are_finite(box):
+        return "bbox not finite"
+    if annotation.get("iscrowd", 0) not in (0, 1):
+        raise NormdetError(f"{where} has an iscrowd that is neither 0 nor 1")
+    keypoints = annotation.get("keypoints") or []
+    if not isinstance(keypoints, list) or not are_finite(keypoints) or len(keypoints) % 3:
+        raise NormdetError(f"{where} has keypoints that are not numbers by threes")
     x, y, width, height = box
     if fault := box_fault(x, y, x + width, y + height, record["width"], record["height"]):
         return fault
-    segmentation = annotation.get("segmentation")
+    return _mask_fault(annotation.get("segmentation"), record, where)
+
+
+def _mask_fault(segmentation: Any, record: dict, where: str) -> str | None:
     if isinstance(segmentation, dict):
         size = [record["height"], record["width"]]
         if segmentation.get("size") != size or not _covers(segmentation.get("counts"), *size):
-            raise NormdetError(f"{json_file}: the mask of annotation {key} is not an RLE of {size}")
-    elif segmentation and not _polygons(segmentation):
-        return "no polygon of three points"
+            raise NormdetError(f"{where} has a mask that is not an RLE of {size}")
+    elif isinstance(segmentation, list):
+        if segmentation and not (polygons := _polygons(segmentation)):
+            return "no polygon of three points"
+        if segmentation and not _can_be_drawn(polygons, record["height"], record["width"]):
+            return "polygon not finite, far outside the image, or endless"
+    elif segmentation is not None:
+        raise NormdetError(f"{where} has a segmentation that is neither polygons nor an RLE")
     return None
+
+
+def _can_be_drawn(polygons: list[list[float]], height: int, width: int) -> bool:
+    """Whether pycocotools draws them in the memory that there is; it looks at nothing itself."""
+    length = 0.0
+    for polygon in polygons:
+        if not are_finite(polygon):
+            return False
+        points = np.array(polygon, float).reshape(-1, 2)
+        if (np.abs(points - (width / 2, height / 2)) > (1.5 * width, 1.5 * height)).any():
+            return False
+        length += np.abs(points - np.roll(points, 1, axis=0)).max(1).sum()
+    return length <= _LONGEST_OUTLINE
 
 
 def _covers(counts: Any, height: int, width: int) -> bool:

@@ -3,15 +3,19 @@
 import logging
 import math
 import os
+import unicodedata
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 from normdet.errors import NormdetError
 
 logger = logging.getLogger(__name__)
 
 SHOWN = 3
+# Of Unicode: control characters, halves of letters, separators of lines and paragraphs.
+_UNWRITTEN = ("Cc", "Cs", "Zl", "Zp")
 
 
 @dataclass(frozen=True)
@@ -35,9 +39,27 @@ class Dataset:
     dropped: list[str] = field(default_factory=list)
 
 
+def are_finite(values: Iterable[Any]) -> bool:
+    """Whether all are numbers that a float can hold."""
+    try:
+        return all(isinstance(v, int | float) and math.isfinite(v) for v in values)
+    except OverflowError:  # a whole number of hundreds of digits
+        return False
+
+
+def check_class_name(name: str, source: Any) -> None:
+    """Refuse a name that cannot be written or drawn on one line.
+
+    Raises:
+        NormdetError: naming it and `source`.
+    """
+    if not name.strip() or any(unicodedata.category(letter) in _UNWRITTEN for letter in name):
+        raise NormdetError(f"{source} has the class name {name!r}, which is no line of text")
+
+
 def box_fault(x0: float, y0: float, x1: float, y1: float, width: int, height: int) -> str | None:
     """Why a box cannot be trained on or matched, or None."""
-    if not all(math.isfinite(v) for v in (x0, y0, x1, y1)):
+    if not are_finite((x0, y0, x1, y1)):
         return "not finite"
     if x1 <= x0 or y1 <= y0:
         return "no area"
@@ -86,10 +108,14 @@ def confined(folder: Path, name: str, source: Path) -> Path:
     A link that is `folder` itself is followed first, so a dataset folder may be a link.
 
     Raises:
-        NormdetError: where the name is absolute, climbs out, or is a link to a place outside.
+        NormdetError: where the name is absolute, climbs out, is a link to a place outside, or is
+            none that a file can have.
     """
     root = os.path.realpath(folder)
-    path = os.path.realpath(os.path.join(root, name))
+    try:
+        path = os.path.realpath(os.path.join(root, name))
+    except ValueError as error:  # a null character, or half a letter
+        raise NormdetError(f"{source} names {name!r}, which is no file name") from error
     if os.path.isabs(name) or os.path.commonpath([root, path]) != root:
         raise NormdetError(f"{source} names {name!r}, which lies outside the image folder {folder}")
     return Path(folder, name)

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 import numpy as np
 import pycocotools.mask as mask_util
 
+# A run has 32; without an end, a number of millions of characters takes hours to add up.
+_MOST_BITS = 60
+
 
 def runs(counts: str | bytes) -> list[int] | None:
     """The run lengths of a compressed RLE, or None where it is none.
@@ -21,6 +24,8 @@ def runs(counts: str | bytes) -> list[int] | None:
             return None
         value |= (bits & 31) << shift
         shift += 5
+        if shift > _MOST_BITS:
+            return None
         if not bits & 32:
             value -= (bits >> 4 & 1) << shift
             lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))

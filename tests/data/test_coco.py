@@ -11,6 +11,7 @@ from detectron2.data.datasets import load_coco_json
 from PIL import Image
 
 from normdet.data import load_coco
+from normdet.data.rle import runs
 from normdet.errors import NormdetError
 
 
@@ -82,6 +83,7 @@ def test_uncompressed_rle_and_keypoints_are_read_as_detectron2_does(tiny, tmp_pa
         ([30, 3, 4, 4], "outside"),
         ([3, -9, 4, 9], "outside"),
         ([3, 3, float("nan"), 4], "not finite"),
+        ([3, 3, 10**400, 4], "not finite"),
     ],
 )
 def test_empty_boxes_are_left_out_counted_and_named(tiny, caplog, bbox, why):
@@ -101,6 +103,32 @@ def test_polygons_of_less_than_three_points_are_left_out(tiny):
     dataset = load()
     assert len(dataset.dropped) == 1
     assert dataset.records[1]["annotations"][0]["segmentation"] == [[5, 5, 9, 5, 9, 9]]
+
+
+@pytest.mark.parametrize(
+    "polygon",
+    [
+        [1, 1, 1e9, 1, 1e9, 1e9],
+        [1, 1, float("inf"), 1, 5, 9],
+        [1, 1, 10**400, 1, 5, 9],
+        [1, 1, "9", 1, 5, 9],
+        # Back and forth across the image: nothing is wrong with it but its length.
+        [-5, -5, 35, 25] * 60_000,
+    ],
+    ids=["far", "infinite", "not a float", "text", "endless"],
+)
+def test_polygons_that_would_end_the_process_are_left_out(tiny, polygon):
+    content, load = tiny
+    content["annotations"][0]["segmentation"] = [polygon]
+    dataset = load()
+    assert dataset.records[0]["annotations"] == [] and dataset.json_file is None
+    assert "annotation 1 of image 1 (polygon not finite" in dataset.dropped[0]
+
+
+def test_polygons_that_leave_the_image_a_little_are_taken(tiny):
+    content, load = tiny
+    content["annotations"][0]["segmentation"] = [[-9, -4, 35, 0.5, 20, 33]]
+    assert load().records[0]["annotations"][0]["segmentation"] == [[-9, -4, 35, 0.5, 20, 33]]
 
 
 def _repeat(section):
@@ -129,14 +157,29 @@ def _rle(counts):
         (_put("annotations", "category_id", 9), "annotation 1 has the unknown category_id 9"),
         (_put("annotations", "bbox", [1, 2, 3]), "annotation 1 has no bbox of four numbers"),
         (_put("annotations", "bbox", None), "annotation 1 has no bbox of four numbers"),
-        (_put("annotations", "segmentation", {"size": [9, 9]}), "annotation 1 is not an RLE"),
-        (_rle("05"), r"annotation 1 is not an RLE of \[20, 30\]"),
-        (_rle(""), "annotation 1 is not an RLE"),
-        (_rle("\x7f"), "annotation 1 is not an RLE"),
-        (_rle("P" * 40), "annotation 1 is not an RLE"),
-        (_rle([5, -5, 600]), "annotation 1 is not an RLE"),
-        (_rle([5, 5]), "annotation 1 is not an RLE"),
-        (_rle(7), "annotation 1 is not an RLE"),
+        (
+            _put("annotations", "segmentation", {"size": [9, 9]}),
+            "annotation 1 has a mask that is not",
+        ),
+        (_rle("05"), r"annotation 1 has a mask that is not an RLE of \[20, 30\]"),
+        (_rle(""), "annotation 1 has a mask that is not"),
+        (_rle("\x7f"), "annotation 1 has a mask that is not"),
+        (_rle("P" * 40), "annotation 1 has a mask that is not"),
+        (_rle([5, -5, 600]), "annotation 1 has a mask that is not"),
+        (_rle([5, 5]), "annotation 1 has a mask that is not"),
+        (_rle(7), "annotation 1 has a mask that is not"),
+        (_put("annotations", "segmentation", 5), "annotation 1 has a segmentation that is neither"),
+        (_put("annotations", "image_id", [1]), r"annotation 1 has the unknown image_id \[1\]"),
+        (_put("annotations", "keypoints", "abc"), "annotation 1 has keypoints that are not"),
+        (_put("annotations", "keypoints", [5, 5]), "annotation 1 has keypoints that are not"),
+        (_put("annotations", "iscrowd", [1]), "annotation 1 has an iscrowd that is neither"),
+        (_put("images", "file_name", "a\0.png"), r"names 'a\\x00.png', which is no file name"),
+        (_put("images", "file_name", "a\ud800.png"), "which is no file name"),
+        (_put("images", "file_name", "a" * 300), "1 images \\(of 2\\) that do not exist"),
+        (_put("images", "width", 10**12), "image 1 states a size that no image has"),
+        (_put("images", "height", -5), "image 1 states a size that no image has"),
+        (_put("categories", "name", "a\nb"), r"the class name 'a\\nb', which is no line of text"),
+        (_put("categories", "name", "a\ud800"), "which is no line of text"),
         (_put("images", "file_name", "gone.png"), "1 images \\(of 2\\) that do not exist: .*gone"),
         (_put("images", "file_name", "../x.png"), "'../x.png', which lies outside"),
         (_put("images", "file_name", "/etc/passwd"), "'/etc/passwd', which lies outside"),
@@ -150,7 +193,7 @@ def test_a_broken_file_is_refused_by_name(tiny, change, sentence):
         load()
 
 
-@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\x00\x01", "3"])
+@pytest.mark.parametrize("text", ["", "{", "[1, 2]", "\x00\x01", "3", "9" * 5000])
 def test_what_is_not_coco_at_all_is_refused(tiny, text):
     with pytest.raises(NormdetError, match=r"annotations\.json is not (JSON|COCO)"):
         tiny[1](text)
@@ -170,6 +213,10 @@ def test_an_image_folder_that_is_itself_a_link_is_followed(tiny, tmp_path):
     (tmp_path / "linked").symlink_to(tmp_path / "images")
     dataset = load_coco(tmp_path / "annotations.json", tmp_path / "linked")
     assert dataset.records[0]["file_name"] == str(tmp_path / "linked" / "a.png")
+
+
+def test_a_run_length_without_end_is_none():
+    assert runs("o" * 2_000_000) is None
 
 
 def test_compressed_masks_of_any_shape_are_accepted(tiny):
