@@ -16,6 +16,7 @@ from rich.progress import track
 
 from normdet.data.input_record import PREPARED
 from normdet.data.readers import MAX_PIXELS, Slice, nifti
+from normdet.data.readers.base import unreadable
 from normdet.data.window import FORMS, apply_window, parse_window
 from normdet.data.windowed import read_windowed
 from normdet.errors import NormdetError
@@ -191,9 +192,9 @@ def _read(
 ) -> Collected:
     one, before = Collected(), faults.count
     digest = hashlib.sha256()
-    for path in sorted(stack.source.paths):
-        digest.update(_sha256(path))
     try:
+        for path in sorted(stack.source.paths):
+            digest.update(_sha256(path))
         for item, limits in read_windowed(
             stack.source,
             parse_window(args.window),
@@ -246,9 +247,12 @@ def _write_one(
 
 def _sha256(path: Path) -> bytes:
     digest = hashlib.sha256()
-    with open(path, "rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise unreadable(path, error) from error
     return digest.digest()
 
 

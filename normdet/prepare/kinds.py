@@ -79,7 +79,11 @@ def _of_folder(root: Path) -> str | None:
     kinds: set[str] = set()
     images: dict[Path, list[Path]] = {}
     for path in walk(root, report=lambda sentence: None):
-        if kind := _of_file(path):
+        try:
+            kind = _of_file(path)
+        except NormdetError:  # named when the source is read
+            continue
+        if kind:
             kinds.add(kind)
         if kind == "images" and path.parent.name == "images":
             images.setdefault(path.parent, []).append(path)

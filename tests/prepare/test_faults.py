@@ -1,5 +1,6 @@
 """Bad input is named, then skipped and counted or refused, as the user chose."""
 
+import errno
 import json
 import os
 import re
@@ -165,6 +166,25 @@ def test_a_label_volume_on_another_grid_is_refused(tmp_path, capsys):
     printed = capsys.readouterr()
     assert "cut.nii has 96x96x2 voxels, its image" in printed.err
     assert re.search("labels/mirrored.nii lies elsewhere .*images/mirrored.nii", printed.err)
+    assert "faults   2" in printed.out and len(masks_of(tmp_path / "out")) == 3
+
+
+def test_a_file_that_the_system_does_not_let_be_read(folder, tmp_path, capsys, monkeypatch):
+    add(folder, "private", blobs(9))
+    (folder / "images" / "secret").touch()
+    own = open
+
+    def refusing(path, *args, **kwargs):
+        if re.search("private.png|secret", str(path)) and str(path).startswith(str(folder)):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return own(path, *args, **kwargs)
+
+    # Tests may run as root, whom the system lets read all.
+    monkeypatch.setattr("builtins.open", refusing)
+    assert main(["prepare", str(folder), "--out", str(tmp_path / "out")]) == 0
+    printed = capsys.readouterr()
+    for name in ("private.png", "secret"):
+        assert f"fault: {folder / 'images' / name} cannot be read: Permission denied" in printed.err
     assert "faults   2" in printed.out and len(masks_of(tmp_path / "out")) == 3
 
 

@@ -88,7 +88,7 @@ def stamp_of(paths: Iterable[Path]) -> str:
         try:
             status = path.stat()
         except OSError as error:
-            raise NormdetError(f"{path} cannot be read: {error.strerror}") from error
+            raise unreadable(path, error) from error
         parts.append(f"{path.absolute()}\0{status.st_size}\0{status.st_mtime_ns}")
     return hashlib.blake2b("\0".join(parts).encode("utf-8", "surrogateescape")).hexdigest()[:24]
 
@@ -118,6 +118,11 @@ def check_size(path: Path, height: int, width: int, max_pixels: int, slices: int
             f"{path} has {slices} slices of {width}x{height} pixels, more than "
             f"{max_pixels * MAX_VOXELS_PER_PIXEL:,} in all: raise --max-pixels"
         )
+
+
+def unreadable(path: str | Path, error: OSError) -> NormdetError:
+    """The error for a file or folder that the system does not let be read."""
+    return NormdetError(f"{path} cannot be read: {error.strerror or error}")
 
 
 def missing_extra(package: str) -> NormdetError:

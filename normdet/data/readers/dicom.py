@@ -5,6 +5,7 @@ kept from both.
 """
 
 import contextlib
+import itertools
 import logging
 import warnings
 from collections.abc import Iterator, Sequence
@@ -22,6 +23,7 @@ from normdet.data.readers.base import (
     missing_extra,
     native,
     patient_key,
+    unreadable,
 )
 from normdet.errors import NormdetError
 
@@ -31,8 +33,13 @@ _HEADER = (
     "SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID PatientID Modality Rows Columns "
     "NumberOfFrames ImageOrientationPatient ImagePositionPatient InstanceNumber"
 ).split()
+_PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 # A step this much above the usual one is a hole in the series.
 _GAP = 1.5
+# Places of missing slices that a message names.
+_SHOWN = 8
+# No scanner is so wide: positions beyond are damaged, and would overflow what is made of them.
+_FARTHEST_MM = 1e6
 
 
 @dataclass(frozen=True)
@@ -51,11 +58,18 @@ class Header:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has a name or a mark of DICOM."""
+    """Whether a file has a name or a mark of DICOM.
+
+    Raises:
+        NormdetError: a file that cannot be opened.
+    """
     if path.suffix.lower() in SUFFIXES:
         return True
-    with open(path, "rb") as file:
-        return file.read(132)[128:] == b"DICM"
+    try:
+        with open(path, "rb") as file:
+            return file.read(132)[128:] == b"DICM"
+    except OSError as error:
+        raise unreadable(path, error) from error
 
 
 def read_header(path: Path) -> Header:
@@ -145,14 +159,15 @@ def _report_gaps(places: Sequence[float], name: str, report: Report) -> float | 
     if not len(steps_up):
         return None
     usual = float(np.median(steps_up))
-    missing = [
+    missing = (
         f"{place + usual * index:.1f}"
         for place, gap in zip(places, steps, strict=False)
         if gap > _GAP * usual
         for index in range(1, round(gap / usual))
-    ]
-    if missing:
-        shown = ", ".join(missing[:8]) + (", ..." if len(missing) > 8 else "")
+    )
+    # One position far off would make a list of millions.
+    if first := list(itertools.islice(missing, _SHOWN + 1)):
+        shown = ", ".join(first[:_SHOWN]) + (", ..." if len(first) > _SHOWN else "")
         report(
             f"series {name} has gaps: no slice at {shown} mm along its normal "
             f"({len(places)} slices, one each {usual:.2f} mm)"
@@ -168,16 +183,42 @@ def _frames(
         frames = _integer(data, "NumberOfFrames") or 1
         rows, columns = _integer(data, "Rows") or 0, _integer(data, "Columns") or 0
         check_size(path, rows, columns, max_pixels, frames)
+        _check_length(data, frames, path)
         patient = _patient(data)
         for index in _frame_order(data, frames, path, report):
-            groups = _functional_groups(data, index)
             try:
+                groups = _functional_groups(data, index)
                 pixels, window = _pixels(data, index, groups)
             except Exception as error:  # a damaged stream raises nearly anything
                 report(f"{path}{f', frame {index},' if frames > 1 else ''} {_reason(error)}")
                 continue
             spacing = _spacing(data, groups)
             yield index, pixels, patient, spacing, window
+
+
+def _check_length(data: Any, frames: int, path: Path) -> None:
+    """Refuse more frames than there are pixels for, before anything is done for each.
+
+    Raises:
+        NormdetError: naming what they need and what there is.
+    """
+    from pydicom.encaps import parse_fragments
+    from pydicom.pixels.utils import get_expected_length
+
+    try:
+        if data.file_meta.TransferSyntaxUID.is_compressed:
+            # The first item is the table of where the others are.
+            unit, needed, there = "fragments", frames, parse_fragments(data.PixelData)[0] - 1
+        else:
+            unit, needed = "bytes", get_expected_length(data)
+            there = max(len(data.get(name) or b"") for name in _PIXELS)
+    except Exception as error:  # a damaged header raises nearly anything
+        raise NormdetError(f"{path} {_reason(error)}") from None
+    if frames < 1 or there < needed:
+        raise NormdetError(
+            f"{path} has pixels that cannot be read: for {frames} frames at least {needed} {unit} "
+            f"are needed, and there are {there}"
+        )
 
 
 def _patient(data: Any) -> str | None:
@@ -189,13 +230,15 @@ def _frame_order(data: Any, frames: int, path: Path, report: Report) -> list[int
     """The frames in the order of space where each states its own place."""
     headers = []
     for index in range(frames if "PerFrameFunctionalGroupsSequence" in data else 0):
-        groups = _functional_groups(data, index)
-        position = _first(groups, "ImagePositionPatient")
-        orientation = _first(groups, "ImageOrientationPatient")
+        try:
+            groups = _functional_groups(data, index)
+        except Exception:  # named when the frame is read
+            return list(range(frames))
+        position = _first_numbers(groups, "ImagePositionPatient", 3)
+        orientation = _first_numbers(groups, "ImageOrientationPatient", 6)
         if position is None or orientation is None:
             return list(range(frames))
-        place = tuple(map(float, position)), tuple(map(float, orientation))
-        headers.append(Header(path, None, None, None, 1, True, *place, index))
+        headers.append(Header(path, None, None, None, 1, True, position, orientation, index))
     ordered, _ = in_order(headers, path.name, report)
     return [header.number for header in ordered] or list(range(frames))
 
@@ -225,6 +268,8 @@ def _pixels(
         return native(array[..., :3]), None
     slope = float(_first(groups, "RescaleSlope") or 1)
     intercept = float(_first(groups, "RescaleIntercept") or 0)
+    if not np.isfinite((slope, intercept)).all():
+        raise ValueError
     window = _window(groups)
     mirror = None
     if photometric == "MONOCHROME1":
@@ -250,7 +295,7 @@ def _window(groups: list[Any]) -> tuple[float, float] | None:
         float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
         for value in (center, width)
     )
-    return (center, width) if width > 0 else None
+    return (center, width) if width > 0 and np.isfinite((center, width)).all() else None
 
 
 def _spacing(data: Any, groups: list[Any]) -> tuple[float, ...] | None:
@@ -262,6 +307,10 @@ def _lengths(places: list[Any], name: str, count: int) -> tuple[float, ...] | No
     """The first that can be: lengths are above 0."""
     found = (_numbers(place, name, count) for place in places)
     return next((values for values in found if values and min(values) > 0), None)
+
+
+def _first_numbers(places: list[Any], name: str, count: int) -> tuple[float, ...] | None:
+    return next(filter(None, (_numbers(place, name, count) for place in places)), None)
 
 
 def _first(groups: list[Any], name: str) -> Any:
@@ -287,7 +336,9 @@ def _open(path: Path, pixels: bool) -> Iterator[Any]:
             data = pydicom.dcmread(path, force=forced, **options)
             if not len(data) and not data.get("file_meta"):
                 raise ValueError
-        except Exception:
+        except Exception as error:
+            if isinstance(error, OSError) and error.strerror:
+                raise unreadable(path, error) from None
             # Not chained: the cause may quote a tag, and a traceback would print it.
             raise NormdetError(f"{path} is not a DICOM file that can be read") from None
         yield data
@@ -335,7 +386,7 @@ def _text(data: Any, name: str) -> str | None:
 def _integer(data: Any, name: str) -> int | None:
     try:
         return int(_value(data, name))
-    except (TypeError, ValueError):
+    except (TypeError, ValueError, OverflowError):
         return None
 
 
@@ -345,4 +396,5 @@ def _numbers(data: Any, name: str, count: int) -> tuple[float, ...] | None:
         values = tuple(map(float, np.atleast_1d(() if value is None else value)))
     except (TypeError, ValueError):
         return None
-    return values if len(values) == count and np.isfinite(values).all() else None
+    fits = len(values) == count and all(abs(value) < _FARTHEST_MM for value in values)
+    return values if fits else None

@@ -7,7 +7,7 @@ from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 from normdet.data.readers import dicom, image, nifti
-from normdet.data.readers.base import Report, Source, stop
+from normdet.data.readers.base import Report, Source, stop, unreadable
 from normdet.errors import NormdetError
 
 
@@ -37,13 +37,13 @@ def find_sources(
             sources.append(Source("nifti", (path,), unique_name(path, root, names)))
         elif lower.endswith(image.SUFFIXES):
             sources.append(Source("image", (path,), unique_name(path, root, names)))
-        elif dicom.is_dicom(path):
+        else:
             try:
-                header = dicom.read_header(path)
+                header = dicom.read_header(path) if dicom.is_dicom(path) else None
             except NormdetError as error:
                 report(str(error))
                 continue
-            if header.has_image and header.modality not in ("SEG", "RTDOSE"):
+            if header and header.has_image and header.modality not in ("SEG", "RTDOSE"):
                 series.setdefault(header.series or str(path), []).append(path)
     for number, files in enumerate(series.values(), start=1):
         sources.append(Source("dicom", tuple(files), f"series{number:04d}"))
@@ -75,9 +75,16 @@ def _named(given: Iterable[Path], report: Report) -> Iterator[tuple[Path, Path]]
 
 
 def walk(folder: Path, report: Report = stop) -> Iterator[Path]:
-    """The files below `folder`, sorted; links that lead out of it are reported, not followed."""
+    """The files below `folder`, sorted.
+
+    Links that lead out of it are reported, not followed; so are folders that cannot be read.
+    """
     root = os.path.realpath(folder)
-    for place, folders, files in os.walk(folder):
+
+    def unread(error: OSError) -> None:
+        report(str(unreadable(error.filename, error)))
+
+    for place, folders, files in os.walk(folder, onerror=unread):
         folders[:] = sorted(name for name in folders if not name.startswith("."))
         for name in sorted(files):
             path = Path(place, name)
@@ -95,8 +102,11 @@ def walk(folder: Path, report: Report = stop) -> Iterator[Path]:
 
 
 def stem(path: Path) -> str:
-    """The file's name without `.png`, `.nii.gz`, ..."""
-    return path.name[: -len(".nii.gz")] if path.name.lower().endswith(".nii.gz") else path.stem
+    """The file's name without `.png`, `.nii.gz`, ...; a number is not such an ending."""
+    if path.name.lower().endswith(".nii.gz"):
+        return path.name[: -len(".nii.gz")]
+    # Files of DICOM are often named by their UID alone: 1.2.840.1.
+    return path.name if path.suffix[1:].isdigit() else path.stem
 
 
 def unique_name(path: Path, root: Path, taken: set[str]) -> str:

@@ -156,6 +156,53 @@ def test_frames_have_their_own_scale_window_and_place(tmp_path):
     assert len({slice_.name for slice_ in slices}) == 3
 
 
+@pytest.mark.parametrize("position", [b"x.y", b"nan", b"1e9", b""])
+def test_places_that_are_no_numbers_leave_the_frames_as_stored(tmp_path, position):
+    cases = [blobs(seed, size=32, count=1) for seed in range(3)]
+    path = saved(enhanced(cases, order=[2, 0, 1]), tmp_path / "a.dcm")
+    content = path.read_bytes()
+    assert content.count(b"\\6.0") == 1
+    path.write_bytes(content.replace(b"\\6.0", b"\\" + position.ljust(3)))
+    slices = list(read_slices(path))
+    assert [slice_.frame for slice_ in slices] == [0, 1, 2]
+
+
+@pytest.mark.parametrize("frames", [1_900_000_000, 2, -3])
+def test_more_frames_than_there_are_pixels_for(tmp_path, frames):
+    data = dicom_image(Case(np.ones((1, 1), np.uint16), np.zeros((1, 1), int)), 0)
+    data.NumberOfFrames = frames
+    saved(data, tmp_path / "a.dcm")
+    saved(dicom_image(blobs(0), 1), tmp_path / "b.dcm")
+    faults = []
+    (good,) = read_slices(tmp_path, report=faults.append)
+    assert good.source.name == "b.dcm"
+    (fault,) = faults
+    assert f"a.dcm has pixels that cannot be read: for {frames} frames at least" in fault
+
+
+def test_more_frames_than_there_are_compressed_pixels_for(tmp_path):
+    data = pydicom.dcmread(bundled("SC_rgb_rle_2frame.dcm"))
+    assert len(list(read_slices(saved(data, tmp_path / "a.dcm")))) == 2
+    data.NumberOfFrames = 3
+    saved(data, tmp_path / "a.dcm")
+    faults = []
+    assert not list(read_slices(tmp_path, report=faults.append))
+    (fault,) = faults
+    assert "for 3 frames at least 3 fragments are needed, and there are 2" in fault
+
+
+@pytest.mark.parametrize("name", ["RescaleSlope", "RescaleIntercept"])
+def test_a_scale_that_is_no_number_is_a_fault(tmp_path, name):
+    data = dicom_image(blobs(0, size=32, count=1), 0)
+    setattr(data, name, 777)
+    path = saved(data, tmp_path / "a.dcm")
+    content = path.read_bytes()
+    assert content.count(b"777.0 ") == 1
+    path.write_bytes(content.replace(b"777.0 ", b"inf   "))
+    with pytest.raises(NormdetError, match="a.dcm has pixels that cannot be read"):
+        list(read_slices(path))
+
+
 def test_a_series_is_sorted_by_place_whatever_its_names_and_numbers(tmp_path):
     cases = [blobs(seed) for seed in range(5)]
     write_series(tmp_path, cases)
@@ -198,6 +245,17 @@ def test_a_gap_is_reported_with_the_place(tmp_path):
     assert "no slice at 5.0 mm along its normal (5 slices, one each 2.50 mm)" in fault
     with pytest.raises(NormdetError, match="has gaps"):
         list(read_slices(tmp_path))
+
+
+def test_a_place_far_off_makes_no_list_without_end(tmp_path):
+    for index, place in enumerate([0, 0.01, 0.02, 9e5]):
+        data = dicom_image(blobs(0, size=32, count=1), index)
+        data.ImagePositionPatient = [0, 0, place]
+        saved(data, tmp_path / f"{index}.dcm")
+    faults = []
+    assert len(list(read_slices(tmp_path, report=faults.append))) == 4
+    (fault,) = faults
+    assert "no slice at 0.0, 0.0" in fault and ", ... mm" in fault and len(fault) < 250
 
 
 def test_neighbours_are_channels(tmp_path):
