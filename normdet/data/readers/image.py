@@ -119,9 +119,7 @@ def _read_tiff(path: Path, max_pixels: int) -> list[np.ndarray]:
         for page in pages:
             check_size(path, page.imagelength, page.imagewidth, max_pixels, len(pages))
         for page in pages:
-            pixels = page.asarray()
-            if page.axes.startswith("S"):
-                pixels = np.moveaxis(pixels, 0, -1)
+            pixels = _decoded(page, path)
             if pixels.ndim == 3 and pixels.shape[-1] == 4:
                 pixels = pixels[..., :3]
             if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[-1] == 3):
@@ -135,3 +133,19 @@ def _read_tiff(path: Path, max_pixels: int) -> list[np.ndarray]:
     if not arrays:
         raise NormdetError(f"{path} holds no image")
     return arrays
+
+
+def _decoded(page: tifffile.TiffPage, path: Path) -> np.ndarray:
+    """The pixels of a page as stored, channels last."""
+    try:
+        pixels = page.asarray()
+    except (ValueError, ImportError):
+        # tifffile needs imagecodecs for LZW and JPEG. Pillow has them, for all but deep colours and
+        # inverted greys.
+        with _own_limit(), Image.open(path) as image:
+            image.seek(page.index)
+            pixels = np.array(image)
+        if pixels.dtype != page.dtype or page.photometric == 0:
+            raise
+        return pixels
+    return np.moveaxis(pixels, 0, -1) if page.axes.startswith("S") else pixels

@@ -1,5 +1,8 @@
 """PNG, JPEG and TIFF keep the values they hold."""
 
+import errno
+import os
+
 import numpy as np
 import pytest
 import tifffile
@@ -54,6 +57,35 @@ def test_colour_tiff_of_16_bits(tmp_path, planar):
     assert np.array_equal(slice_.pixels, colour)
 
 
+@pytest.mark.parametrize("compression", ["tiff_lzw", "jpeg", "tiff_adobe_deflate"])
+@pytest.mark.parametrize("dtype, channels", [("u1", 1), ("u1", 3), ("u2", 1)])
+def test_compressed_tiff(tmp_path, compression, dtype, channels):
+    if compression == "jpeg" and dtype == "u2":
+        pytest.skip("no such TIFF")
+    values = (RAMP * (500 if dtype == "u2" else 2)).astype(dtype)
+    values = np.stack([values] * channels, axis=-1).squeeze()
+    first, second = (Image.fromarray(array) for array in (values, values[::-1].copy()))
+    first.save(tmp_path / "a.tif", compression=compression, save_all=True, append_images=[second])
+    slices = list(read_slices(tmp_path / "a.tif"))
+    allowed = 8 if compression == "jpeg" else 0
+    for slice_, expected in zip(slices, (values, values[::-1]), strict=True):
+        assert slice_.pixels.dtype == dtype and slice_.pixels.shape == values.shape
+        assert np.abs(slice_.pixels.astype(int) - expected).max() <= allowed
+
+
+def test_compressed_tiff_that_pillow_would_read_as_another_is_refused(tmp_path, monkeypatch):
+    def no_codec(page):
+        raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
+
+    deep = np.stack([RAMP * 500] * 3, axis=-1).astype(np.uint16)
+    tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb")
+    tifffile.imwrite(tmp_path / "b.tif", RAMP.astype(np.uint8), photometric="miniswhite")
+    monkeypatch.setattr(tifffile.TiffPage, "asarray", no_codec)
+    for name in ("a.tif", "b.tif"):
+        with pytest.raises(NormdetError, match="requires the 'imagecodecs' package"):
+            list(read_slices(tmp_path / name))
+
+
 def test_names_are_unique_and_keep_their_letters(tmp_path):
     for folder in ("a", "b/c"):
         (tmp_path / folder).mkdir(parents=True)
@@ -75,6 +107,32 @@ def test_what_is_no_image_is_named(tmp_path):
     assert "a.png cannot be read as an image" in faults[0] and "b.tif holds no" in faults[1]
     with pytest.raises(NormdetError, match="a.png cannot be read"):
         list(read_slices(tmp_path))
+
+
+def test_what_the_system_does_not_let_be_read_is_named(tmp_path, monkeypatch):
+    Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "a.png")
+    (tmp_path / "private").mkdir()
+    (tmp_path / "secret").touch()
+
+    def refusing(function):
+        def call(path, *args, **kwargs):
+            if str(path).endswith(("private", "secret")):
+                raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+            return function(path, *args, **kwargs)
+
+        return call
+
+    # Tests may run as root, whom the system lets read all.
+    monkeypatch.setattr(os, "scandir", refusing(os.scandir))
+    monkeypatch.setattr("builtins.open", refusing(open))
+    faults = []
+    (source,) = find_sources(tmp_path, report=faults.append)
+    assert source.paths == (tmp_path / "a.png",)
+    assert sorted(faults) == [
+        f"{tmp_path / name} cannot be read: Permission denied" for name in ("private", "secret")
+    ]
+    with pytest.raises(NormdetError, match="Permission denied"):
+        find_sources(tmp_path)
 
 
 def test_nothing_to_find(tmp_path):
