@@ -1,7 +1,7 @@
 """Pascal VOC folders with any class names."""
 
 import xml.etree.ElementTree as ET
-from collections.abc import Callable
+from collections.abc import Callable, Container
 from pathlib import Path
 
 from detectron2.structures import BoxMode
@@ -14,7 +14,10 @@ SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 
 
 def load_voc(
-    folder: str | Path, image_set: str, report: Callable[[str], None] | None = None
+    folder: str | Path,
+    image_set: str,
+    report: Callable[[str], None] | None = None,
+    without: Container[str] = (),
 ) -> Dataset:
     """Read `folder/ImageSets/Main/<image_set>.txt` and what it names.
 
@@ -31,14 +34,9 @@ def load_voc(
         NormdetError: where a file is missing, is not VOC, or lies outside `folder`.
     """
     folder = Path(folder)
-    listing = folder / "ImageSets" / "Main" / f"{image_set}.txt"
-    if not listing.is_file():
-        raise NormdetError(
-            f"{folder} is not a Pascal VOC folder with a set {image_set!r}: no {listing}"
-        )
+    stems = [stem for stem in read_set(folder, image_set) if stem not in without]
+    listing = _listing(folder, image_set)
     classes = _classes(folder / "Annotations", report)
-    # A line may carry a second column: VOC's per-class sets do.
-    stems = [line.split()[0] for line in listing.read_text().splitlines() if line.strip()]
     records: list[dict] = []
     dropped: list[str] = []
     total = 0
@@ -56,6 +54,31 @@ def load_voc(
     return Dataset(records, classes, ids, None, folder / "JPEGImages", dropped)
 
 
+def read_set(folder: Path, image_set: str) -> list[str]:
+    """The images that `folder/ImageSets/Main/<image_set>.txt` names, each once.
+
+    Raises:
+        NormdetError: the file is missing or no text in UTF-8.
+    """
+    listing = _listing(folder, image_set)
+    if not listing.is_file():
+        raise NormdetError(
+            f"{folder} is not a Pascal VOC folder with a set {image_set!r}: no {listing}"
+        )
+    try:
+        lines = listing.read_text(encoding="utf-8-sig").splitlines()
+    except UnicodeDecodeError as error:
+        raise NormdetError(f"{listing} is not text in UTF-8: save it so") from error
+    except OSError as error:
+        raise NormdetError(f"{listing} cannot be read: {error.strerror}") from error
+    # A line may carry a second column: VOC's per-class sets do.
+    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+
+
+def _listing(folder: Path, image_set: str) -> Path:
+    return folder / "ImageSets" / "Main" / f"{image_set}.txt"
+
+
 def _record(folder: Path, stem: str, classes: list[str], listing: Path) -> tuple[dict, list[str]]:
     """An image's record, and a phrase on each of its boxes that is left out."""
     tree = _parse(confined(folder / "Annotations", f"{stem}.xml", listing))
@@ -70,13 +93,13 @@ def _record(folder: Path, stem: str, classes: list[str], listing: Path) -> tuple
         x0, y0, x1, y1 = _corners(item, stem)
         # Read as VOC means them, equal corners are one pixel; in practice they are a slip.
         if reason := box_fault(x0, y0, x1, y1, width, height):
-            dropped.append(f"{item.findtext('name')} in {stem}.xml ({reason})")
+            dropped.append(f"{_name(item)} in {stem}.xml ({reason})")
             continue
         objects.append(
             {
                 "bbox": [x0 - 1, y0 - 1, x1, y1],
                 "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": classes.index(item.findtext("name")),
+                "category_id": classes.index(_name(item)),
             }
         )
     record = {"file_name": str(image), "height": height, "width": width, "annotations": objects}
@@ -87,14 +110,19 @@ def _classes(annotations: Path, report: Callable[[str], None] | None) -> list[st
     names = set()
     for path in sorted(annotations.glob("*.xml")):
         try:
-            names |= {item.findtext("name") for item in _parse(path).iter("object")}
+            names |= {_name(item) for item in _parse(path).iter("object")}
         except NormdetError:
             # Named again when its own turn comes.
             if report is None:
                 raise
-    if not names or None in names:
+    if not names or "" in names:
         raise NormdetError(f"{annotations} holds no Pascal VOC objects with names")
     return sorted(names)
+
+
+def _name(item: ET.Element) -> str:
+    """The class on one line: how a file is laid out is no part of it."""
+    return " ".join((item.findtext("name") or "").split())
 
 
 def _parse(path: Path) -> ET.Element:
@@ -103,11 +131,11 @@ def _parse(path: Path) -> ET.Element:
     except OSError as error:
         raise NormdetError(f"annotation file {path} cannot be read: {error.strerror}") from error
     # An entity can expand without bound; no VOC file declares one.
-    if b"<!ENTITY" in text:
+    if b"<!ENTITY" in text.replace(b"\0", b""):  # in UTF-16 too
         raise NormdetError(f"{path} declares an XML entity: not read")
     try:
         return ET.fromstring(text)
-    except ET.ParseError as error:
+    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: its encoding
         raise NormdetError(f"{path} is not XML: {error}") from error
 
 

@@ -1,7 +1,9 @@
 """COCO files and Pascal VOC folders, through the readers that training uses."""
 
 import hashlib
+import os
 from collections.abc import Iterator
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -11,8 +13,8 @@ from detectron2.structures import BoxMode
 from normdet.data.coco import load_coco
 from normdet.data.readers import Report, Slice, Source
 from normdet.data.readers.find import unique_name
-from normdet.data.records import Dataset
-from normdet.data.voc import load_voc
+from normdet.data.records import Dataset, first_of
+from normdet.data.voc import load_voc, read_set
 from normdet.errors import NormdetError
 from normdet.prepare.layout import patient_of, split_of
 from normdet.prepare.stack import Stack
@@ -21,24 +23,57 @@ from normdet.prepare.stack import Stack
 def coco_stacks(
     files: list[Path], images: Path | None, root: Path, patient: str | None, report: Report
 ) -> Iterator[Stack]:
-    """The images of COCO files; a file named train, val or test is that split."""
+    """The images of COCO files; a file named train, val or test is that split.
+
+    An image that is named again, in another file or the same, is taken as it was first.
+    """
+    taken: set[str] = set()
+    owners: dict[str, Path] = {}
     for file in files:
         folder = images or _image_folder(file, root)
         dataset = load_coco(file, folder, report)
-        yield from _stacks(dataset, folder, split_of(file.stem), patient)
+        records: list[dict] = []
+        again: dict[Path, list[str]] = {}
+        for record in dataset.records:
+            real = os.path.realpath(record["file_name"])
+            if real in owners:
+                again.setdefault(owners[real], []).append(record["file_name"])
+            else:
+                owners[real] = file
+                records.append(record)
+        for owner, names in again.items():
+            report(f"{file}: left out {len(names)} images that {owner} has: {first_of(names)}")
+        dataset = replace(dataset, records=records)
+        yield from _stacks(dataset, folder, split_of(file.stem), patient, taken)
 
 
 def voc_stacks(root: Path, patient: str | None, report: Report) -> Iterator[Stack]:
-    """The images of every set among train, val and test."""
+    """The images of the sets train, val, test and trainval, or of all sets where there is no such.
+
+    An image is taken once, first by a set whose name tells a split; what trainval has beyond the
+    one of its halves that is there is the other.
+    """
     sets = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
-    chosen = [name for name in sets if name in ("train", "val", "test")] or sets
-    if "trainval" in chosen and len(chosen) > 1:
-        chosen.remove("trainval")
+    chosen = [name for name in ("train", "val", "test", "trainval") if name in sets] or sets
     if not chosen:
         raise NormdetError(f"{root} has no image set in ImageSets/Main")
-    for name in chosen:
-        dataset = load_voc(root, name, report)
-        yield from _stacks(dataset, root / "JPEGImages", split_of(name), patient)
+    lacking = {"train", "val"} - {*chosen}
+    taken: set[str] = set()
+    owners: dict[str, str | None] = {}
+    for name in sorted(chosen, key=lambda name: split_of(name) is None):
+        stems, split = read_set(root, name), split_of(name)
+        if moved := [stem for stem in stems if split and owners.get(stem, split) != split]:
+            report(
+                f"{root}: left out of {name} {len(moved)} images that another split has: "
+                f"{first_of(moved)}"
+            )
+        if set(stems) <= owners.keys():
+            continue
+        if name == "trainval" and len(lacking) == 1:
+            (split,) = lacking
+        dataset = load_voc(root, name, report, without=owners)
+        owners = dict.fromkeys(stems, split) | owners
+        yield from _stacks(dataset, root / "JPEGImages", split, patient, taken)
 
 
 def _image_folder(file: Path, root: Path) -> Path:
@@ -52,14 +87,15 @@ def _image_folder(file: Path, root: Path) -> Path:
 
 
 def _stacks(
-    dataset: Dataset, folder: Path, split: str | None, patient: str | None
+    dataset: Dataset, folder: Path, split: str | None, patient: str | None, taken: set[str]
 ) -> Iterator[Stack]:
-    taken: set[str] = set()
     for record in dataset.records:
         path = Path(record["file_name"])
-        name = unique_name(path, folder, taken)
+        first, *rest = path.relative_to(folder).parts
+        named = folder.joinpath(f"{split}_{first}", *rest) if split else path
+        name = unique_name(named, folder, taken)
         key = patient_of(path.relative_to(folder), patient)
-        source = Source("image", (path,), f"{split}_{name}" if split else name)
+        source = Source("image", (path,), name)
         objects = partial(_objects, record, dataset.classes)
         classes = tuple(dataset.classes)
         given = hashlib.blake2b(repr((record, classes)).encode()).hexdigest()

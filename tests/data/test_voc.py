@@ -67,12 +67,27 @@ def test_degenerate_boxes_are_left_out_and_named(folder, caplog):
         ("Annotations/a.xml", "<a><object><name>RBC</name></object></a>", "bndbox of four numbers"),
         ("ImageSets/Main/train.txt", "../../secret", "lies outside the image folder"),
         ("ImageSets/Main/train.txt", "gone", "gone.xml cannot be read: No such file"),
+        ("ImageSets/Main/train.txt", "größe", "train.txt is not text in UTF-8"),
+        ("Annotations/a.xml", '<?xml version="1.0" encoding="x-y"?><a/>', "a.xml is not XML"),
     ],
 )
 def test_a_broken_folder_is_refused(folder, name, text, sentence):
-    (folder / name).write_text(text)
+    (folder / name).write_bytes(text.encode("latin-1"))
     with pytest.raises(NormdetError, match=sentence):
         load_voc(folder, "train")
+
+
+def test_an_entity_is_found_in_utf_16_too(folder):
+    text = '<?xml version="1.0" encoding="utf-16"?><!DOCTYPE x [<!ENTITY y "z">]><x/>'
+    (folder / "Annotations" / "a.xml").write_bytes(text.encode("utf-16"))
+    with pytest.raises(NormdetError, match="declares an XML entity"):
+        load_voc(folder, "train")
+
+
+def test_an_image_named_twice_is_read_once(folder):
+    (folder / "ImageSets/Main/train.txt").write_text("a 1\nb -1\na 1\n")
+    assert len(load_voc(folder, "train").records) == 2
+    assert len(load_voc(folder, "train", without={"b"}).records) == 1
 
 
 def test_a_missing_set_and_a_missing_image_are_named(folder):
