@@ -4,6 +4,7 @@ import argparse
 import hashlib
 import json
 import os
+import re
 import shlex
 import shutil
 from collections.abc import Sequence
@@ -17,6 +18,7 @@ from rich.progress import track
 from normdet.data.input_record import PREPARED
 from normdet.data.readers import MAX_PIXELS, Slice, nifti
 from normdet.data.readers.base import unreadable
+from normdet.data.records import check_class_name
 from normdet.data.window import FORMS, apply_window, parse_window
 from normdet.data.windowed import read_windowed
 from normdet.errors import NormdetError
@@ -34,6 +36,7 @@ from normdet.prepare.write import (
     Collected,
     Written,
     coco_content,
+    file_name_of,
     write_image,
     write_json,
 )
@@ -62,7 +65,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.kind or detect(args.source),
         args.images,
         args.labels,
-        Labels(args.instances, tuple(filter(None, (args.classes or "").split(",")))),
+        Labels(args.instances, _classes(args.classes)),
         args.patient,
         args.axis,
         args.max_pixels,
@@ -78,6 +81,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"look at  {out / 'contact_sheet.png'}")
     print(f"then     {shlex.join(['normdet', 'train', '--config-file', str(out / 'train.yaml')])}")
     return 0
+
+
+def _classes(text: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    for name in names:
+        check_class_name(name, "--classes")
+    return names
 
 
 def _check_free(out: Path, overwrite: bool) -> None:
@@ -100,6 +110,7 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str
     queue = list(stacks(request, faults))
     declared = list(dict.fromkeys(name for stack in queue for name in stack.classes))
     readings = list(dict.fromkeys(stack.reading for stack in queue if stack.reading))
+    stated = {stack.split for stack in queue}
     collected = _collect(queue, request, args, journal, faults, console)
     written = collected.written
     _clear(folder, written)
@@ -107,7 +118,7 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str
         raise NormdetError(f"{request.root} gave no image ({faults.count} faults): see above")
     groups = [item.group for item in written]
     given = [item.split for item in written]
-    splits = splitting.assign(groups, given, args.val, args.test, args.seed)
+    splits = splitting.assign(groups, given, args.val, args.test, args.seed, stated)
     warnings = _warnings(written, splits, args)
     categories = _categories(written, declared or request.rule.classes)
     patients = {group: number for number, group in enumerate(dict.fromkeys(groups), start=1)}
@@ -133,6 +144,12 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str
             f"images are so large that the detector sees them at {scale:.2g} of their size: cut "
             "them into tiles first if objects are small"
         )
+    bare, total = fingerprint["without_mask"], sum(fingerprint["objects"].values())
+    if 0 < bare < total:
+        warnings.append(
+            f"{bare} of {total} objects have no mask: boxes alone are trained (MASK_ON is False) "
+            "until these get one or are left out of the source"
+        )
     write_json(folder / PREPARED, fingerprint, indent=1)
     write_configs(folder, fingerprint)
     draw(parts, folder / IMAGES, categories, folder / "contact_sheet.png")
@@ -153,7 +170,7 @@ def _collect(
     if journal:
         done = f"{sum(key in journal for key in keys)} of {len(keys)}"
         console.print(f"going on where a run was stopped: {done} sources are done", soft_wrap=True)
-    whole = Collected()
+    whole, taken = Collected(), set()
     for number in track(
         range(len(queue)),
         "preparing",
@@ -165,10 +182,11 @@ def _collect(
         stack, queue[number] = queue[number], None
         one = journal.get(keys[number], stack)
         if one is None or (one.faults and args.on_error == "stop"):
-            one = _read(stack, request, args, journal.folder, faults)
+            one = _read(stack, request, args, journal.folder, faults, taken)
             journal.add(keys[number], stack, one)
         else:
             faults.count += one.faults
+        taken |= {item.file_name for item in one.written}
         whole.add(one)
     return whole
 
@@ -188,7 +206,12 @@ def _settings(request: Request, args: argparse.Namespace) -> dict[str, Any]:
 
 
 def _read(
-    stack: Stack, request: Request, args: argparse.Namespace, folder: Path, faults: Faults
+    stack: Stack,
+    request: Request,
+    args: argparse.Namespace,
+    folder: Path,
+    faults: Faults,
+    taken: set[str],
 ) -> Collected:
     one, before = Collected(), faults.count
     digest = hashlib.sha256()
@@ -204,7 +227,7 @@ def _read(
             report=faults,
         ):
             try:
-                entry = _write_one(stack, item, limits, folder, one, args)
+                entry = _write_one(stack, item, limits, folder, one, args, taken)
             except NormdetError as error:
                 faults(str(error))
                 continue
@@ -224,13 +247,19 @@ def _write_one(
     folder: Path,
     collected: Collected,
     args: argparse.Namespace,
+    taken: set[str],
 ) -> Written | None:
     objects = stack.objects(item)
     collected.empty += not objects
     if not objects and args.skip_empty:
         return None
+    pixels = apply_window(item.pixels, limits)
+    file_name = file_name_of(item.name, pixels)
+    if file_name in taken:
+        raise NormdetError(f"{item.source} would replace {file_name}, which another image is")
+    taken.add(file_name)
     collected.intensities.add(item.pixels, objects)
-    file_name, sums = write_image(folder, item.name, apply_window(item.pixels, limits))
+    sums = write_image(folder / IMAGES / file_name, pixels)
     group, is_patient = stack.group_of(item.patient)
     return Written(
         file_name,
@@ -340,7 +369,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--instances",
         choices=["auto", "values", "components"],
         default="auto",
-        help="what an instance is in a label: a value, or a connected piece of one",
+        help="what an instance is in a label: a value, or a connected piece of one; by default a "
+        "value if any label has two, and a piece if none has or --classes names several",
     )
     add("--classes", metavar="A,B", help="names of the labels: of all, or of value 1, 2, ...")
     add("--window", default="auto", metavar="WINDOW", help=f"{FORMS}; auto by default")
@@ -369,9 +399,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image read")
     args = parser.parse_args(argv)
-    if min(args.val, args.test) < 0 or args.val + args.test >= 1:
+    if not (args.val >= 0 and args.test >= 0 and args.val + args.test < 1):
         raise NormdetError(f"--val {args.val} --test {args.test}: shares that leave some to train")
     if args.neighbours < 0 or args.max_pixels < 1:
         raise NormdetError("--neighbours and --max-pixels are counts: 0 or 1 at the least")
     parse_window(args.window)
+    try:
+        re.compile(args.patient or "")
+    except re.error as error:
+        raise NormdetError(
+            f"--patient {args.patient!r} is no regular expression: {error}"
+        ) from error
     return args

@@ -16,6 +16,8 @@ _GAP, _CAPTION, _HEAD = 10, 22, 64
 _PAPER, _INK, _FAINT = "#FFFFFF", "#202020", "#707070"
 # Masks of larger images would take seconds each, and show as dots.
 _OUTLINED = 20_000_000
+# Pixels along the shorter side that are enough for a cell.
+_SEEN = 4 * _CELL
 # Of grey values: below it what is to be seen lies in black.
 _DARK = 40
 # Names for the legend's line; more are told by their number.
@@ -99,6 +101,9 @@ def _cell(folder: Path, split: str, item: Written, colours: Mapping[str, str]) -
 def _picture(path: Path) -> Image.Image:
     """An image of any depth, in 8 bits for the eye: dark ones are brightened."""
     pixels = read_pages(path, max_pixels=1 << 40)[0]
+    # What follows takes many times the memory of the image: of a large one a part tells enough.
+    step = max(1, min(pixels.shape[:2]) // _SEEN)
+    pixels = np.ascontiguousarray(pixels[::step, ::step])
     if pixels.dtype != np.uint8:
         values = pixels.astype(np.float32)
         low, high = np.nanpercentile(values, (0.5, 99.5))

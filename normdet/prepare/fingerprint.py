@@ -21,6 +21,8 @@ def fingerprint_of(
     objects = [entry for item in every for entry in item.objects]
     mean, std = mean_and_std(sum(item.sums for item in parts["train"]))
     masks = [entry.get("segmentation") for entry in objects]
+    # Crowds are not trained on.
+    bare = sum(not (entry.get("segmentation") or entry.get("iscrowd")) for entry in objects)
     spacings = Counter(item.spacing for item in every if item.spacing)
     counted = Counter(entry["category"] for entry in objects)
     return {
@@ -34,7 +36,8 @@ def fingerprint_of(
             name: sum(len(item.objects) for item in members) for name, members in parts.items()
         },
         "classes": {name: counted[name] for name in categories},
-        "masks": bool(masks) and all(masks),
+        "masks": any(masks) and not bare,
+        "without_mask": bare,
         "rle": any(isinstance(mask, dict) for mask in masks),
         "objects_per_image": quantiles([len(item.objects) for item in every]),
         "object_size": quantiles(

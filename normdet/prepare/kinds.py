@@ -8,6 +8,7 @@ from pathlib import Path
 from normdet.data.readers import Report, nifti
 from normdet.data.readers import dicom as dicom_reader
 from normdet.data.readers import image as image_reader
+from normdet.data.readers.base import unreadable
 from normdet.data.readers.find import walk
 from normdet.errors import NormdetError
 from normdet.prepare.annotated import coco_stacks, voc_stacks
@@ -99,18 +100,21 @@ def coco_files(root: Path) -> list[Path]:
     if root.is_file():
         return [root]
     files = sorted([*root.glob("*.json"), *(root / "annotations").glob("*.json")])
-    return [path for path in files if _is_coco(path)]
+    return [path for path in files if path.is_file() and _is_coco(path)]
 
 
 def _is_coco(path: Path) -> bool:
     """Whether a file names the three lists, without reading a large one whole."""
-    with open(path, "rb") as file:
-        text = file.read(_PROBE)
-        if file.seek(0, 2) > 2 * _PROBE:
-            # Lists in the middle of a large file cannot be seen: those of images come first.
-            return b'"images"' in text or b'"annotations"' in text
-        file.seek(0)
-        text = file.read()
+    try:
+        with open(path, "rb") as file:
+            text = file.read(_PROBE)
+            if file.seek(0, 2) > 2 * _PROBE:
+                # Lists in the middle of a large file cannot be seen: those of images come first.
+                return b'"images"' in text or b'"annotations"' in text
+            file.seek(0)
+            text = file.read()
+    except OSError as error:
+        raise unreadable(path, error) from error
     try:
         content = json.loads(text)
     except (ValueError, RecursionError):

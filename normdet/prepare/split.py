@@ -1,19 +1,26 @@
 """Which images train, validate and test: no patient, volume or series is ever divided."""
 
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from normdet.errors import NormdetError
 
 SPLITS = ("train", "val", "test")
 
 
 def assign(
-    groups: Sequence[str], given: Sequence[str | None], val: float, test: float, seed: int
+    groups: Sequence[str],
+    given: Sequence[str | None],
+    val: float,
+    test: float,
+    seed: int,
+    stated: Iterable[str | None] = (),
 ) -> list[str]:
     """The split of each image.
 
-    Splits that the source has are kept if there are several, and images it put nowhere train.
-    Otherwise groups are drawn at random until their images reach the shares asked for; a share
-    above 0 gets at least one group, and train keeps one.
+    Splits that the source has are kept if there are several, or images that it put nowhere beside
+    those to validate or test on: they train. Otherwise groups are drawn at random until their
+    images reach the shares asked for; a share above 0 gets at least one group, and train keeps one.
 
     Args:
         groups: of each image; images of a group go together.
@@ -21,9 +28,20 @@ def assign(
         val: share of images to validate on.
         test: share of images to test on.
         seed: of the draw.
+        stated: splits that the source has, though none of their images may be left.
+
+    Raises:
+        NormdetError: no image of the source's own split is left to train on.
     """
-    if len({split for split in given if split}) > 1:
-        return [split or "train" for split in given]
+    known = {*given, *stated} - {None}
+    if len(known) > 1 or (None in given and known - {"train"}):
+        splits = [split or "train" for split in given]
+        if "train" not in splits:
+            raise NormdetError(
+                "no image is left to train on: the source puts those that were read in "
+                + " and ".join(sorted(set(splits)))
+            )
+        return splits
     sizes: dict[str, int] = {}
     for group in groups:
         sizes[group] = sizes.get(group, 0) + 1

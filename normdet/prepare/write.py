@@ -14,6 +14,8 @@ from PIL import Image
 from normdet.prepare.statistics import Intensities, channel_sums
 
 IMAGES = "images"
+# Of a name in bytes: file systems take 255, and some is left for what others append.
+_LONGEST = 200
 
 
 @dataclass
@@ -56,16 +58,25 @@ class Collected:
         self.faults += other.faults
 
 
-def write_image(folder: Path, name: str, pixels: np.ndarray) -> tuple[str, np.ndarray]:
-    """Write pixels without loss: PNG for 8 bits and for 16 of one channel, TIFF for all else.
+def file_name_of(name: str, pixels: np.ndarray) -> str:
+    """The file that pixels are written as: PNG for 8 bits and 16 of one channel, TIFF for all else.
+
+    A name that is longer than file systems take keeps its end, and gets a hash of all of it.
+    """
+    if len(name.encode()) > _LONGEST:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        name = f"{digest}_{name.encode()[-_LONGEST:].decode(errors='ignore')}"
+    png = pixels.dtype == np.uint8 or (pixels.dtype == np.uint16 and pixels.ndim == 2)
+    return f"{name}.{'png' if png else 'tif'}"
+
+
+def write_image(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """Write pixels without loss, as :func:`file_name_of` names them.
 
     Returns:
-        The file's name and its channel sums.
+        Their channel sums.
     """
-    png = pixels.dtype == np.uint8 or (pixels.dtype == np.uint16 and pixels.ndim == 2)
-    file_name = f"{name}.{'png' if png else 'tif'}"
-    path = folder / IMAGES / file_name
-    if png:
+    if path.suffix == ".png":
         # PNG's filters and runs alone: twice as fast as with matches, and smaller.
         Image.fromarray(pixels).save(path, compress_level=1, compress_type=zlib.Z_RLE)
     else:
@@ -74,7 +85,7 @@ def write_image(folder: Path, name: str, pixels: np.ndarray) -> tuple[str, np.nd
         tifffile.imwrite(
             path, pixels, photometric=photometric, compression="zlib", metadata=None, software=False
         )
-    return file_name, channel_sums(pixels)
+    return channel_sums(pixels)
 
 
 def coco_content(written: Sequence[Written], categories: Sequence[str], patients: dict) -> dict:

@@ -9,6 +9,7 @@ import subprocess
 import sys
 import time
 import zlib
+from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -16,6 +17,7 @@ import tifffile
 from PIL import Image
 
 from normdet.cli import main
+from normdet.prepare import command
 from tests.prepare.make import blobs, masks_of, write_bowl, write_series
 
 
@@ -296,6 +298,119 @@ def test_a_coco_file_that_names_what_is_not_its_own(coco, tmp_path, capsys, name
     assert sentence in capsys.readouterr().err
 
 
+def write_coco(path, images, **extra):
+    """A box on each of the images, which are made where they are not."""
+    entries = []
+    for number, image in enumerate(images, start=1):
+        image.parent.mkdir(parents=True, exist_ok=True)
+        if not image.exists():
+            Image.fromarray(blobs(len(image.parent.name)).pixels).save(image)
+        entries.append({"id": number, "file_name": image.name, "height": 96, "width": 96})
+    boxes = [
+        {"id": n, "image_id": n, "category_id": 1, "bbox": [9, 9, 9, 9], **extra}
+        for n in range(1, len(images) + 1)
+    ]
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"images": entries, "annotations": boxes, "categories": [{"id": 1, "name": "x"}]}
+    path.write_text(json.dumps(content))
+
+
+def written_images(out):
+    """File names by split, each of which is there."""
+    found = {}
+    for path in (out / f"{name}.json" for name in ("train", "val", "test")):
+        if path.is_file():
+            names = [image["file_name"] for image in json.loads(path.read_text())["images"]]
+            assert all((out / "images" / name).is_file() for name in names)
+            found[path.stem] = sorted(names)
+    return found
+
+
+def test_images_of_one_name_in_several_coco_files(tmp_path, capsys):
+    source, out = tmp_path / "in", tmp_path / "out"
+    for name in ("first", "second!"):
+        write_coco(source / "annotations" / f"{name}.json", [source / name / "x.png"])
+    # The images of another file once more, and its own one.
+    write_coco(source / "annotations" / "third.json", [source / "first" / "x.png"])
+    (source / "third").symlink_to(source / "first")
+    assert main(["prepare", str(source), "--out", str(out), "--val", "0"]) == 0
+    assert written_images(out) == {"train": ["x.png", "x_2.png"]}
+    first, second = (np.asarray(Image.open(out / "images" / n)) for n in ("x.png", "x_2.png"))
+    assert (first != second).any()
+    printed = capsys.readouterr()
+    assert "third.json: left out 1 images that" in printed.err and "faults   1" in printed.out
+
+
+def test_no_image_is_written_over_another(tmp_path, capsys):
+    """As `series0001`, which DICOM's names are, may be that of an image too."""
+    source = tmp_path / "in"
+    for name in ("a", "b"):
+        write_coco(source / f"{name}.json", [source / name / f"{name}.png"])
+    whole = command.stacks
+
+    def alike(request, report):
+        for stack in whole(request, report):
+            yield replace(stack, source=replace(stack.source, name="x"))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(command, "stacks", alike)
+        assert main(["prepare", str(source), "--out", str(tmp_path / "out")]) == 0
+    assert "b.png would replace x.png, which another image is" in capsys.readouterr().err
+    assert written_images(tmp_path / "out") == {"train": ["x.png"]}
+
+
+def test_when_all_images_to_train_on_are_broken(tmp_path, capsys):
+    source = tmp_path / "in"
+    for name in ("train", "val"):
+        write_coco(source / f"{name}.json", [source / name / f"{i}.png" for i in range(2)])
+    for path in (source / "train").iterdir():
+        truncate(path)
+    assert main(["prepare", str(source), "--out", str(tmp_path / "out")]) == 2
+    assert "no image is left to train on: the source puts those that were read in val" in (
+        capsys.readouterr().err
+    )
+
+
+def test_boxes_without_a_mask_are_counted(tmp_path, capsys):
+    source, out = tmp_path / "in", tmp_path / "out"
+    mask = {"segmentation": [[9, 9, 18, 9, 18, 18]]}
+    write_coco(source / "train.json", [source / "train" / f"{i}.png" for i in range(3)], **mask)
+    write_coco(source / "val.json", [source / "val" / "a.png"])
+    assert main(["prepare", str(source), "--out", str(out)]) == 0
+    assert "note     1 of 4 objects have no mask: boxes alone are trained" in (
+        capsys.readouterr().out
+    )
+    assert "MASK_ON: False" in (out / "dataset.yaml").read_text()
+
+
+@pytest.mark.parametrize(
+    "sets, expected",
+    [
+        ({"trainval": "ab", "test": "c"}, {"train": "ab", "test": "c"}),
+        ({"train": "a", "trainval": "ab", "test": "c"}, {"train": "a", "val": "b", "test": "c"}),
+        ({"cell_train": "a", "cell_val": "b", "cell_trainval": "ab", "x_train": "ac"},
+         {"train": "ac", "val": "b"}),
+    ],
+)  # fmt: skip
+def test_sets_of_a_voc_folder(tmp_path, capsys, sets, expected):
+    source = tmp_path / "in"
+    for name in ("JPEGImages", "Annotations", "ImageSets/Main"):
+        (source / name).mkdir(parents=True)
+    box = "<bndbox><xmin>9</xmin><ymin>9</ymin><xmax>20</xmax><ymax>20</ymax></bndbox>"
+    for letter in "abc":
+        Image.fromarray(blobs(0).pixels).save(source / "JPEGImages" / f"{letter}.png")
+        text = f"<annotation><object><name>\n x </name>{box}</object></annotation>"
+        (source / "Annotations" / f"{letter}.xml").write_text(text)
+    for name, letters in sets.items():
+        lines = "".join(f"{letter} -1\n" for letter in letters)
+        (source / "ImageSets/Main" / f"{name}.txt").write_text(lines)
+    assert main(["prepare", str(source), "--out", str(tmp_path / "out")]) == 0
+    found = written_images(tmp_path / "out")
+    assert {k: "".join(name[-5] for name in names) for k, names in found.items()} == expected
+    printed = capsys.readouterr().out
+    assert "faults   0" in printed and "classes  x" in printed
+
+
 def test_what_is_there_stays_until_the_new_is_whole(folder, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["prepare", str(folder), "--out", str(out)]
@@ -327,7 +442,18 @@ def test_a_killed_run_leaves_no_folder_that_looks_whole(tmp_path):
     assert os.listdir(tmp_path) != ["in"], "killed too late to show anything"
 
 
-@pytest.mark.parametrize("option", [["--window", "CT:40"], ["--val", "0.7", "--test", "0.5"]])
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--window", "CT:40"],
+        ["--val", "0.7", "--test", "0.5"],
+        ["--val", "nan"],
+        ["--patient", "("],
+        ["--classes", "a,,b"],
+        ["--classes", "a\nb"],
+        ["--classes", "a,b", "--instances", "values"],
+    ],
+)
 def test_options_that_make_no_sense(folder, tmp_path, option, capsys):
     assert main(["prepare", str(folder), "--out", str(tmp_path / "out"), *option]) == 2
     assert "error" in capsys.readouterr().err

@@ -11,11 +11,13 @@ from PIL import Image
 from normdet.cli import main
 from normdet.config import load_config
 from normdet.errors import NormdetError
+from normdet.prepare.contact_sheet import _picture
 from normdet.prepare.fragment import anchor_sizes
 from normdet.prepare.layout import is_label, match_key, pair, patient_of, split_of
 from normdet.prepare.masks import Labels, as_labels, components, encode_labels, objects_of
 from normdet.prepare.split import assign, divided
 from normdet.prepare.statistics import channel_sums, mean_and_std
+from normdet.prepare.write import file_name_of
 from tests.prepare.make import blobs, write_bowl
 
 
@@ -99,6 +101,30 @@ def test_small_and_given_splits():
     assert divided(["a", "a", "b"], ["val", "train", "train"]) == ["a"]
     # One split alone is none: some must be left to validate on.
     assert "val" in assign(["a", "b"], ["train"] * 2, 0.2, 0, 0)
+    # What the source tests on is not trained on, if there is anything else.
+    assert assign(["a", "b"], ["test", None], 0.2, 0, 0) == ["test", "train"]
+
+
+@pytest.mark.parametrize("given, stated", [(["val", "test"], ()), (["val"] * 2, ("train", "val"))])
+def test_a_source_of_which_nothing_is_left_to_train_on(given, stated):
+    with pytest.raises(NormdetError, match="no image is left to train on: .* in (test and )?val$"):
+        assign(["a", "b"], given, 0.2, 0, 0, stated)
+
+
+def test_a_name_that_is_too_long_keeps_its_end():
+    pixels = np.zeros((2, 2), np.uint8)
+    long = ["ä" * 150 + f"{number}_0001" for number in range(2)]
+    names = [file_name_of(name, pixels) for name in long]
+    assert len({*names}) == 2 and max(len(name.encode()) for name in names) < 255
+    assert all(name.endswith(f"ä{number}_0001.png") for number, name in enumerate(names))
+    assert file_name_of("a", pixels.astype(np.float32)) == "a.tif"
+
+
+def test_the_sheet_brightens_a_part_of_a_large_image(tmp_path):
+    Image.fromarray(np.zeros((1500, 9000), np.uint16)).save(tmp_path / "a.png")
+    assert _picture(tmp_path / "a.png").size == (9000, 1500)
+    Image.fromarray(np.zeros((3000, 9000), np.uint16)).save(tmp_path / "a.png")
+    assert _picture(tmp_path / "a.png").size == (4500, 1500)
 
 
 @pytest.mark.parametrize("dtype", [np.uint8, np.uint16, np.float32])
