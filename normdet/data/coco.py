@@ -231,15 +231,21 @@ def _mask_fault(segmentation: Any, record: dict, where: str) -> str | None:
 
 def _can_be_drawn(polygons: list[list[float]], height: int, width: int) -> bool:
     """Whether pycocotools draws them in the memory that there is; it looks at nothing itself."""
-    length = 0.0
     for polygon in polygons:
         if not are_finite(polygon):
             return False
-        points = np.array(polygon, float).reshape(-1, 2)
-        if (np.abs(points - (width / 2, height / 2)) > (1.5 * width, 1.5 * height)).any():
-            return False
-        length += np.abs(points - np.roll(points, 1, axis=0)).max(1).sum()
-    return length <= _LONGEST_OUTLINE
+        for values, side in ((polygon[::2], width), (polygon[1::2], height)):
+            if min(values) < -side or max(values) > 2 * side:
+                return False
+    # Nearly all are short by what they can be at most.
+    most = sum(map(len, polygons)) * 2 * max(height, width)
+    return most <= _LONGEST_OUTLINE or sum(map(_length, polygons)) <= _LONGEST_OUTLINE
+
+
+def _length(polygon: list[float]) -> float:
+    """In steps from pixel to pixel, diagonal ones included."""
+    points = np.array(polygon, float).reshape(-1, 2)
+    return np.abs(points - np.roll(points, 1, axis=0)).max(1).sum()
 
 
 def _covers(counts: Any, height: int, width: int) -> bool:
