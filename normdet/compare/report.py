@@ -154,12 +154,13 @@ class _Report:
         return [row for row in self._tested if (row["norm"], row["batch_size"]) == key]
 
     def _draw_predictions(self, path: Path) -> bool:
-        pair = self._pair = pictures.far_apart(self._groups)
+        pair = pictures.far_apart(self._groups)
         if self._plan is None or pair is None:
             return False
         seed = min(set(pair[0].values) & set(pair[1].values))
         runs = [row for group in pair for row in self._of(group) if row["seed"] == seed]
         folders = {row["norm"]: self._out / "cells" / row["run"] for row in runs}
+        self._pair = pair
         return pictures.draw_differences(folders, _test_records(self._plan), path)
 
     def text(self, form: ModuleType) -> str:
@@ -197,10 +198,12 @@ class _Report:
         if any(row["role"] == "tuning" for row in self._rows):
             yield form.heading("How rates were picked")
             yield from self._rates(form)
-        if "predictions" in self._figures and self._pair:
+        if "predictions" in self._figures:
             yield form.heading("Where predictions differ most")
             yield from self._picture(form, "predictions")
-            yield form.paragraph(pictures.CAPTION.format(*(g.norm for g in self._pair)), note=True)
+            if "predictions" not in self._earlier:  # or it shows the pair of then
+                text = pictures.CAPTION.format(*(group.norm for group in self._pair))
+                yield form.paragraph(text, note=True)
         if any(row["status"] in (DIVERGED, CRASHED) for row in self._rows):
             yield form.heading("Runs without a result")
             yield self._failures(form)
@@ -347,7 +350,10 @@ class _Report:
         if name in self._figures:
             yield form.picture(*self._figures[name])
         if name in self._figures and name in self._earlier:
-            note = "Drawn by an earlier report: files of some of the runs are not here any more."
+            note = (
+                "Drawn by an earlier report, of the runs there were then: files of some are "
+                "not here any more."
+            )
             yield form.paragraph(note, note=True)
 
 

@@ -211,11 +211,19 @@ def draw_over_batch(panels: Sequence[Panel], path: Path) -> None:
         axes.set_ylim(*_frame(panel))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    figure.legend(
-        *figure.axes[0].get_legend_handles_labels(),
-        loc="outside lower center", ncols=int(width // 1.4), frameon=False,
-    )  # fmt: skip
+    _legend_below(figure, *figure.axes[0].get_legend_handles_labels())
     save(figure, path)
+
+
+def _legend_below(figure: Figure, handles: Sequence[Line2D], names: Sequence[str]) -> None:
+    """A legend in as many columns as the figure is wide enough for."""
+    for columns in range(len(names), 0, -1):
+        legend = figure.legend(
+            handles, names, loc="outside lower center", ncols=columns, frameon=False
+        )
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
 
 
 def run_style(index: int) -> dict[str, str]:
@@ -223,7 +231,8 @@ def run_style(index: int) -> dict[str, str]:
     turn = index // len(RUN_COLOURS)
     return {
         "color": RUN_COLOURS[index % len(RUN_COLOURS)],
-        "marker": "osD^vP"[index % 6],
+        # One more than colours: a point without its line shows which turn it is of.
+        "marker": "osD^vPX"[index % 7],
         "linestyle": ("-", "--", ":", "-.")[turn % 4],
     }
 
@@ -283,8 +292,5 @@ def draw_training(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
     grid[0, 0].set_xlim(0, None)
     if rows == 2:
         grid[1, 0].set(ylabel="AP", ylim=(0, None))
-    columns = int(width // 1.4)
-    figure.legend(
-        handles.values(), handles.keys(), loc="outside lower center", ncols=columns, frameon=False
-    )
+    _legend_below(figure, list(handles.values()), list(handles))
     save(figure, path)

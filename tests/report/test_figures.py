@@ -68,6 +68,18 @@ def test_many_series_can_be_told_apart():
     assert len(set(styles)) == 24
 
 
+def test_a_legend_of_long_names_stays_in_the_picture():
+    figure = figures.Figure(figsize=(6, 4), dpi=100, layout="constrained")
+    axes = figure.subplots()
+    names = [f"a norm with a long name, {index}" for index in range(7)]
+    lines = [axes.plot([0, 1], [0, index])[0] for index in range(7)]
+    figures._legend_below(figure, lines, names)
+    figure.draw_without_rendering()
+    (legend,) = figure.legends
+    box = legend.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width and legend._ncols == 2
+
+
 def test_a_very_wide_interval_does_not_flatten_the_means():
     panel = figures.Panel("", "", {"a": [(1, 30.0, 0.0, 90.0)], "b": [(1, 32.0, 31.0, 33.0)]})
     low, high = figures._frame(panel)
