@@ -249,7 +249,7 @@ def test_a_killed_run_goes_on(tmp_path, run):
         stderr=subprocess.DEVNULL,
         stdout=subprocess.DEVNULL,
     )
-    journal, deadline = tmp_path / ".out-unfinished/journal", time.monotonic() + 60
+    journal, deadline = tmp_path / ".out-unfinished/journal", time.monotonic() + 400
     while not (journal.exists() and journal.read_bytes().count(b"\n") > 2):
         assert killed.poll() is None, "over too soon to show anything"
         assert time.monotonic() < deadline
