@@ -28,7 +28,7 @@ COLUMNS = (
     "config_hash", "commit", "versions", "machine", "date",
 )  # fmt: skip
 # Side by side in the pictures, as they were trained from pretrained weights.
-SHOWN = ("FrozenBN", "FRN+TLU, backbone", "FRN+TLU")
+SHOWN = ("FrozenBN as is", "GN, backbone", "FRN+TLU, backbone")
 SCENES = 2
 
 
@@ -49,12 +49,12 @@ def main() -> None:
 
 
 def draw(folder: Path) -> None:
-    """The first seed's predictions at two images a step, on test images evenly spaced."""
+    """The first seed's predictions at one image a step, on test images evenly spaced."""
     runs = {
         row["norm"]: folder / "cells" / row["run"]
         for row in read(folder / "runs.csv")
         if row["role"] == "test" and row["status"] == DONE
-        and (row["batch_size"], row["seed"]) == (2, 1) and row["init"] != "random"
+        and (row["batch_size"], row["seed"]) == (1, 1) and row["init"] != "random"
     }  # fmt: skip
     runs = {norm: runs[norm] for norm in SHOWN if norm in runs}
     # A table of results/ has lines alone.

@@ -20,6 +20,7 @@ from normdet.engine import Interrupted
 
 FAKE = """
 import json, sys, time
+from pathlib import Path
 folder, ap, wait = Path(sys.argv[1]), sys.argv[2], Path(sys.argv[3])
 with (folder.parent.parent / "order.txt").open("a") as file:
     file.write(folder.name + "\\n")
