@@ -17,7 +17,7 @@ from functools import partial
 from pathlib import Path
 
 from normdet.compare import analysis
-from normdet.compare.stats import Estimate, paired
+from normdet.compare.stats import Estimate, paired, signed
 from normdet.compare.table import primary_metric, read
 from normdet.report.figures import Panel, draw_over_batch
 
@@ -346,8 +346,8 @@ def _contrasts(name: str, baseline: str, primary: Sequence[str]) -> dict[tuple[s
 
 
 def _interval(less: Estimate) -> str:
-    interval = "" if less.half is None else f" ({less.low:+.1f} to {less.high:+.1f})"
-    return f"{less.mean:+.1f}{interval}"
+    interval = "" if less.half is None else f" ({signed(less.low)} to {signed(less.high)})"
+    return f"{signed(less.mean)}{interval}"
 
 
 _PUBLISHED = re.compile(

@@ -11,7 +11,7 @@ from normdet.compare import analysis, pictures
 from normdet.compare.analysis import Choice, Comparison, Group
 from normdet.compare.cell import CRASHED, DIVERGED, DONE
 from normdet.compare.plan import Plan
-from normdet.compare.stats import Estimate, least_errors
+from normdet.compare.stats import Estimate, least_errors, signed
 from normdet.compare.table import primary_metric
 from normdet.config import load_config
 from normdet.data import register_datasets
@@ -398,7 +398,7 @@ def _sureness(choice: Choice) -> str:
 
 def _interval(comparison: Comparison) -> str:
     estimate = comparison.difference.estimate
-    return "none" if estimate.low is None else f"{estimate.low:+.1f} to {estimate.high:+.1f}"
+    return "none" if estimate.low is None else f"{signed(estimate.low)} to {signed(estimate.high)}"
 
 
 def _ends(picked: Iterable[float], factors: Sequence[float]) -> str:
@@ -425,7 +425,7 @@ def _difference(comparison: Comparison) -> list[str]:
     else:
         said = "not told apart"
     return [
-        comparison.norm, str(comparison.batch_size), f"{e.mean:+.1f}", _interval(comparison),
+        comparison.norm, str(comparison.batch_size), signed(e.mean), _interval(comparison),
         str(e.n), p, adjusted, said,
     ]  # fmt: skip
 

@@ -45,6 +45,11 @@ class Difference:
     p: float | None
 
 
+def signed(value: float) -> str:
+    """A difference in AP: `+1.2`; what rounds to nothing has no minus."""
+    return f"{round(value, 1) + 0.0:+.1f}"
+
+
 def student_t():
     """scipy's t distribution.
 

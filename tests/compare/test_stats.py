@@ -2,7 +2,7 @@
 
 import pytest
 
-from normdet.compare.stats import estimate, holm, least_errors, paired
+from normdet.compare.stats import estimate, holm, least_errors, paired, signed
 
 # W. S. Gosset ("Student"), The Probable Error of a Mean (1908): additional hours of sleep of ten
 # patients under two drugs.
@@ -77,3 +77,10 @@ def test_a_larger_family_asks_for_more():
 
 def test_holm_over_more_than_could_be_tested():
     assert holm([0.01, 0.02], 4) == pytest.approx([0.04, 0.06])
+
+
+@pytest.mark.parametrize(
+    "value, text", [(1.25, "+1.2"), (-0.04, "+0.0"), (0.0, "+0.0"), (-0.06, "-0.1")]
+)
+def test_nothing_has_no_minus(value, text):
+    assert signed(value) == text
