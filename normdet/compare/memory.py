@@ -11,7 +11,7 @@ def available_memory() -> float | None:
     meminfo = _PROC / "meminfo"
     if not meminfo.is_file():
         return None
-    free = _kilobytes(meminfo, "MemAvailable") / 2**10
+    free = _kilobytes(meminfo)["MemAvailable"] / 2**10
     group = Path("/sys/fs/cgroup")
     try:
         limit = (group / "memory.max").read_text().strip()
@@ -29,7 +29,8 @@ def held_memory(leader: int) -> tuple[float, float]:
     group. Both are 0 where it cannot be told.
     """
     try:
-        now, most = (_kilobytes(_PROC / str(leader) / "status", k) for k in ("VmRSS", "VmHWM"))
+        own = _kilobytes(_PROC / str(leader) / "status")
+        now, most = own["VmRSS"], own["VmHWM"]
     except (OSError, KeyError):
         return 0.0, 0.0
     others = sum(map(_share, _started_by(leader)))
@@ -50,11 +51,12 @@ def _started_by(leader: int) -> Iterator[int]:
 
 def _share(pid: int) -> int:
     try:
-        return _kilobytes(_PROC / str(pid) / "smaps_rollup", "Pss")
+        return _kilobytes(_PROC / str(pid) / "smaps_rollup")["Pss"]
     except (OSError, KeyError):
         return 0
 
 
-def _kilobytes(file: Path, field: str) -> int:
-    lines = (line.split(":", 1) for line in file.read_text().splitlines() if ":" in line)
-    return int(dict(lines)[field].split()[0])
+def _kilobytes(file: Path) -> dict[str, int]:
+    """The fields of a file of /proc that are in kB."""
+    lines = (line.split() for line in file.read_text().splitlines())
+    return {words[0].rstrip(":"): int(words[1]) for words in lines if words[2:] == ["kB"]}

@@ -347,9 +347,10 @@ class _Report:
         return rows
 
     def _picture(self, form: ModuleType, name: str) -> Iterable[str]:
-        if name in self._figures:
-            yield form.picture(*self._figures[name])
-        if name in self._figures and name in self._earlier:
+        if name not in self._figures:
+            return
+        yield form.picture(*self._figures[name])
+        if name in self._earlier:
             note = (
                 "Drawn by an earlier report, of the runs there were then: files of some are "
                 "not here any more."
@@ -373,9 +374,10 @@ def _memory_column(rows: Sequence[Mapping]) -> dict[str, tuple[str, str]]:
 
 
 def _mean(group: Group) -> str:
-    if not group.whole or not group.lacks:
-        return group.lacks or _plus_minus(group.estimate)
-    return f"{_plus_minus(group.estimate)}, {group.lacks}"
+    if not group.whole:
+        return group.lacks
+    lacks = f", {group.lacks}" if group.lacks else ""
+    return f"{_plus_minus(group.estimate)}{lacks}"
 
 
 def _plus_minus(estimate: Estimate) -> str:

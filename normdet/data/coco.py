@@ -11,6 +11,7 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
+from normdet.data.readers.base import unreadable
 from normdet.data.records import (
     Dataset,
     are_finite,
@@ -117,7 +118,7 @@ def _read(json_file: Path) -> dict[str, list[dict]]:
     try:
         content = json.loads(json_file.read_bytes())
     except OSError as error:
-        raise NormdetError(f"{json_file} cannot be read: {error.strerror}") from error
+        raise unreadable(json_file, error) from error
     except (ValueError, RecursionError) as error:
         raise NormdetError(f"{json_file} is not JSON: {error}") from error
     sections = ("images", "annotations", "categories")

@@ -7,6 +7,7 @@ from pathlib import Path
 from detectron2.structures import BoxMode
 from PIL import Image
 
+from normdet.data.readers.base import unreadable
 from normdet.data.records import Dataset, box_fault, confined, fault, first_of, warn_dropped
 from normdet.errors import NormdetError
 
@@ -29,6 +30,7 @@ def load_voc(
     Args:
         report: called with a sentence on each image and each box that cannot be used, which is then
             left out; by default the first broken image raises and boxes left out are counted.
+        without: images of the set that are not read.
 
     Raises:
         NormdetError: where a file is missing, is not VOC, or lies outside `folder`.
@@ -70,7 +72,7 @@ def read_set(folder: Path, image_set: str) -> list[str]:
     except UnicodeDecodeError as error:
         raise NormdetError(f"{listing} is not text in UTF-8: save it so") from error
     except OSError as error:
-        raise NormdetError(f"{listing} cannot be read: {error.strerror}") from error
+        raise unreadable(listing, error) from error
     # A line may carry a second column: VOC's per-class sets do.
     return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
 
