@@ -19,6 +19,7 @@ from normdet.engine import Trainer
 from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
 from normdet.options import parse
+from normdet.weights.card import Card, Measurement, write_card
 from normdet.weights.files import atomic_file
 
 from .distill import Schedule
@@ -43,9 +44,9 @@ def main(argv: Sequence[str] | None = None) -> int:
         _eval_norm(cfg, args)
         return 0
     files = named_images(args.images, args.dataset, cfg.DATASETS.ROOT)
-    rung = args.rung or ("calibrated" if files else "closed")
+    args.rung = args.rung or ("calibrated" if files else "closed")
     settings = Settings(
-        str(option), rung, args.keep, args.parts, args.size,
+        str(option), args.rung, args.keep, args.parts, args.size,
         args.crop, args.batch_size, args.seed, Schedule(args.steps, args.rate, args.all_weights),
     )  # fmt: skip
     window = "none" if args.dataset else read_record(cfg, Path(args.weights).parent).window
@@ -92,7 +93,7 @@ def _evaluate(cfg: CfgNode, done: Conversion) -> None:
 
 
 def _write(done: Conversion, args: argparse.Namespace) -> None:
-    """Beside the weights, the config that reads them and what was achieved."""
+    """Beside the weights, the config that reads them, what was achieved, and the model's card."""
     cfg = done.cfg.clone()
     cfg.MODEL.WEIGHTS = str(args.out)
     record = {
@@ -104,6 +105,40 @@ def _write(done: Conversion, args: argparse.Namespace) -> None:
     for suffix, text in ((".yaml", cfg.dump()), (".json", json.dumps(record, indent=1) + "\n")):
         with atomic_file(args.out.with_suffix(suffix)) as file:
             file.write(text.encode())
+    write_card(args.out, cfg, _card(done, args))
+
+
+def _card(done: Conversion, args: argparse.Namespace) -> Card:
+    features = [
+        {"rung": name, **found} for name, found in done.achieved.items() if name in RUNGS
+    ]
+    precision = [
+        {"model": name.removeprefix("AP "), **found}
+        for name, found in done.achieved.items() if name not in RUNGS
+    ]  # fmt: skip
+    name = Path(args.weights).name
+    return Card(
+        summary=f"Weights under {args.to}, converted without labels from {name}.",
+        source=args.weights,
+        facts={
+            "rung": args.rung,
+            "kept of what the norm divides by": f"{args.keep:g}",
+            "tensors": f"{len(done.loaded)}",
+        },
+        measured=[
+            Measurement("Distance to the original on images that were not fitted", features),
+            Measurement("AP on DATASETS.TEST", precision),
+        ],
+        limits=done.report.warnings,
+        use=_next(args),
+    )
+
+
+def _next(args: argparse.Namespace) -> list[str]:
+    """The command that trains what was converted."""
+    config = args.out.with_suffix(".yaml")
+    later = " MODEL.NORMDET.ANNEAL_UNTIL 0.5" if args.rung == "annealed" else ""
+    return [f"normdet train --config-file {config} OUTPUT_DIR output/{args.out.stem}{later}"]
 
 
 def _print(done: Conversion, args: argparse.Namespace) -> None:
@@ -114,10 +149,9 @@ def _print(done: Conversion, args: argparse.Namespace) -> None:
         print(tabulate(rows, headers, floatfmt=".3f", missingval=""))
     for warning in done.report.warnings:
         print(f"warning: {warning}")
-    config = args.out.with_suffix(".yaml")
     print(f"\n{args.out}: {len(done.loaded)} tensors under {args.to}\nnext:")
-    later = " MODEL.NORMDET.ANNEAL_UNTIL 0.5" if args.rung == "annealed" else ""
-    print(f"  normdet train --config-file {config} OUTPUT_DIR output/{args.out.stem}{later}")
+    for line in _next(args):
+        print(f"  {line}")
 
 
 def _parse(argv: Sequence[str] | None) -> argparse.Namespace:

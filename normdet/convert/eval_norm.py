@@ -10,10 +10,11 @@ from normdet.config import PARTS, get, put
 from normdet.data import register_datasets
 from normdet.engine import Trainer
 from normdet.engine.loader import build_train_loader
-from normdet.eval_norm import fit_eval_norm
+from normdet.eval_norm import BlendRow, fit_eval_norm
 from normdet.layers import to_eval_norm
 from normdet.options import parse
 from normdet.weights import Checkpointer, save_file
+from normdet.weights.card import Card, Measurement, write_card
 from normdet.weights.facts import describe
 
 # Options whose state an EvalNorm takes over as it is.
@@ -22,7 +23,7 @@ _BATCH_NORMS = ("BN", "SyncBN")
 
 def to_fitted_eval_norm(
     cfg: CfgNode, out: str | Path, batches: int = 50, allow_unsafe: bool = False
-) -> list:
+) -> list[BlendRow]:
     """Turn the BN of a trained model into EvalNorm, learn its blend, and save the result.
 
     No weight changes; the images are those of `DATASETS.TRAIN`, their labels are not used, in
@@ -50,7 +51,27 @@ def to_fitted_eval_norm(
         if norm in _BATCH_NORMS:
             put(converted, key, str(parse("+".join(["EvalNorm", *modifiers]))))
     save_file({"model": model.state_dict(), "normdet": describe(converted)}, out)
+    write_card(out, converted, _card(cfg.MODEL.WEIGHTS, rows))
     return rows
+
+
+def _card(source: str, rows: list[BlendRow]) -> Card:
+    layers = [
+        {"layer": r.layer, "blend": r.blend, "under BN": r.error_of_bn, "under EvalNorm": r.error}
+        for r in rows
+    ]
+    return Card(
+        summary=f"{Path(source).name} with its BN read out as EvalNorm. No weight was changed.",
+        source=source,
+        measured=[
+            Measurement(
+                "Mean squared distance of each layer's output from its output in training mode, "
+                "as a share of that output's variance, on the images the blend was fitted to",
+                layers,
+            )
+        ],
+        limits=["The distances are of the images that were fitted, and no AP was measured."],
+    )
 
 
 def _unlabelled(cfg: CfgNode, batches: int) -> Iterator[list[dict]]:

@@ -30,7 +30,10 @@ def test_distilled_from_files_to_files(command, tmp_path, capsys):
     assert record["achieved"]["distilled"]["error res5"] > 0
     checkpoint = load_file(tmp_path / "out.pth")
     assert checkpoint["normdet"]["norms"]["MODEL.RESNETS.NORM"] == "FRN+TLU"
-    assert {p.name for p in tmp_path.iterdir()} == {"out.pth", "out.json", "out.yaml"}
+    assert {p.name for p in tmp_path.iterdir()} == {"out.pth", "out.json", "out.yaml", "out.pth.md"}
+    card = (tmp_path / "out.pth.md").read_text()
+    assert "converted without labels" in card and "| distilled" in card
+    assert str(tmp_path) not in card.partition("## Use")[0]
 
     # The config beside it reads it, learned epsilon included.
     assert main(["train", "--config-file", f"{tmp_path}/out.yaml", "--dry-run"]) == 0
