@@ -49,7 +49,8 @@ setup(
             "pylibjpeg[libjpeg,openjpeg]",
             "scikit-image>=0.20",
         ],
-        "compare": ["scipy>=1.9"],
+        "lab": ["scipy>=1.9"],
+        "compare": ["scipy>=1.9"],  # the name that lab had
         "ray": ["ray>=2.9"],
     },
     entry_points={"console_scripts": ["normdet = normdet.cli:main"]},

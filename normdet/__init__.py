@@ -7,17 +7,18 @@ It is cheap: what a name needs is imported when the name is first used.
 import importlib
 
 from .errors import NormdetError
+from .moved import keep_old_names
 from .registration import register_with_detectron2
 from .version import __version__
 
 _HOME = {
     "NormOption": "options",
-    "add_normdet_config": "config",
+    "add_normdet_config": "keys",
     "config_file": "config",
     "parse": "options",
-    "set_norm": "config",
+    "set_norm": "keys",
 }
-_MODULES = ("config", "layers", "modeling", "options", "solver")
+_MODULES = ("config", "keys", "layers", "modeling", "options", "solver")
 
 __all__ = [
     "NormOption",
@@ -30,6 +31,7 @@ __all__ = [
 ]
 
 register_with_detectron2()
+keep_old_names()
 
 
 def __getattr__(name: str):

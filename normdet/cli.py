@@ -116,7 +116,7 @@ _TRAINING = {
     "train": "train a detector and evaluate it",
     "eval": "evaluate the weights of a detector",
 }
-# Subcommands that parse their own arguments: normdet.<name>.main(argv), or of the module below.
+# Subcommands that parse their own arguments, and the modules whose `main(argv)` they are.
 _DELEGATED = {
     "demo": "train FRN+TLU and GN on real microscopy, and report",
     "prepare": "make images of labs and hospitals ready to train on",
@@ -127,7 +127,16 @@ _DELEGATED = {
     "compare": "train norms against each other on your data, and report with intervals",
     "bench": "measure the layers and their fast forms",
 }
-_MODULES = {"inspect": "inspect_weights"}  # not by the name of Python's own module
+_MODULES = {
+    "demo": "normdet.lab.demo",
+    "prepare": "normdet.medical.prepare",
+    "predict": "normdet.medical.predict",
+    "doctor": "normdet.lab.doctor",
+    "convert": "normdet.convert",
+    "inspect": "normdet.weights.command",
+    "compare": "normdet.lab.compare",
+    "bench": "normdet.lab.bench",
+}
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -143,8 +152,7 @@ def main(argv: Sequence[str] | None = None) -> int:
             _train(train_arguments(argv[1:], argv[0], _sentence(_TRAINING[argv[0]])))
             return 0
         if argv and argv[0] in _DELEGATED:
-            module = _MODULES.get(argv[0], argv[0])
-            return importlib.import_module(f"normdet.{module}").main(argv[1:]) or 0
+            return importlib.import_module(_MODULES[argv[0]]).main(argv[1:]) or 0
         args = _parser().parse_args(argv)
         args.run(args)
     except NormdetError as error:

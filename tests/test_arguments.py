@@ -5,12 +5,14 @@ import argparse
 import pytest
 import torch
 
-from normdet import NormdetError, demo, inspect_weights
+from normdet import NormdetError
 from normdet.arguments import check_counts, train_arguments
-from normdet.compare import command as compare
 from normdet.convert import command as convert
-from normdet.doctor import command as doctor
-from normdet.predict import command as predict
+from normdet.lab import demo
+from normdet.lab.compare import command as compare
+from normdet.lab.doctor import command as doctor
+from normdet.medical.predict import command as predict
+from normdet.weights import command as inspect_weights
 from normdet.weights import save_file
 
 CONFIG = ["--config-file", "a.yaml"]

@@ -7,17 +7,9 @@ import pytest
 from detectron2.config import get_cfg
 
 import normdet
-from normdet.config import (
-    BUILDERS,
-    PARTS,
-    USUAL_PARTS,
-    config_names,
-    get,
-    load_config,
-    norm_option,
-    normdet_name,
-)
+from normdet.config import config_names, load_config
 from normdet.errors import NormdetError
+from normdet.keys import BUILDERS, PARTS, USUAL_PARTS, get, norm_option, normdet_name
 from normdet.options import METHODS
 
 

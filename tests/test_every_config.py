@@ -8,7 +8,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.events import EventStorage
 
-from normdet.config import config_folder, config_names, load_config, norm_option
+from normdet.config import config_folder, config_names, load_config
+from normdet.keys import norm_option
 from normdet.solver import build_optimizer
 
 # Files that only other files name as a base: each is tried on top of the model it belongs to.

@@ -5,7 +5,8 @@ import torch
 from detectron2.modeling import build_model
 from torch import nn
 
-from normdet.config import BUILDERS, PARTS, get, load_config, normdet_name, put
+from normdet.config import load_config
+from normdet.keys import BUILDERS, PARTS, get, normdet_name, put
 from normdet.options import METHODS, parse
 from normdet.solver import build_optimizer, norm_parameters, optimizer_groups
 from tests.covering import covering_options

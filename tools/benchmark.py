@@ -1,7 +1,7 @@
 #!/usr/bin/env python
 """`normdet bench` by its familiar name."""
 
-from normdet.bench import main
+from normdet.lab.bench import main
 
 if __name__ == "__main__":
     main()

@@ -18,9 +18,9 @@ from normdet.data.input_record import read_record
 from normdet.engine import Trainer
 from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
+from normdet.files.atomic import atomic_file
 from normdet.options import parse
 from normdet.weights.card import Card, Measurement, write_card
-from normdet.weights.files import atomic_file
 
 from .distill import Schedule
 from .eval_norm import to_fitted_eval_norm

@@ -6,11 +6,11 @@ from pathlib import Path
 
 from detectron2.config import CfgNode
 
-from normdet.config import PARTS, get, put
+from normdet.convert.blend import BlendRow, fit_eval_norm
 from normdet.data import register_datasets
 from normdet.engine import Trainer
 from normdet.engine.loader import build_train_loader
-from normdet.eval_norm import BlendRow, fit_eval_norm
+from normdet.keys import PARTS, get, put
 from normdet.layers import to_eval_norm
 from normdet.options import parse
 from normdet.weights import Checkpointer, save_file
@@ -35,7 +35,7 @@ def to_fitted_eval_norm(
         batches: how many to learn from.
 
     Returns:
-        A :class:`normdet.eval_norm.BlendRow` per layer.
+        A :class:`normdet.convert.blend.BlendRow` per layer.
 
     Raises:
         NormdetError: a model without batch norm, or files that cannot be read or written.

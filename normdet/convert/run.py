@@ -9,8 +9,8 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from torch import Tensor, nn
 
-from normdet.config import PARTS, check_config, norm_option, put
 from normdet.errors import NormdetError
+from normdet.keys import PARTS, check_config, norm_option, put
 from normdet.options import METHODS, NormOption, parse
 from normdet.weights import Checkpointer, LoadReport, load_file, save_file
 from normdet.weights.facts import describe
@@ -39,7 +39,7 @@ class Settings:
         to: the option it gets.
         rung: one of :data:`RUNGS`.
         keep: see :func:`.closed_form.convert_norms`.
-        parts: names out of :data:`normdet.config.PARTS`; by default those that have a norm.
+        parts: names out of :data:`normdet.keys.PARTS`; by default those that have a norm.
         size: pixels a side of the squares of images that are looked at.
         crop: the same in a step of distillation, where smaller ones are faster; 0 for `size`.
         batch: squares in a step of distillation.

@@ -11,19 +11,18 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
-from normdet.data.readers.base import unreadable
 from normdet.data.records import (
     Dataset,
     are_finite,
     box_fault,
     check_class_name,
     confined,
-    fault,
-    first_of,
     warn_dropped,
 )
 from normdet.data.rle import runs
 from normdet.errors import NormdetError
+from normdet.files.faults import fault, unreadable
+from normdet.files.words import first_of
 
 # The largest file of COCO itself is 0.5 GB; json needs about ten times a file's size in memory.
 MAX_BYTES = 2 << 30

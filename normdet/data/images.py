@@ -11,16 +11,16 @@ from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from torch import Tensor
 
-from normdet.data import build_augmentation, image_files
+from normdet.data import build_augmentation, image_file, image_files
 from normdet.data.channels import to_format
 from normdet.data.input_record import window_of
 from normdet.data.mapper import is_deep, read_deep
-from normdet.data.readers import Source, image
-from normdet.data.window import apply_window, parse_window
-from normdet.data.windowed import read_windowed
+from normdet.data.slices import MAX_PIXELS, Source
+from normdet.data.window import apply_window, parse_window, window_limits
 from normdet.errors import NormdetError
+from normdet.files.faults import stop
 
-SUFFIXES = (*image.SUFFIXES, ".webp")
+SUFFIXES = (*image_file.SUFFIXES, ".webp")
 
 
 def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
@@ -136,6 +136,6 @@ class Images:
         if window.kind in ("none", "auto") and not deep:
             return detection_utils.read_image(file, self._format)
         source = Source("image", (file,), file.stem)
-        item, limits = next(iter(read_windowed(source, window)))
-        pixels = apply_window(item.pixels, limits)
+        pages = list(image_file.read(source, max_pixels=MAX_PIXELS, report=stop))
+        pixels = apply_window(pages[0].pixels, window_limits(window, pages))
         return np.ascontiguousarray(to_format(pixels, self._format))

@@ -23,7 +23,7 @@ class InputRecord:
         category_ids: the annotation file's id of each.
         window: as :func:`normdet.data.window.parse_window` reads it.
         axis: along which volumes are cut.
-        neighbours: see :func:`normdet.data.readers.read_slices`.
+        neighbours: see :func:`normdet.medical.readers.read_slices`.
     """
 
     classes: list[str]

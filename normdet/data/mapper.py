@@ -14,7 +14,7 @@ from PIL import Image
 
 from normdet.data.augmentation import build_augmentation
 from normdet.data.channels import to_format
-from normdet.data.readers.image import TIFF_SUFFIXES, is_deep_tiff, read_pages
+from normdet.data.image_file import TIFF_SUFFIXES, is_deep_tiff, read_pages
 from normdet.data.rle import Piece
 from normdet.errors import NormdetError
 
@@ -118,7 +118,7 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
     """The mapper that `cfg` describes; detectron2's but for our own keys and images over 8 bits.
 
     With `INPUT.TILE`, training sees a random tile of each image; the test mapper gives the image
-    whole and unresized, for :class:`normdet.predict.TiledModel`.
+    whole and unresized, for :class:`normdet.medical.predict.TiledModel`.
     """
     if cfg.INPUT.TILE:
         return build_tile_mapper(cfg, is_train)

@@ -10,10 +10,10 @@ from pathlib import Path
 from typing import Any
 
 from normdet.errors import NormdetError
+from normdet.files.words import first_of
 
 logger = logging.getLogger(__name__)
 
-SHOWN = 3
 # Of Unicode: control characters, halves of letters, separators of lines and paragraphs.
 _UNWRITTEN = ("Cc", "Cs", "Zl", "Zp")
 
@@ -82,24 +82,6 @@ def warn_dropped(
         logger.warning(
             "%s: left out %d of %d boxes: %s", source, len(dropped), total, first_of(dropped)
         )
-
-
-def fault(sentence: str, report: Callable[[str], None] | None) -> None:
-    """Call `report`, or raise where there is none.
-
-    Raises:
-        NormdetError: `sentence`.
-    """
-    if report is None:
-        raise NormdetError(sentence)
-    report(sentence)
-
-
-def first_of(items: Iterable[str]) -> str:
-    """The first few items as text, and how many more there are."""
-    items = list(items)
-    more = f" and {len(items) - SHOWN} more" if len(items) > SHOWN else ""
-    return ", ".join(items[:SHOWN]) + more
 
 
 def confined(folder: Path, name: str, source: Path) -> Path:

@@ -7,9 +7,10 @@ from pathlib import Path
 from detectron2.structures import BoxMode
 from PIL import Image
 
-from normdet.data.readers.base import unreadable
-from normdet.data.records import Dataset, box_fault, confined, fault, first_of, warn_dropped
+from normdet.data.records import Dataset, box_fault, confined, warn_dropped
 from normdet.errors import NormdetError
+from normdet.files.faults import fault, unreadable
+from normdet.files.words import first_of
 
 SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
 

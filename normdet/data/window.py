@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from normdet.data.readers.base import Slice
+from normdet.data.slices import Slice
 from normdet.errors import NormdetError
 
 FORMS = "auto, percentile, percentile:LOW,HIGH, CT:CENTER,WIDTH, file or none"

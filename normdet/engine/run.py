@@ -33,8 +33,8 @@ from normdet.engine.summary import (
 )
 from normdet.engine.trainer import Trainer
 from normdet.errors import NormdetError
+from normdet.files.atomic import atomic_file
 from normdet.weights.checkpointer import Checkpointer, LoadReport
-from normdet.weights.files import atomic_file
 
 logger = logging.getLogger(__name__)
 

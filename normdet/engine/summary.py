@@ -9,7 +9,7 @@ from tabulate import tabulate
 from torch import nn
 
 from normdet import options
-from normdet.config import add_normdet_config
+from normdet.keys import add_normdet_config
 from normdet.layers import BatchStatistics
 from normdet.modeling import describe_norms
 from normdet.weights.checkpointer import LoadReport

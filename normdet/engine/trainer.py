@@ -20,15 +20,17 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from normdet.data import build_mapper, register_datasets
-from normdet.engine.hooks import LeaveStored, NormPage, NormScalars, ProgressBar
 from normdet.engine.launch import Interrupted
+from normdet.engine.leave_stored import LeaveStored
 from normdet.engine.loader import build_train_loader, derived_seed
 from normdet.engine.log import LoggedOutput
+from normdet.engine.norm_hooks import NormPage, NormScalars
+from normdet.engine.progress import ProgressBar
 from normdet.engine.signals import StopRequest
 from normdet.engine.step import AMP_DTYPES, NonFiniteLoss, TrainStep
 from normdet.errors import NormdetError
 from normdet.evaluation import build_evaluator
-from normdet.inference.tiled_model import TiledModel
+from normdet.evaluation.tiled_model import TiledModel
 from normdet.solver import build_optimizer
 from normdet.weights.checkpointer import Checkpointer
 

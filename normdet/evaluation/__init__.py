@@ -1,4 +1,8 @@
-"""COCO AP of a model on any registered dataset."""
+"""COCO AP, of images taken whole or in tiles.
+
+Tiles are here and not with the medical readers: `INPUT.TILE` evaluates a training run in them, and
+the plugin must not need a wing for it.
+"""
 
 from normdet.evaluation.coco import build_evaluator
 

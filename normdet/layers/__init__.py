@@ -4,13 +4,7 @@ from .activation import TLU, AddAct
 from .adaptive_weight_standardization import AdaptiveWeightStandardization, standardize_adaptively
 from .base import NormLayer, after_step
 from .batch_instance_norm import BatchInstanceNorm
-from .batch_norm import (
-    BatchNorm1d,
-    BatchNorm2d,
-    BatchNorm3d,
-    FrozenBatchNorm2d,
-    freeze_batch_norm,
-)
+from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, FrozenBatchNorm2d, freeze_batch_norm
 from .batch_renorm import BatchRenorm
 from .batch_statistics import BatchStatistics
 from .eval_norm import EvalNorm, to_eval_norm

@@ -22,8 +22,8 @@ class EvalNorm(RunningNorm):
 
     which for independent examples is what training moments are expected to be, given the example.
     The buffer `blend` `(1,)` follows `1 / N` while training (0 at first, plain BN);
-    :func:`normdet.eval_norm.fit_eval_norm` learns it from images afterwards, which also sees how
-    alike the examples of a batch are. Keeps what BN keeps.
+    :func:`normdet.convert.blend.fit_eval_norm` learns it from images afterwards, which also sees
+    how alike the examples of a batch are. Keeps what BN keeps.
 
     Args:
         kwargs: see :class:`RunningNorm`.

@@ -3,7 +3,7 @@
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads import ROI_BOX_HEAD_REGISTRY, FastRCNNConvFCHead
 
-from ..config import norm_option
+from ..keys import norm_option
 from ..options import NormOption
 from .dress import dress_conv, dress_pair, without_norms
 from .lean import lean

@@ -7,7 +7,7 @@ initialization, random numbers and state-dict keys stay detectron2's.
 from detectron2.config import CfgNode
 from torch import nn
 
-from ..config import put
+from ..keys import put
 from ..options import NormOption
 from .per_level import build_shared_norm
 

@@ -7,7 +7,7 @@ from detectron2.modeling.backbone.fpn import (
 )
 from torch import Tensor, nn
 
-from ..config import norm_option
+from ..keys import norm_option
 from ..options import NormOption
 from .dress import dress_conv, without_norms
 from .lean import lean

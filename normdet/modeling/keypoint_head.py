@@ -3,7 +3,7 @@
 from detectron2.config import configurable
 from detectron2.modeling.roi_heads import ROI_KEYPOINT_HEAD_REGISTRY, KRCNNConvDeconvUpsampleHead
 
-from ..config import norm_option
+from ..keys import norm_option
 from ..options import NormOption
 from .dress import dress_pair
 from .lean import lean

@@ -2,7 +2,7 @@
 
 from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 
-from ..config import norm_option
+from ..keys import norm_option
 from .dress import without_norms
 from .lean import lean
 from .resnet import normalize_blocks

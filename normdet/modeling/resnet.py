@@ -6,7 +6,7 @@ from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, ResNet, build_resnet_backbone
 from torch import Tensor, nn
 
-from ..config import norm_option
+from ..keys import norm_option
 from ..layers import freeze_batch_norm
 from ..options import NormOption
 from .dress import dress_conv, without_norms

@@ -4,7 +4,7 @@ from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
 from torch import nn
 
-from ..config import norm_option
+from ..keys import norm_option
 from ..options import NormOption
 from .dress import without_norms
 from .lean import lean

@@ -5,7 +5,7 @@ from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
 from detectron2.modeling.proposal_generator.rpn import StandardRPNHead
 from torch import nn
 
-from ..config import norm_option
+from ..keys import norm_option
 from ..options import NormOption
 from .dress import dress_conv
 from .lean import lean

@@ -15,10 +15,11 @@ from fvcore.common.config import CfgNode
 from torch import nn
 
 from normdet.errors import NormdetError
+from normdet.files.atomic import TEMPORARY_SUFFIX, atomic_file
 
 from .checks import check_weights
 from .facts import describe
-from .files import TEMPORARY_SUFFIX, UnreadableFileError, atomic_file, load_file, save_file
+from .files import UnreadableFileError, load_file, save_file
 from .grey import sum_stem_channels
 from .importers import Imported, import_weights, not_finite, unwrap
 

@@ -14,9 +14,9 @@ from typing import Any
 import torch
 from fvcore.common.config import CfgNode
 
-from normdet.config import PART_TENSORS
-from normdet.config import PARTS as PART_KEYS
 from normdet.errors import NormdetError
+from normdet.keys import PART_TENSORS
+from normdet.keys import PARTS as PART_KEYS
 from normdet.layers.batch_statistics import of_no_data
 from normdet.options import names
 

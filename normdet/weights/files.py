@@ -1,6 +1,5 @@
 """Reading and writing weight files: nothing in a file runs, and a save is whole or absent."""
 
-import contextlib
 import json
 import os
 import pickle
@@ -9,7 +8,7 @@ import re
 import zipfile
 import zlib
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,8 +18,7 @@ import safetensors.torch
 import torch
 
 from normdet.errors import NormdetError
-
-TEMPORARY_SUFFIX = ".normdet-tmp"
+from normdet.files.atomic import atomic_file
 
 
 class UnreadableFileError(NormdetError):
@@ -95,29 +93,6 @@ def save_file(obj: Mapping[str, Any], path: str | os.PathLike) -> None:
     # torch reports a full disk as RuntimeError.
     except (OSError, RuntimeError, TypeError) as error:
         raise NormdetError(f"{path} cannot be written: {_reason(error)}") from error
-
-
-@contextlib.contextmanager
-def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
-    """A binary file that takes `path`'s place when the block ends, and only if it ends well."""
-    path = Path(path)
-    temporary = path.with_name(f".{path.name}.{os.getpid()}{TEMPORARY_SUFFIX}")
-    try:
-        with open(temporary, "wb") as file:
-            yield file
-            file.flush()
-            os.fsync(file.fileno())
-        os.replace(temporary, path)
-    except BaseException:
-        temporary.unlink(missing_ok=True)
-        raise
-    # The new name outlives a power cut once its folder is written; not every system can.
-    with contextlib.suppress(OSError):
-        folder = os.open(path.parent, os.O_RDONLY)
-        try:
-            os.fsync(folder)
-        finally:
-            os.close(folder)
 
 
 class _Hostile(Exception):

@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from normdet.data.readers import Slice
+from normdet.data.slices import Slice
 from normdet.data.window import Window, apply_window, parse_window, window_limits
 from normdet.errors import NormdetError
 

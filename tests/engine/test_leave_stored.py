@@ -7,7 +7,7 @@ import torch
 
 from normdet.convert import Settings, convert
 from normdet.engine import Interrupted, Trainer
-from normdet.engine.hooks import LeaveStored
+from normdet.engine.leave_stored import LeaveStored
 from normdet.layers import FilterResponseNorm2d, StoredMoments
 from normdet.weights import load_file, save_file
 

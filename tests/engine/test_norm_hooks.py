@@ -11,8 +11,8 @@ from torch import nn
 from normdet import layers
 from normdet.cli import main
 from normdet.engine import Trainer
-from normdet.engine.hooks import NormScalars
 from normdet.engine.launch import Interrupted
+from normdet.engine.norm_hooks import NormScalars
 from normdet.weights import load_file
 
 

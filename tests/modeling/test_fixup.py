@@ -6,8 +6,8 @@ import torch.nn.functional as F
 from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
-from normdet.config import PARTS, put
 from normdet.errors import NormdetError
+from normdet.keys import PARTS, put
 from normdet.layers import FixupScalars, NormLayer
 from normdet.modeling import describe_norms
 from normdet.options import parse, valid_options

@@ -9,8 +9,8 @@ from detectron2.modeling import build_backbone
 from torch import nn
 from torch.nn.parallel import DistributedDataParallel
 
-from normdet.bench.measure import held_bytes
 from normdet.config import config_file, load_config
+from normdet.lab.bench.measure import held_bytes
 from normdet.layers import FilterResponseNorm2d
 from normdet.modeling.lean import lean
 from tests.workers import run_workers

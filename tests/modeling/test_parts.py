@@ -8,7 +8,8 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 from torchvision.ops import deform_conv2d
 
-from normdet.config import PARTS, load_config, put
+from normdet.config import load_config
+from normdet.keys import PARTS, put
 from normdet.layers import NormLayer
 from normdet.modeling import describe_norms
 from normdet.options import METHODS, parse

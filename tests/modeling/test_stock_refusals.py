@@ -7,7 +7,7 @@ from detectron2.modeling import build_backbone
 from detectron2.modeling.roi_heads import build_box_head, build_mask_head
 
 from normdet import NormdetError, add_normdet_config
-from normdet.config import check_config, put
+from normdet.keys import check_config, put
 
 SHAPE = ShapeSpec(channels=16, height=7, width=7)
 

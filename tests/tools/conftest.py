@@ -22,15 +22,6 @@ def setup_env(monkeypatch, installer):
 
 
 @pytest.fixture
-def update_readme(monkeypatch):
-    """tools/update_readme.py, which draws no picture."""
-    monkeypatch.syspath_prepend(str(TOOLS))
-    module = importlib.import_module("update_readme")
-    monkeypatch.setattr(module, "draw_over_batch", lambda panels, path: None)
-    return module
-
-
-@pytest.fixture
 def stub_python(tmp_path):
     """A function that writes an executable answering as a Python would and returns its path."""
 

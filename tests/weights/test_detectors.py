@@ -9,8 +9,9 @@ import torchvision
 from detectron2.modeling import build_model
 from torch import nn
 
-from normdet.config import load_config, put
+from normdet.config import load_config
 from normdet.errors import NormdetError
+from normdet.keys import put
 from normdet.weights import Checkpointer, check_weights, import_weights, required_config
 from normdet.weights.importers.layout import CLASSIFIER
 from tests.weights.networks import WSConv2d, group_norm, standardize, trained

@@ -13,16 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
-from normdet.weights.facts import (
-    BACKBONE,
-    DIALECT,
-    FORMAT,
-    MEAN,
-    STD,
-    STRIDE,
-    Facts,
-    shown_norms,
-)
+from normdet.weights.facts import BACKBONE, DIALECT, FORMAT, MEAN, STD, STRIDE, Facts, shown_norms
 
 from .layout import Imported, nth
 from .resnets import detector_tensors, resnet_facts

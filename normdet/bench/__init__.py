@@ -1,8 +1,0 @@
-"""`normdet bench`: how fast and how lean, against every peer, in one run and one CSV.
-
-`main` measures single operations (`layers`) or whole training steps (`step`).
-"""
-
-from normdet.bench.command import main
-
-__all__ = ["main"]

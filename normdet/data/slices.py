@@ -1,0 +1,98 @@
+"""What every reader takes and gives: a source on disk, and the slices in it.
+
+The plugin reads images alone (:mod:`normdet.data.image_file`); DICOM and NIfTI, which need more
+libraries, are read by :mod:`normdet.medical.readers` into the same slices.
+"""
+
+import hashlib
+import secrets
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from normdet.errors import NormdetError
+
+# The largest image read unless the caller allows more: 10,000 x 10,000.
+MAX_PIXELS = 100_000_000
+# A volume may hold this many slices of the largest size.
+MAX_VOXELS_PER_PIXEL = 20
+
+# Drawn anew by each process: a patient's key says nothing about the patient, even to someone who
+# tries every possible number.
+_SECRET = secrets.token_bytes(32)
+
+
+@dataclass(frozen=True)
+class Source:
+    """One image file, one volume, or the files of one DICOM series.
+
+    Attributes:
+        kind: `"image"`, `"dicom"` or `"nifti"`.
+        paths: its files; those of a series in any order.
+        name: unique among the sources found together, fit for a file name. That of DICOM is made
+            up: files are often named after patients.
+    """
+
+    kind: str
+    paths: tuple[Path, ...]
+    name: str
+
+
+@dataclass(frozen=True)
+class Slice:
+    """One two-dimensional image, as the file means it and before any window.
+
+    Attributes:
+        pixels: `(H, W)` or `(H, W, 3)` in the file's precision: integers as stored, or float32 in
+            the file's units (such as HU) where it has a scale.
+        name: unique among the slices of sources found together, fit for a file name.
+        patient: a key equal for images of one patient within this process, or None if unknown.
+        spacing: mm from row to row and from column to column, in a volume also from slice to
+            slice; None if unknown.
+        window: center and width that the file recommends, in the units of `pixels`, or None.
+        source: the file it was read from.
+        index: its place in the volume, series or stack, from 0.
+        frame: its place in its file, from 0: of several frames, in the order they are stored.
+    """
+
+    pixels: np.ndarray
+    name: str
+    patient: str | None
+    spacing: tuple[float, ...] | None
+    window: tuple[float, float] | None
+    source: Path
+    index: int = 0
+    frame: int = 0
+
+
+def patient_key(identity: str) -> str:
+    """An opaque key: equal for equal identities in this process, unrelated in any other."""
+    return hashlib.blake2b(identity.encode(), key=_SECRET, digest_size=12).hexdigest()
+
+
+def native(pixels: np.ndarray) -> np.ndarray:
+    """In this machine's byte order, and never wider than float32."""
+    if pixels.dtype == np.float64:
+        return pixels.astype(np.float32)
+    return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
+
+
+def check_size(path: Path, height: int, width: int, max_pixels: int, slices: int = 1) -> None:
+    """Refuse what a header says is larger than allowed, before memory is asked for.
+
+    Raises:
+        NormdetError: naming the size and the flag.
+    """
+    if height < 1 or width < 1:
+        raise NormdetError(f"{path} states a size of {width}x{height} pixels")
+    if height * width > max_pixels:
+        raise NormdetError(
+            f"{path} has {width}x{height} pixels, more than the {max_pixels:,} that are read: "
+            "raise --max-pixels, or cut it into tiles"
+        )
+    if height * width * slices > max_pixels * MAX_VOXELS_PER_PIXEL:
+        raise NormdetError(
+            f"{path} has {slices} slices of {width}x{height} pixels, more than "
+            f"{max_pixels * MAX_VOXELS_PER_PIXEL:,} in all: raise --max-pixels"
+        )

@@ -1,0 +1,39 @@
+"""Converted norms leave the moments that were stored beside them, in the course of training."""
+
+from detectron2.engine import HookBase
+from torch import nn
+
+from normdet.layers import leave_stored
+
+
+class LeaveStored(HookBase):
+    """Moves converted norms from their stored moments to their own, and drops these at the end.
+
+    `t` follows from the iteration, so that a resumed run goes on where it was; it is written as a
+    curve. Models without such norms cost nothing.
+
+    Args:
+        model: see :func:`normdet.layers.leave_stored`.
+        until: the share of training after which nothing stored is left.
+    """
+
+    def __init__(self, model: nn.Module, until: float):
+        self._model = model
+        self._until = until
+        self._left = True
+
+    def before_train(self) -> None:
+        """Look for such norms, weights being loaded by now."""
+        self._left = leave_stored(self._model, self._t()) > 0
+
+    def before_step(self) -> None:
+        """Move on."""
+        if self._left:
+            t = self._t()
+            leave_stored(self._model, t)
+            self.trainer.storage.put_scalar("own_moments", t, smoothing_hint=False)
+            self._left = t < 1
+
+    def _t(self) -> float:
+        last = max(self._until * (self.trainer.max_iter - 1), 1)
+        return min(self.trainer.iter / last, 1.0)

@@ -1,0 +1,125 @@
+"""How the norms of a run go: curves while it trains, and a page of them when it ends."""
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from detectron2.engine import HookBase
+from torch import nn
+from torch.utils.hooks import RemovableHandle
+
+from normdet.errors import NormdetError
+from normdet.layers import NormLayer
+from normdet.layers.base import CLAMPING
+
+logger = logging.getLogger(__name__)
+
+
+class NormScalars(HookBase):
+    """Writes how the norms go, now and then, as `LAYER/STATISTIC` curves.
+
+    Of every norm and every activation that ends a block: the share of outputs its activation
+    clamps, the RMS of its outputs, gamma and tau, and what it has to tell itself, such as
+    SwitchNorm's shares (`normdet.engine.norm_page.STATISTICS`). Outputs are looked at in the
+    measured step alone, which takes one more pass over each and waits once for the device; other
+    steps are untouched. Draws no random numbers and talks to no other process: rank 0 alone has it.
+
+    Args:
+        model: the one that trains.
+        period: iterations between two measurements; 0 for none.
+    """
+
+    def __init__(self, model: nn.Module, period: int):
+        self._period = period
+        self._norms = {
+            name.removeprefix("module."): module
+            for name, module in model.named_modules()
+            if isinstance(module, NormLayer)
+        }
+        self._handles: list[RemovableHandle] = []
+        self._sums: dict[str, torch.Tensor] = {}
+
+    def before_step(self) -> None:
+        """In a step to be measured, have the outputs looked at."""
+        if self._period and (self.trainer.iter + 1) % self._period == 0:
+            for name, norm in self._norms.items():
+                self._handles.append(norm.register_forward_hook(self._look(name)))
+
+    def after_step(self) -> None:
+        """After such a step, write what was seen."""
+        if not self._handles:
+            return
+        self._leave()
+        values = {
+            f"{name}/{key}": value
+            for name, norm in self._norms.items()
+            for key, value in self._measured(name, norm).items()
+        }
+        if values:
+            numbers = torch.stack([value.float() for value in values.values()]).tolist()
+            values = dict(zip(values, numbers, strict=True))
+        for name, norm in self._norms.items():
+            values |= {f"{name}/{key}": value for key, value in norm.scalars().items()}
+        for key, value in values.items():
+            self.trainer.storage.put_scalar(key, value, smoothing_hint=False)
+        self._sums.clear()
+
+    def after_train(self) -> None:
+        """A step that broke off may have left its hooks."""
+        self._leave()
+
+    def _leave(self) -> None:
+        for handle in self._handles:
+            handle.remove()
+        self._handles.clear()
+
+    def _look(self, name: str) -> Callable:
+        @torch.no_grad()
+        def look(norm: NormLayer, inputs: tuple, output: torch.Tensor) -> None:
+            clamped = norm.clamped(output)
+            square = output.float().square().sum()
+            held = torch.zeros_like(square) if clamped is None else clamped.sum()
+            seen = torch.stack([square, held, torch.full_like(square, output.numel())]).double()
+            # A shared head is called for every level, and every part of an accumulated batch.
+            self._sums[name] = self._sums[name] + seen if name in self._sums else seen
+
+        return look
+
+    @torch.no_grad()
+    def _measured(self, name: str, norm: NormLayer) -> dict[str, torch.Tensor]:
+        """By statistic, numbers still on the device."""
+        values = {}
+        if name in self._sums:
+            square, held, count = self._sums[name].unbind()
+            count = count.clamp(min=1)  # no region reached this head
+            if norm.activation in CLAMPING:
+                values["clamped"] = held / count
+            values["rms"] = (square / count).sqrt()
+        gamma = getattr(norm, "weight", None)
+        if isinstance(gamma, nn.Parameter):
+            values["gamma_mean"], values["gamma_min"] = gamma.mean(), gamma.min()
+            values["gamma_max"] = gamma.abs().max()
+        if norm.tau is not None:
+            values["tau_mean"] = norm.tau.mean()
+        return values
+
+
+class NormPage(HookBase):
+    """Draws a run's `norms.html` when it ends or is stopped; after the writers have closed.
+
+    Args:
+        folder: of the run.
+    """
+
+    def __init__(self, folder: Path):
+        self._folder = folder
+
+    def after_train(self) -> None:
+        """Draw it; a page that cannot be drawn is no reason to lose a run."""
+        from normdet.engine.norm_page import write_norm_page  # matplotlib, at the end alone
+
+        try:
+            write_norm_page(self._folder)
+        except (NormdetError, OSError) as error:
+            logger.info("no norms.html: %s", error)

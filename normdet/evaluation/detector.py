@@ -1,0 +1,143 @@
+"""A trained detector on slices: windowed, cut into tiles, in batches, and merged."""
+
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import torch
+from detectron2.config import CfgNode
+from detectron2.data import transforms as T
+from detectron2.structures import Instances
+
+from normdet.data.channels import to_format
+from normdet.data.rle import Piece
+from normdet.data.slices import Slice
+from normdet.data.window import apply_window
+from normdet.evaluation.tiles import Box, Detection, merge, tile_boxes
+
+# detectron2's model interface: dicts with an image (C, H, W) in, dicts with "instances" out.
+Model = Callable[[list[dict]], list[dict]]
+# The values that become black and white, or None for those that stay.
+Limits = tuple[float, float] | None
+Windowed = tuple[Slice, Limits]
+
+
+class Detector:
+    """Finds objects in slices, as detectron2's `DefaultPredictor` does in images.
+
+    Args:
+        model: built, loaded and in evaluation mode; called under `no_grad`.
+        cfg: how its input looks (`INPUT.FORMAT`, `INPUT.MIN_SIZE_TEST`, ...).
+        tile: pixels of a tile's side, 0 for whole images.
+        overlap: pixels that neighbouring tiles have in common.
+        batch: images or tiles a step.
+        threshold: what is less certain is left out.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        cfg: CfgNode,
+        *,
+        tile: int = 0,
+        overlap: int = 64,
+        batch: int = 1,
+        threshold: float = 0.0,
+    ):
+        self._model = model
+        self._format = cfg.INPUT.FORMAT
+        short, most = cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST
+        self._resize = T.ResizeShortestEdge([short, short], most)
+        self._tile, self._overlap = tile, overlap
+        self._batch, self._threshold = batch, threshold
+
+    def __call__(self, pixels: np.ndarray) -> list[Detection]:
+        """The objects of one image `(H, W)` or `(H, W, 3)` RGB of 8 bits, best score first."""
+        image = Slice(pixels, "", None, None, None, source=Path())
+        ((_, _, detections),) = self.stream([(image, None)])
+        return detections
+
+    def stream(self, slices: Iterable[Windowed]) -> Iterator[tuple[Slice, Limits, list[Detection]]]:
+        """Each slice with its limits and its objects, in order; slices share a batch.
+
+        Memory: the slices whose tiles are in the batch, not more.
+
+        Args:
+            slices: with limits, of :func:`normdet.medical.windowed.read_windowed`.
+        """
+        queue: list[tuple[_Work, int]] = []
+        for item, limits in slices:
+            tiles = tile_boxes(*item.pixels.shape[:2], self._tile, self._overlap)
+            work = _Work(item, limits, tiles)
+            for index in range(len(work.tiles)):
+                queue.append((work, index))
+                if len(queue) == self._batch:
+                    yield from self._step(queue)
+                    queue = []
+        yield from self._step(queue)
+
+    def _step(self, queue: list[tuple["_Work", int]]) -> Iterator[tuple]:
+        inputs = [self._input(work, work.tiles[index]) for work, index in queue]
+        with torch.no_grad():
+            outputs = self._model(inputs) if inputs else []
+        for (work, index), output in zip(queue, outputs, strict=True):
+            instances = output["instances"].to("cpu")
+            work.found.append(detections_of(instances, work.tiles[index], self._threshold))
+            if len(work.found) == len(work.tiles):
+                yield work.slice, work.limits, merge(work.tiles, work.found)
+
+    def _input(self, work: "_Work", tile: Box) -> dict:
+        x0, y0, x1, y1 = tile
+        pixels = apply_window(work.slice.pixels[y0:y1, x0:x1], work.limits)
+        # Deep pixels that no window brought to 8 bits reach the model in float32, as in training.
+        pixels = pixels if pixels.dtype == np.uint8 else pixels.astype(np.float32)
+        image = to_format(pixels, self._format)
+        image = self._resize.get_transform(image).apply_image(image)
+        # Not every transform keeps the one channel of a grey image.
+        image = image.reshape(*image.shape[:2], -1).astype("float32").transpose(2, 0, 1)
+        tensor = torch.as_tensor(np.ascontiguousarray(image))
+        return {"image": tensor, "height": y1 - y0, "width": x1 - x0}
+
+
+@dataclass
+class _Work:
+    """A slice on its way through the model: one entry of `found` for each tile that is done."""
+
+    slice: Slice
+    limits: Limits
+    tiles: list[Box]
+    found: list[list[Detection]] = field(default_factory=list)
+
+
+def detections_of(instances: Instances, tile: Box, threshold: float = 0.0) -> list[Detection]:
+    """The instances that a model found in a tile, in coordinates of the image.
+
+    A mask without a pixel is no object; where there are no masks a box stands for one.
+    """
+    x, y, right, bottom = tile
+    has_mask = instances.has("pred_masks")
+    result = []
+    for index in torch.nonzero(instances.scores >= threshold).flatten().tolist():
+        box = instances.pred_boxes.tensor[index].tolist()
+        if has_mask:
+            piece = Piece.of(instances.pred_masks[index].numpy(), x, y)
+        else:
+            piece = _filled(box, right - x, bottom - y, x, y)
+        if piece.mask.size:
+            left, top, far, low = box
+            result.append(
+                Detection(
+                    (left + x, top + y, far + x, low + y),
+                    float(instances.scores[index]),
+                    int(instances.pred_classes[index]),
+                    piece,
+                    has_mask,
+                )
+            )
+    return result
+
+
+def _filled(box: list[float], width: int, height: int, x: int, y: int) -> Piece:
+    x0, y0, x1, y1 = np.round(box).astype(int).clip(0, (width, height) * 2).tolist()
+    return Piece(x + x0, y + y0, np.ones((y1 - y0, x1 - x0), bool))

@@ -1,0 +1,1 @@
+"""What many rooms use and none owns: whole files, locks, memory, faults, words, looks."""

@@ -1,0 +1,67 @@
+"""What is wrong with the data: named as it is met, and refused or counted."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import NoReturn
+
+from normdet.errors import NormdetError
+
+# Called with a sentence on each fault that a reader can go on after; it may raise.
+Report = Callable[[str], None]
+
+
+def stop(fault: str) -> NoReturn:
+    """The `Report` that goes on after nothing."""
+    raise NormdetError(fault)
+
+
+def fault(sentence: str, report: Callable[[str], None] | None) -> None:
+    """Call `report`, or raise where there is none.
+
+    Raises:
+        NormdetError: `sentence`.
+    """
+    if report is None:
+        raise NormdetError(sentence)
+    report(sentence)
+
+
+def unreadable(path: str | Path, error: OSError) -> NormdetError:
+    """The error for a file or folder that the system does not let be read."""
+    return NormdetError(f"{path} cannot be read: {error.strerror or error}")
+
+
+def missing_extra(package: str) -> NormdetError:
+    """The error for a reader whose library is not installed."""
+    return NormdetError(
+        f"{package} is needed to read this and is not installed: pip install normdet[medical]"
+    )
+
+
+class Faults:
+    """A `Report` that prints each sentence once and counts them, or raises the first.
+
+    Args:
+        on_error: `"skip"` or `"stop"`.
+        show: prints a line.
+    """
+
+    def __init__(self, on_error: str, show: Callable[[str], None]):
+        self._stop = on_error == "stop"
+        self._show = show
+        self._told: set[str] = set()
+        self.count = 0
+
+    def __call__(self, sentence: str) -> None:
+        """One fault.
+
+        Raises:
+            NormdetError: under `"stop"`.
+        """
+        if self._stop:
+            raise NormdetError(f"{sentence} (--on-error skip goes on without it)")
+        if sentence in self._told:  # what is walked through for images and for labels
+            return
+        self._told.add(sentence)
+        self.count += 1
+        self._show(f"fault: {sentence}")

@@ -1,0 +1,51 @@
+"""How every picture of ours looks: the colours of runs and of classes, and images for the eye."""
+
+from pathlib import Path
+from typing import IO
+
+import numpy as np
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+
+# Okabe and Ito's: people tell them apart whatever colours they see.
+RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
+
+# Okabe and Ito's that stand out from grey and from stains: people tell them apart whatever colours
+# they see. Then, one after another, the bright or saturated colour that is farthest from all before
+# it: any two of these 24 differ by 17 or more in CIEDE2000.
+CLASS_COLOURS = (
+    "#56B4E9", "#E69F00", "#F0E442", "#009E73", "#D55E00", "#CC79A7",
+    "#0044FF", "#666600", "#88FFEE", "#BB1144", "#00EE44", "#FFBBAA",
+    "#9988FF", "#775588", "#EECCFF", "#999966", "#007799", "#CC11EE",
+    "#FF5555", "#007711", "#BBDDAA", "#885500", "#00BBBB", "#55AA00",
+)  # fmt: skip
+
+
+def class_colour(index: int) -> str:
+    """`"#RRGGBB"` of the class with this number, from 0; after 24 they come again."""
+    return CLASS_COLOURS[index % len(CLASS_COLOURS)]
+
+
+def run_style(index: int) -> dict[str, str]:
+    """Colour, marker and dash of the `index`th of many series."""
+    turn = index // len(RUN_COLOURS)
+    return {
+        "color": RUN_COLOURS[index % len(RUN_COLOURS)],
+        # One more than colours: a point without its line shows which turn it is of.
+        "marker": "osD^vPX"[index % 7],
+        "linestyle": ("-", "--", ":", "-.")[turn % 4],
+    }
+
+
+def brightened(image: np.ndarray) -> np.ndarray:
+    """Grey values for the eye, in [0, 1]: a few very bright spots would leave the rest black."""
+    low, high = np.percentile(image, (1, 99.5))
+    # Of whole numbers one step is not blown up to black and white.
+    least = 1 if np.issubdtype(image.dtype, np.integer) else np.finfo(np.float32).tiny
+    return np.clip((image - low) / max(high - low, least), 0, 1) ** 0.7
+
+
+def save(figure: Figure, file: Path | IO[bytes]) -> None:
+    """Write `figure` as PNG."""
+    FigureCanvasAgg(figure)
+    figure.savefig(file, format="png", facecolor="white")

@@ -1,0 +1,230 @@
+"""normdet's config keys, and how one flag fills every part's own NORM key.
+
+Keys are names and values: nothing here imports detectron2 or a part of a model. Config files are
+read by :mod:`normdet.config`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING
+
+from .errors import NormdetError
+from .options import METHODS, NormOption, parse
+
+if TYPE_CHECKING:
+    from detectron2.config import CfgNode
+
+# Every part of a detector that can be normalized, and the key its norm stands in. Where detectron2
+# has a key it is that one.
+PARTS: dict[str, str] = {
+    "backbone": "MODEL.RESNETS.NORM",
+    "fpn": "MODEL.FPN.NORM",
+    "fpn_top": "MODEL.NORMDET.FPN_TOP_NORM",
+    "rpn_head": "MODEL.NORMDET.RPN_HEAD_NORM",
+    "res5_head": "MODEL.NORMDET.RES5_HEAD_NORM",
+    "box_head": "MODEL.ROI_BOX_HEAD.NORM",
+    "box_fc": "MODEL.NORMDET.BOX_FC_NORM",
+    "mask_head": "MODEL.ROI_MASK_HEAD.NORM",
+    "mask_deconv": "MODEL.NORMDET.MASK_DECONV_NORM",
+    "keypoint_head": "MODEL.NORMDET.KEYPOINT_HEAD_NORM",
+    "retinanet_head": "MODEL.RETINANET.NORM",
+}
+
+# What the names of a part's tensors begin with. A backbone's file may leave out the first words.
+PART_TENSORS: dict[str, tuple[str, ...]] = {
+    "backbone": ("backbone.bottom_up.", "backbone.stem.", "backbone.res", "stem.", "res"),
+    "fpn": ("backbone.fpn_", "fpn_"),
+    "fpn_top": ("backbone.top_block.",),
+    "rpn_head": ("proposal_generator.rpn_head.",),
+    "res5_head": ("roi_heads.res5.",),
+    "box_head": ("roi_heads.box_head.conv", "box_head.conv"),
+    "box_fc": ("roi_heads.box_head.fc",),
+    "mask_head": ("roi_heads.mask_head.mask_fcn", "mask_head.mask_fcn"),
+    "mask_deconv": ("roi_heads.mask_head.deconv.",),
+    "keypoint_head": ("roi_heads.keypoint_head.",),
+    "retinanet_head": ("head.",),
+}
+
+# What the flag sets when no parts are named: the parts that the published GN and SyncBN models of
+# detectron2 normalize, so that a row of ours differs from theirs in the norm alone.
+USUAL_PARTS = ("backbone", "fpn", "box_head", "mask_head", "retinanet_head")
+
+# A part whose key says this takes the backbone's option: a C4 detector's res5 is a stage of it.
+AS_BACKBONE = "as backbone"
+
+# detectron2's key for a part's builder -> the builders that have a normdet form.
+BUILDERS: dict[str, tuple[str, ...]] = {
+    "MODEL.META_ARCHITECTURE": ("RetinaNet",),
+    "MODEL.BACKBONE.NAME": (
+        "build_resnet_backbone",
+        "build_resnet_fpn_backbone",
+        "build_retinanet_resnet_fpn_backbone",
+    ),
+    "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
+    "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads",),
+    "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
+    "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
+    "MODEL.ROI_KEYPOINT_HEAD.NAME": ("KRCNNConvDeconvUpsampleHead",),
+}
+
+
+def normdet_name(stock: str) -> str:
+    """The name our form of a stock builder is registered under."""
+    if stock.startswith("build_"):
+        return stock.replace("build_", "build_normdet_", 1)
+    return f"Normdet{stock}"
+
+
+def add_normdet_config(cfg: CfgNode) -> None:
+    """Add normdet's keys to a detectron2 config; before `merge_from_file`. Safe to call twice."""
+    if "NORMDET" in cfg.MODEL:
+        return
+    new_node = type(cfg)
+    node = cfg.MODEL.NORMDET = new_node()
+    # The norms of parts that detectron2 gives no key; "" leaves the part as detectron2 has it.
+    node.RPN_HEAD_NORM = ""
+    node.BOX_FC_NORM = ""
+    node.MASK_DECONV_NORM = ""
+    node.KEYPOINT_HEAD_NORM = ""
+    # The convolutions of RetinaNet's p6 and p7.
+    node.FPN_TOP_NORM = ""
+    # res5 on the regions of a C4 detector.
+    node.RES5_HEAD_NORM = AS_BACKBONE
+    # Iterations between two looks at the norms (curves, and norms.html at the end); 0 for none.
+    # Curves are written every 20 iterations: fewer than that show no more.
+    node.STATISTICS_PERIOD = 100
+    # Over which share of training norms leave the moments that `normdet convert --rung annealed`
+    # has put beside them: `(1 - t) * stored + t * own`, t from 0 to 1.
+    node.ANNEAL_UNTIL = 0.5
+    # Keep no output of a fused norm (GN, LN, IN, FRN) for backward but compute it anew there: less
+    # memory for one more elementwise pass per norm, and the same gradients to the last bit.
+    node.RECOMPUTE = False
+    # Each method's own parameters.
+    for method in METHODS.values():
+        if method.params:
+            node[method.name] = new_node(dict(method.params))
+
+    # An optimizer step sums the gradients of this many parts of IMS_PER_BATCH images.
+    cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # What AMP computes in: "float16" (with loss scaling) or "bfloat16".
+    cfg.SOLVER.AMP.DTYPE = "float16"
+    # Folder that relative paths in dataset names such as "coco:train.json:images" start from. In a
+    # file, one that begins with a dot starts at the file's own folder, as _BASE_ does.
+    cfg.DATASETS.ROOT = ""
+    # The std of the training images' values as they are read, a number for each channel. By it
+    # pretrained weights are checked to see images at the scale they were trained on; () takes
+    # images to be of 8 bits. `normdet prepare` measures it.
+    cfg.DATASETS.PIXEL_STD = ()
+    # Train on a random one of the 8 flips and right-angle turns: for images without an up.
+    cfg.INPUT.RANDOM_D4 = False
+    # Large images: train on random squares of this many pixels of them, evaluate and predict in
+    # tiles of this size whose objects are merged across seams. 0 takes images whole.
+    cfg.INPUT.TILE = 0
+    # Pixels that neighbouring tiles have in common: more than most objects measure.
+    cfg.INPUT.TILE_OVERLAP = 64
+
+
+def get(cfg: CfgNode, key: str):
+    """The value at a dotted key."""
+    for name in key.split("."):
+        cfg = cfg[name]
+    return cfg
+
+
+def put(cfg: CfgNode, key: str, value) -> None:
+    """Set the value at a dotted key."""
+    *path, last = key.split(".")
+    for name in path:
+        cfg = cfg[name]
+    cfg[last] = value
+
+
+def norm_option(cfg: CfgNode, part: str) -> NormOption:
+    """The option a part's key asks for, with its parameters.
+
+    Raises:
+        NormdetError: on a name that is no option, with its key, or a config without our keys.
+    """
+    if "NORMDET" not in cfg.MODEL:
+        raise NormdetError("the config has no MODEL.NORMDET: call normdet.add_normdet_config(cfg)")
+    key = PARTS[part]
+    text = get(cfg, key)
+    if part == "res5_head" and text == AS_BACKBONE:
+        return norm_option(cfg, "backbone")
+    try:
+        return parse(text, cfg.MODEL.NORMDET)
+    except NormdetError as error:
+        raise NormdetError(f"{key}: {error}") from None
+
+
+def use_normdet_parts(cfg: CfgNode) -> None:
+    """Name our form of every stock builder the config names; others stay.
+
+    With an option that detectron2 knows, ours compute the same under the same state-dict keys.
+    """
+    for key, stock in BUILDERS.items():
+        if get(cfg, key) in stock:
+            put(cfg, key, normdet_name(get(cfg, key)))
+
+
+def set_norm(cfg: CfgNode, text: str, parts: Iterable[str] | None = None) -> None:
+    """Give a detector the norm `text`: what `--norm` does.
+
+    Args:
+        cfg: with our keys (:func:`add_normdet_config`).
+        text: an option such as `"GN"` or `"FRN+TLU"`.
+        parts: names out of :data:`PARTS`, or `["all"]`; the usual ones by default. `FrozenBN`
+            without `parts` goes to the backbone alone: a head has no statistics to freeze.
+
+    Raises:
+        NormdetError: on an unknown option or part.
+    """
+    option = parse(text)
+    chosen = tuple(parts) if parts is not None else USUAL_PARTS
+    if chosen == ("all",):
+        chosen = tuple(part for part in PARTS if part != "res5_head")
+    for part in chosen:
+        if part not in PARTS:
+            raise NormdetError(f"unknown part {part!r} to normalize: one of {', '.join(PARTS)}")
+    use_normdet_parts(cfg)
+    for part in chosen:
+        bare = parts is None and option.norm == "FrozenBN" and part != "backbone"
+        put(cfg, PARTS[part], "" if bare else str(option))
+
+
+def check_config(cfg: CfgNode) -> None:
+    """Refuse norms that cannot be parsed, or that a named stock builder would drop or fail on.
+
+    Raises:
+        NormdetError: naming the key.
+    """
+    options = {part: norm_option(cfg, part) for part in PARTS}
+    ignored = {
+        "rpn_head": ("MODEL.RPN.HEAD_NAME", "StandardRPNHead"),
+        "box_fc": ("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
+        "mask_deconv": ("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
+        "keypoint_head": ("MODEL.ROI_KEYPOINT_HEAD.NAME", "KRCNNConvDeconvUpsampleHead"),
+    }
+    for part, (key, stock) in ignored.items():
+        if options[part] and get(cfg, key) == stock:
+            raise NormdetError(
+                f"{PARTS[part]} is {str(options[part])!r}, which {key} {stock!r} ignores: "
+                f"use {normdet_name(stock)!r}"
+            )
+    steps, images = cfg.SOLVER.ACCUMULATE_STEPS, cfg.SOLVER.IMS_PER_BATCH
+    if steps < 1 or images % steps:
+        raise NormdetError(
+            f"SOLVER.ACCUMULATE_STEPS {steps} does not divide SOLVER.IMS_PER_BATCH {images}"
+        )
+    until = cfg.MODEL.NORMDET.ANNEAL_UNTIL
+    if not 0 < until <= 1:
+        raise NormdetError(f"MODEL.NORMDET.ANNEAL_UNTIL is {until}: a share of training, up to 1")
+    if not all(value > 0 for value in cfg.DATASETS.PIXEL_STD):
+        raise NormdetError(
+            f"DATASETS.PIXEL_STD is {list(cfg.DATASETS.PIXEL_STD)}: a number above 0 a channel"
+        )
+    if cfg.SOLVER.AMP.DTYPE not in ("float16", "bfloat16"):
+        raise NormdetError(
+            f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}: use 'float16' or 'bfloat16'"
+        )

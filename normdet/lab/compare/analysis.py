@@ -1,0 +1,193 @@
+"""From runs to statements: means, differences to the baseline, and which norm to choose."""
+
+import itertools
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+
+from normdet.errors import NormdetError
+from normdet.lab.compare.cell import CRASHED, DIVERGED, DONE
+from normdet.lab.compare.stats import LEVEL, Difference, Estimate, estimate, holm, paired
+
+
+@dataclass(frozen=True)
+class Group:
+    """The runs of one norm at one batch size.
+
+    Attributes:
+        norm: its name.
+        batch_size: images a step.
+        values: the metric by seed, of the runs that ended well.
+        diverged: how many seeds ran into a loss that is not finite.
+        crashed: how many ended with an error.
+        missing: how many have not run.
+    """
+
+    norm: str
+    batch_size: int
+    values: Mapping[int, float]
+    diverged: int = 0
+    crashed: int = 0
+    missing: int = 0
+
+    @property
+    def whole(self) -> bool:
+        """Whether its mean may be compared: leaving out the seeds that diverged would flatter."""
+        return bool(self.values) and not self.diverged
+
+    @property
+    def estimate(self) -> Estimate:
+        """Mean and interval over seeds."""
+        return estimate(list(self.values.values()))
+
+    @property
+    def lacks(self) -> str:
+        """What of its seeds is no result, in words; nothing where all are there."""
+        counts = {"diverged": self.diverged, "crashed": self.crashed, "not run": self.missing}
+        total = len(self.values) + sum(counts.values())
+        found = [f"{count} of {total} {word}" for word, count in counts.items() if count]
+        return "not run" if self.missing == total else ", ".join(found)
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """One norm less another at one batch size; `adjusted` is Holm's p-value within the family."""
+
+    norm: str
+    other: str
+    batch_size: int
+    difference: Difference
+    adjusted: float | None = None
+
+    @property
+    def significant(self) -> bool:
+        """Whether the family-wise error allows to call it a difference."""
+        return self.adjusted is not None and self.adjusted < 1 - LEVEL
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The norm with the highest mean at one batch size, and how sure that is.
+
+    Attributes:
+        batch_size: images a step.
+        best: of those that have as many seeds as any, none of them diverged.
+        rivals: the best less each norm that it is not told apart from.
+        beaten: the norms that it is ahead of.
+        left_out: those that are not compared, for want of seeds.
+    """
+
+    batch_size: int
+    best: Group
+    rivals: tuple[Comparison, ...]
+    beaten: tuple[str, ...]
+    left_out: tuple[Group, ...]
+
+
+def groups(
+    rows: Iterable[Mapping], metric: str, planned: Iterable[tuple[str, int, int]] = ()
+) -> list[Group]:
+    """The reported runs by norm and batch size, in the order of their first appearance.
+
+    Args:
+        rows: of `runs.csv`.
+        metric: the column.
+        planned: norm, batch size and seed of the runs there should be; what has no row counts as
+            not run. Without them it is every seed that any row has.
+
+    Raises:
+        NormdetError: two runs of one norm, batch size and seed.
+    """
+    reported: dict[tuple[str, int, int], Mapping] = {}
+    for row in rows:
+        key = row["norm"], row["batch_size"], row["seed"]
+        if row["role"] == "test" and reported.setdefault(key, row) is not row:
+            raise NormdetError(
+                f"{row['run']} and {reported[key]['run']} are of one norm, batch size and seed: "
+                "two rates are two tables"
+            )
+    keys = list(planned) or list(reported)
+    seeds = dict.fromkeys(seed for *_, seed in keys)
+    sizes = sorted({size for _, size, _ in keys})
+    return [
+        _group(norm, size, [reported.get((norm, size, seed)) for seed in seeds], metric)
+        for norm in dict.fromkeys(norm for norm, *_ in keys)
+        for size in sizes
+    ]
+
+
+def _group(norm: str, size: int, rows: Sequence[Mapping | None], metric: str) -> Group:
+    done = {
+        row["seed"]: row[metric]
+        for row in rows
+        if row and row["status"] == DONE and row.get(metric) is not None
+    }
+    diverged, crashed = (
+        sum(bool(row) and row["status"] == status for row in rows) for status in (DIVERGED, CRASHED)
+    )
+    return Group(norm, size, done, diverged, crashed, len(rows) - len(done) - diverged - crashed)
+
+
+def against(all_groups: Sequence[Group], baseline: str) -> list[Comparison]:
+    """Every norm less the baseline at every batch size; one family for Holm's adjustment.
+
+    What is planned and has no result yet counts in the family: a table that grows tells no
+    difference apart that the whole one would not.
+    """
+    base = {group.batch_size: group for group in all_groups if group.norm == baseline}
+    return _adjusted(
+        [
+            _compare(group, base[group.batch_size])
+            for group in all_groups
+            if group.norm != baseline and group.batch_size in base
+        ]
+    )
+
+
+def choices(all_groups: Sequence[Group]) -> list[Choice]:
+    """At each batch size the norm with the highest mean, and how sure that is.
+
+    The best of several means is chosen by the very data that would test it; so all pairs of a batch
+    size are tested and adjusted together, whichever of them turns out to be the best. A norm with
+    fewer seeds than another is not compared: its mean may be of the easy ones.
+    """
+    found = []
+    for size in sorted({group.batch_size for group in all_groups}):
+        here = [group for group in all_groups if group.batch_size == size]
+        most = max(len(group.values) for group in here)
+        able = [group for group in here if group.whole and len(group.values) == most]
+        if able:
+            found.append(_choice(able, [group for group in here if group not in able]))
+    return found
+
+
+def _choice(able: Sequence[Group], left_out: Sequence[Group]) -> Choice:
+    best = max(able, key=lambda group: group.estimate.mean)
+    # The best stands first in its pairs, so that their differences are its lead.
+    able = [best, *(group for group in able if group is not best)]
+    pairs = _adjusted([_compare(a, b) for a, b in itertools.combinations(able, 2)])
+    leads = [pair for pair in pairs if pair.norm == best.norm]
+    ahead = [pair.significant and pair.difference.estimate.mean > 0 for pair in leads]
+    rivals = tuple(pair for pair, won in zip(leads, ahead, strict=True) if not won)
+    beaten = tuple(pair.other for pair, won in zip(leads, ahead, strict=True) if won)
+    return Choice(best.batch_size, best, rivals, beaten, tuple(left_out))
+
+
+def _compare(a: Group, b: Group) -> Comparison | None:
+    seeds = [seed for seed in a.values if seed in b.values]
+    if not (a.whole and b.whole and seeds):
+        return None
+    difference = paired([a.values[seed] for seed in seeds], [b.values[seed] for seed in seeds])
+    return Comparison(a.norm, b.norm, a.batch_size, difference)
+
+
+def _adjusted(family: Sequence[Comparison | None]) -> list[Comparison]:
+    members = [member for member in family if member is not None]
+    tested = [member.difference.p for member in members if member.difference.p is not None]
+    adjusted = iter(holm(tested, len(family)))
+    return [
+        Comparison(
+            m.norm, m.other, m.batch_size, m.difference,
+            None if m.difference.p is None else next(adjusted),
+        )
+        for m in members
+    ]  # fmt: skip

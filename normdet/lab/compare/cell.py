@@ -1,0 +1,222 @@
+"""One cell of the grid: a training process of its own, and the row it comes to.
+
+The row is a file, written whole or not at all, as the last thing a cell does: a kill at any moment
+leaves a cell that is done or one that `normdet train --resume` goes on with.
+"""
+
+import contextlib
+import datetime
+import json
+import os
+import re
+import signal
+import statistics
+import subprocess
+import sys
+import time
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from normdet.engine.history import read_history
+from normdet.engine.launch import GRACE_SECONDS
+from normdet.engine.step import NonFiniteLoss
+from normdet.errors import NormdetError
+from normdet.files.atomic import atomic_file
+from normdet.files.lock import hold
+from normdet.files.memory import held_memory
+from normdet.lab.compare.provenance import provenance
+
+DONE, DIVERGED, CRASHED = "done", "diverged", "crashed"
+# What makes a cell finished; a crashed one is tried again by the next command.
+RESULTS = (DONE, DIVERGED)
+# How often a run is looked at for the memory it holds, at most; a young one grows faster.
+_LOOK_SECONDS = 0.5
+METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
+TASKS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
+
+
+@dataclass(frozen=True)
+class Task:
+    """What a scheduler needs of a cell.
+
+    Attributes:
+        title: for people.
+        folder: the cell's own; log, metrics and result go there.
+        command: trains and evaluates there, resumes, and leaves `results.json`.
+        row: the columns that are known before the run.
+        keep: whether checkpoints stay when it is done.
+        cwd: where relative paths in the command start.
+    """
+
+    title: str
+    folder: Path
+    command: tuple[str, ...]
+    row: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    keep: bool = False
+    cwd: str = field(default_factory=os.getcwd)
+
+    @property
+    def result_file(self) -> Path:
+        """The finished row."""
+        return self.folder / "run.json"
+
+    @property
+    def start_file(self) -> Path:
+        """What is known before the run, kept with its first step so that no other resumes it."""
+        return self.folder / "cell.json"
+
+    @property
+    def log(self) -> Path:
+        """All that the process printed."""
+        return self.folder / "output.txt"
+
+
+def run_cell(
+    task: Task, env: Mapping[str, str] | None = None, started: Callable[[int], None] | None = None,
+    stopping: Callable[[], bool] = lambda: False,
+) -> dict | None:  # fmt: skip
+    """Run a cell to its end, and write and return its row.
+
+    If a process that an earlier command left behind is still at this cell, it is waited for.
+
+    Args:
+        env: added to the environment.
+        started: told the process's id.
+        stopping: asked now and then; once it says so the process is asked to save and end.
+
+    Returns:
+        The row, with its `status`; None where it was stopped.
+    """
+    task.folder.mkdir(parents=True, exist_ok=True)
+    with _sole_owner(task.folder / ".lock", stopping) as lock, task.log.open("ab") as log:
+        if stopping():
+            return None
+        _write(task.row, task.start_file)
+        begun = time.monotonic()
+        process = subprocess.Popen(
+            task.command,
+            cwd=task.cwd,
+            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **(env or {})},
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=log,
+            # Ctrl-C in the terminal is for us to hand on; the lock lives as long as the process.
+            start_new_session=True,
+            pass_fds=[lock],
+        )
+        if started:
+            started(process.pid)
+        code, memory = _wait(process, stopping)
+    if code != 0 and stopping():
+        return None
+    row = _row(task, code, memory, time.monotonic() - begun)
+    _write(row, task.result_file)
+    if row["status"] in RESULTS and not task.keep:
+        for path in (*task.folder.glob("model_*.pth"), task.folder / "last_checkpoint"):
+            path.unlink(missing_ok=True)
+    return row
+
+
+@contextlib.contextmanager
+def _sole_owner(path: Path, stopping: Callable[[], bool]) -> Iterator[int]:
+    """Hold the cell; the training process inherits the lock, should we be killed before it ends."""
+    lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    try:
+        while not stopping() and not hold(lock):
+            time.sleep(0.2)
+        yield lock
+    finally:
+        os.close(lock)
+
+
+def _wait(process: subprocess.Popen, stopping: Callable[[], bool]) -> tuple[int, float]:
+    """The exit code, and the most memory in MB that the process held with those it started."""
+    asked = False
+    peak, look, begun = 0.0, 0.0, time.monotonic()
+    try:
+        while True:
+            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
+            if pid:
+                process.returncode = os.waitstatus_to_exitcode(status)
+                # Where nobody else tells: this one is never below what we held when we started it.
+                scale = 2**20 if sys.platform == "darwin" else 2**10
+                return process.returncode, peak or usage.ru_maxrss / scale
+            now = time.monotonic()
+            if now >= look:
+                peak = max(peak, held_memory(process.pid)[1])
+                look = now + min(_LOOK_SECONDS, (now - begun) / 10)
+            if stopping() and not asked:
+                asked = True
+                _signal(process, signal.SIGTERM)
+            time.sleep(0.05)
+    except BaseException:  # a worker of Ray that is cancelled
+        _signal(process, signal.SIGTERM)
+        try:
+            process.wait(GRACE_SECONDS)
+        except subprocess.TimeoutExpired:
+            _signal(process, signal.SIGKILL)
+        raise
+
+
+def _signal(process: subprocess.Popen, number: int) -> None:
+    """Send a signal to the cell's process and those it started."""
+    with contextlib.suppress(ProcessLookupError):
+        os.killpg(process.pid, number)
+
+
+def _write(row: Mapping[str, Any], path: Path) -> None:
+    with atomic_file(path) as file:
+        file.write(json.dumps(row, indent=1).encode() + b"\n")
+
+
+def _row(task: Task, code: int, memory: float, seconds: float) -> dict:
+    file = task.folder / "results.json"
+    row = {**task.row, "note": ""}
+    if code == 0 and file.is_file():
+        row["status"] = DONE
+        measured = json.loads(file.read_text())
+        for name, key in TASKS.items():
+            for metric in METRICS if key in measured else ():
+                row[f"{name}_{metric}"] = measured[key].get(metric)
+            # A model that predicts nothing has no number in detectron2's eyes; what it has is 0.
+            if key in measured and measured[key].get("AP") is None:
+                row[f"{name}_AP"] = 0.0
+                row["note"] = "predicts nothing"
+    else:
+        row["status"] = DIVERGED if code == NonFiniteLoss.exit_code else CRASHED
+        row["note"] = _last_words(task.log, code)
+    log = task.folder / "log.txt"
+    text = log.read_text(errors="replace") if log.is_file() else ""
+    return row | _cost(task.folder, text) | provenance(text) | {
+        "memory_mb": round(memory),
+        "wall_s": round(seconds, 1),
+        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
+    }  # fmt: skip
+
+
+def _last_words(log: Path, code: int) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    words = lines[-1].removeprefix("normdet: error: ") if lines else "it said nothing"
+    if code < 0:
+        name = signal.Signals(-code).name
+        words = f"killed by {name}" + (" (out of memory?)" if name == "SIGKILL" else "")
+    elif code == 0:
+        words = "it ended well but measured nothing"
+    return words[:300]
+
+
+def _cost(folder: Path, log: str) -> dict:
+    """Seconds per step and of training, and on a GPU its memory, from what the run logged."""
+    cost: dict[str, float] = {}
+    # A kill can leave a line that is cut short; the AP does not hang on it.
+    with contextlib.suppress(NormdetError):
+        entries = read_history(folder / "metrics.json")
+        times = [entry["time"] for entry in entries if "time" in entry]
+        if times:
+            cost["step_s"] = round(statistics.median(times), 4)
+            cost["train_s"] = round(statistics.fmean(times) * (entries[-1]["iteration"] + 1), 1)
+    if peaks := re.findall(r"max_mem: (\d+)M", log):
+        cost["gpu_memory_mb"] = max(map(int, peaks))
+    return cost

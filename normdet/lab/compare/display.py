@@ -1,0 +1,142 @@
+"""What a comparison shows while it runs: a live table on a terminal, plain lines elsewhere."""
+
+import json
+import time
+from collections.abc import Sequence
+from pathlib import Path
+
+from rich.console import Console
+from rich.live import Live
+from rich.table import Table
+from rich.text import Text
+
+from normdet.lab.compare.cell import CRASHED, DIVERGED, Task
+
+
+class Display:
+    """Tells how far the runs are, and how long the rest may take.
+
+    Args:
+        console: where to; a terminal gets the table.
+        total: how many runs there will be, with those that are not known yet.
+    """
+
+    def __init__(self, console: Console, total: int):
+        self._console = console
+        self._total = total
+        self._rows: dict[str, dict | None] = {}
+        self._grid: dict[str, Task] = {}
+        self._begun = time.monotonic()
+        self._before = 0
+        self._live = Live(console=console, auto_refresh=False) if console.is_terminal else None
+
+    def __enter__(self) -> "Display":
+        if self._live:
+            self._live.start()
+        return self
+
+    def __exit__(self, *error) -> None:
+        if self._live:
+            self._live.stop()
+
+    def add(self, tasks: Sequence[Task], finished: dict[str, dict]) -> None:
+        """Take up tasks, with the rows of those that were finished before."""
+        for task in tasks:
+            name = task.folder.name
+            self._grid[name] = task
+            self._rows[name] = finished.get(name)
+            self._before += self._rows[name] is not None
+
+    def ended(self, task: Task, row: dict) -> None:
+        """Say what a run came to."""
+        self._rows[task.folder.name] = row
+        text = f"[{self._done}/{self._total}] {task.title}: {outcome(row)}"
+        if row["status"] == CRASHED:
+            text += f"; its log is {task.log}"
+        left = self._left(())
+        text += f"; about {duration(left)} left" if left else ""
+        self._console.print(text, markup=False, highlight=False, soft_wrap=True)
+
+    def refresh(self, running: Sequence[Task]) -> None:
+        """Draw the table anew."""
+        if self._live:
+            self._live.update(self._table(running), refresh=True)
+
+    @property
+    def _done(self) -> int:
+        return sum(row is not None for row in self._rows.values())
+
+    def _table(self, running: Sequence[Task]) -> Table:
+        left = self._left(running)
+        title = f"{self._done} of {self._total} runs"
+        table = Table(title=f"{title}, about {duration(left)} left" if left else title)
+        lines: dict[tuple, list[str]] = {}
+        active = {task.folder.name: progress(task) for task in running}
+        columns: list[str] = []
+        for name, task in self._grid.items():
+            column = f"{task.row['batch_size']} / batch"
+            if column not in columns:
+                columns.append(column)
+            cell = lines.setdefault((task.row["norm"], column), [])
+            row = self._rows[name]
+            if row is not None:
+                cell.append(outcome(row, short=True))
+            elif name in active:
+                cell.append(f"{active[name]:.0%}")
+            else:
+                cell.append("·")
+        table.add_column("norm")
+        for column in columns:
+            table.add_column(column)
+        for norm in dict.fromkeys(norm for norm, _ in lines):
+            cells = (" ".join(lines.get((norm, column), [])) for column in columns)
+            table.add_row(Text(norm), *cells)
+        return table
+
+    def _left(self, running: Sequence[Task]) -> float | None:
+        """Seconds, at the pace of this command so far."""
+        done = self._done + sum(progress(task) for task in running)
+        paced = done - self._before
+        spent = time.monotonic() - self._begun
+        if paced <= 0.05 or done >= self._total:
+            return None
+        return spent * (self._total - done) / paced
+
+
+def outcome(row: dict, short: bool = False) -> str:
+    """A run's result in a few letters or words."""
+    if row["status"] == DIVERGED:
+        return "div" if short else f"diverged ({row['note']})"
+    if row["status"] == CRASHED:
+        return "crash" if short else f"crashed ({row['note']})"
+    values = {name: row.get(f"{name}_AP") for name in ("mask", "keypoint", "box")}
+    known = [(name, value) for name, value in values.items() if value is not None]
+    if short:
+        return f"{known[0][1]:.1f}" if known else "done"
+    return ", ".join(f"{name} AP {value:.1f}" for name, value in known) or "done"
+
+
+def progress(task: Task) -> float:
+    """The share of its steps that a running cell has logged."""
+    total = task.row.get("iterations") or 0
+    last = _last_line(task.folder / "metrics.json")
+    try:
+        return min(1.0, (json.loads(last)["iteration"] + 1) / total) if last and total else 0.0
+    except (ValueError, KeyError, TypeError):
+        return 0.0
+
+
+def _last_line(file: Path) -> bytes:
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - 4096))
+            lines = opened.read().splitlines()
+    except OSError:
+        return b""
+    return lines[-1] if lines else b""
+
+
+def duration(seconds: float) -> str:
+    """`3 min` or `2 h 05 min`."""
+    minutes = max(1, round(seconds / 60))
+    return f"{minutes} min" if minutes < 60 else f"{minutes // 60} h {minutes % 60:02d} min"

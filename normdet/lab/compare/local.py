@@ -1,0 +1,190 @@
+"""The scheduler of one machine: as many cells at once as its slots and its memory allow."""
+
+import os
+import queue
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+
+from normdet.files.memory import available_memory, held_memory
+from normdet.lab.compare.cell import Task, run_cell
+
+# A cell may need this much more than the largest one of its kind did.
+HEADROOM = 1.15
+
+
+@dataclass
+class _Run:
+    """A cell under way: its process, 0 while it has none, and the clock's seconds at its start."""
+
+    pid: int = 0
+    begun: float = field(default_factory=time.time)
+
+
+class LocalPool:
+    """Runs cells as processes of this machine.
+
+    Nothing says beforehand what a cell will hold, so the first one runs alone until it has logged
+    its first steps; from then on another starts where the memory that is free, less what the
+    running ones may still take, holds the largest cell of its norm and batch size so far. One
+    always runs.
+
+    Args:
+        slots: the environment of each place to run in; as many run at once.
+        available: the free memory in MB, None where it cannot be told.
+    """
+
+    def __init__(
+        self, slots: Sequence[dict[str, str]], available: Callable[[], float | None] | None = None
+    ):
+        self._free = list(slots)
+        self._available = available or available_memory
+        self._waiting: list[Task] = []
+        self._running: dict[Task, _Run] = {}
+        self._threads: list[threading.Thread] = []
+        self._ended: queue.SimpleQueue = queue.SimpleQueue()
+        self._stop = threading.Event()
+        self._peaks: dict[tuple[str, int], float] = {}
+
+    def learn(self, norm: str, batch_size: int, memory: float) -> None:
+        """Take note that a cell of this norm and batch size has held so many MB."""
+        key = norm, batch_size
+        self._peaks[key] = max(self._peaks.get(key, 0), memory)
+
+    def submit(self, task: Task) -> None:
+        """Run a task when there is room; tasks start in the order given."""
+        self._waiting.append(task)
+
+    @property
+    def running(self) -> list[Task]:
+        """What runs now."""
+        return list(self._running)
+
+    @property
+    def busy(self) -> bool:
+        """Whether anything runs or waits."""
+        return bool(self._running or self._waiting)
+
+    def wait(self, seconds: float) -> list[tuple[Task, dict | None]]:
+        """Start what there is room for, and return what has ended within some seconds.
+
+        Raises:
+            Exception: what running a cell raised: a bug, or a disk that refuses.
+        """
+        self._watch()
+        while self._waiting and self._free and self._fits(self._waiting[0]):
+            self._start(self._waiting.pop(0))
+        ended = []
+        try:
+            ended.append(self._ended.get(timeout=seconds))
+            while True:
+                ended.append(self._ended.get_nowait())
+        except queue.Empty:
+            pass
+        for task, slot, outcome in ended:
+            del self._running[task]
+            self._free.append(slot)
+            if isinstance(outcome, BaseException):
+                raise outcome
+            if outcome and outcome.get("memory_mb"):
+                self.learn(*_kind(task), outcome["memory_mb"])
+        return [(task, outcome) for task, _, outcome in ended]
+
+    def close(self) -> None:
+        """Ask what runs to save and end, and wait for it."""
+        self._waiting.clear()
+        self._stop.set()
+        for thread in self._threads:
+            thread.join()
+
+    def _start(self, task: Task) -> None:
+        slot = self._free.pop(0)
+        run = self._running[task] = _Run()
+
+        def work() -> None:
+            try:
+                outcome = run_cell(task, slot, started, self._stop.is_set)
+            except BaseException as error:
+                outcome = error
+            self._ended.put((task, slot, outcome))
+
+        def started(pid: int) -> None:
+            run.pid = pid
+
+        thread = threading.Thread(target=work, daemon=True)
+        self._threads.append(thread)
+        thread.start()
+
+    def _watch(self) -> None:
+        """Learn from cells that have taken their first steps."""
+        for task, run in self._running.items():
+            if run.pid and _logged_since(task, run.begun):
+                self.learn(*_kind(task), held_memory(run.pid)[1])
+
+    def _expected(self, task: Task) -> float | None:
+        """What a cell may hold: as its like did, or as other norms at the nearest size known."""
+        norm, size = _kind(task)
+        if (norm, size) in self._peaks or not self._peaks:
+            return self._peaks.get((norm, size))
+        sizes = [known for _, known in self._peaks]
+        nearest = min((known for known in sizes if known >= size), default=max(sizes))
+        most = max(peak for (_, known), peak in self._peaks.items() if known == nearest)
+        return most * max(1.0, size / nearest)
+
+    def _fits(self, task: Task) -> bool:
+        available = self._available()
+        if not self._running or available is None:
+            return True
+        need = self._expected(task)
+        if need is None:
+            return False
+        for other, run in self._running.items():
+            available -= max(0.0, (self._expected(other) or 0.0) - held_memory(run.pid)[0])
+        return available >= HEADROOM * need
+
+
+def _kind(task: Task) -> tuple[str, int]:
+    return task.row.get("norm", ""), task.row.get("batch_size", 1)
+
+
+def _logged_since(task: Task, begun: float) -> bool:
+    """Whether a cell has logged steps of its own: what it resumes has left a log of others."""
+    try:
+        return (task.folder / "metrics.json").stat().st_mtime > begun
+    except OSError:
+        return False
+
+
+def slots(jobs: int, gpus: Sequence[str], share: float, threads: int) -> list[dict[str, str]]:
+    """The environment of each place to run in.
+
+    Args:
+        jobs: at most so many.
+        gpus: ids of the GPUs to spread over; none on a CPU.
+        share: of a GPU that each run gets.
+        threads: of the CPU for each run.
+    """
+    places = [{"OMP_NUM_THREADS": str(threads)} for _ in range(jobs)]
+    if gpus:
+        each = max(1, int(1 / share + 1e-9))
+        spread = [gpu for _ in range(each) for gpu in gpus]
+        pairs = zip(places, spread, strict=False)
+        places = [{**place, "CUDA_VISIBLE_DEVICES": gpu} for place, gpu in pairs]
+    return places
+
+
+def visible_gpus() -> list[str]:
+    """The ids of the GPUs that this process may use."""
+    import torch
+
+    chosen = os.environ.get("CUDA_VISIBLE_DEVICES")
+    count = torch.cuda.device_count()
+    return chosen.split(",")[:count] if chosen else [str(index) for index in range(count)]
+
+
+def usable_cores() -> int:
+    """The CPU cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1

@@ -1,0 +1,56 @@
+"""What a run was made with and on: commit, versions, machine."""
+
+import functools
+import os
+import platform
+import re
+import subprocess
+from importlib.metadata import version
+from pathlib import Path
+
+import detectron2
+
+import normdet
+from normdet.lab.bench.measure import machine
+
+_PACKAGES = ("torch", "torchvision", "numpy", "pycocotools")
+
+
+def provenance(log: str) -> dict[str, str]:
+    """The columns `commit`, `versions` and `machine` of a run on this machine.
+
+    Args:
+        log: what the run logged: it names the GPU, which asking CUDA here would take memory of.
+    """
+    gpu = re.search(r"^GPU [\d,]+ +(.+?)(?: \(arch.*)?$", log, re.MULTILINE)
+    return {
+        "commit": commit(),
+        "versions": ", ".join(
+            [
+                f"normdet {normdet.__version__}",
+                *(f"{name} {version(name)}" for name in _PACKAGES),
+                f"detectron2 {detectron2.__version__}",
+                f"Python {platform.python_version()}",
+            ]
+        ),
+        "machine": gpu[1].strip() if gpu else f"{machine('cpu')}, {os.cpu_count()} cores",
+    }
+
+
+@functools.cache
+def commit() -> str:
+    """The commit of the checkout that normdet runs from, `+` where it was changed; "" for none."""
+    folder = Path(normdet.__file__).parent
+
+    def git(*words: str) -> str:
+        done = subprocess.run(["git", "-C", folder, *words], capture_output=True, text=True)
+        return done.stdout.strip() if done.returncode == 0 else ""
+
+    try:
+        # An installed copy may lie inside some other project's checkout.
+        if not git("ls-files", "--error-unmatch", "__init__.py"):
+            return ""
+        changed = git("status", "--porcelain", "--untracked-files=no", ".")
+        return git("rev-parse", "--short=12", "HEAD") + ("+" if changed else "")
+    except OSError:
+        return ""

@@ -1,0 +1,56 @@
+"""The parts of :mod:`normdet.files.page` as Markdown, its pictures beside it."""
+
+import re
+from collections.abc import Iterable, Sequence
+from pathlib import Path
+
+# Of a cell that begins with a number, or has none to show.
+_NUMBER = re.compile(r"[-+<x]? ?\d|-?$|not run$")
+
+
+def page(title: str, parts: Iterable[str]) -> str:
+    """The whole document: `parts` are Markdown, one below the other."""
+    return "\n\n".join([f"# {_plain(title)}", *parts]) + "\n"
+
+
+def heading(text: str) -> str:
+    """The title of a section."""
+    return f"## {_plain(text)}"
+
+
+def paragraph(text: str, note: bool = False) -> str:
+    """A paragraph of plain text; `note` sets it back."""
+    return f"*{_plain(text)}*" if note else _plain(text)
+
+
+def verdict(text: str) -> str:
+    """The sentence that a reader should see first."""
+    return f"**{_plain(text)}**"
+
+
+def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
+    """A table of plain text, columns of numbers to the right."""
+    rows = [list(row) for row in rows]
+    columns = [[row[place] for row in rows] for place in range(len(head))]
+    rule = ["---:" if rows and all(map(_NUMBER.match, column)) else "---" for column in columns]
+    lines = [[_cell(c) for c in head], rule, *([_cell(c) for c in row] for row in rows)]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+def commands(lines: Iterable[str]) -> str:
+    """What to type, line by line."""
+    return "\n".join(["```bash", *lines, "```"])
+
+
+def picture(png: Path, text: str) -> str:
+    """The PNG `png`, which lies in a folder beside the page; `text` says what it shows."""
+    return f"![{_plain(text)}]({png.parent.name}/{png.name})"
+
+
+def _plain(text: str) -> str:
+    """Text whose characters mean themselves."""
+    return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", text)
+
+
+def _cell(text: str) -> str:
+    return _plain(" ".join(text.split()))

@@ -1,0 +1,1 @@
+"""Images of labs and hospitals: read, prepared, and searched by a detector; `normdet[medical]`."""

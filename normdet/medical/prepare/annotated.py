@@ -1,0 +1,136 @@
+"""COCO files and Pascal VOC folders, through the readers that training uses."""
+
+import hashlib
+import os
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+
+import pycocotools.mask as mask_util
+from detectron2.structures import BoxMode
+
+from normdet.data.coco import load_coco
+from normdet.data.records import Dataset
+from normdet.data.slices import Slice, Source
+from normdet.data.voc import load_voc, read_set
+from normdet.errors import NormdetError
+from normdet.files.faults import Report
+from normdet.files.words import first_of
+from normdet.medical.prepare.layout import patient_of, split_of
+from normdet.medical.prepare.stack import Stack
+from normdet.medical.readers.find import unique_name
+
+
+def coco_stacks(
+    files: list[Path], images: Path | None, root: Path, patient: str | None, report: Report
+) -> Iterator[Stack]:
+    """The images of COCO files; a file named train, val or test is that split.
+
+    An image that is named again, in another file or the same, is taken as it was first.
+    """
+    taken: set[str] = set()
+    owners: dict[str, Path] = {}
+    for file in files:
+        folder = images or _image_folder(file, root)
+        dataset = load_coco(file, folder, report)
+        records: list[dict] = []
+        again: dict[Path, list[str]] = {}
+        for record in dataset.records:
+            real = os.path.realpath(record["file_name"])
+            if real in owners:
+                again.setdefault(owners[real], []).append(record["file_name"])
+            else:
+                owners[real] = file
+                records.append(record)
+        for owner, names in again.items():
+            report(f"{file}: left out {len(names)} images that {owner} has: {first_of(names)}")
+        dataset = replace(dataset, records=records)
+        yield from _stacks(dataset, folder, split_of(file.stem), patient, taken)
+
+
+def voc_stacks(root: Path, patient: str | None, report: Report) -> Iterator[Stack]:
+    """The images of the sets train, val, test and trainval, or of all sets where there is no such.
+
+    An image is taken once, first by a set whose name tells a split; what trainval has beyond the
+    one of its halves that is there is the other.
+    """
+    sets = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
+    chosen = [name for name in ("train", "val", "test", "trainval") if name in sets] or sets
+    if not chosen:
+        raise NormdetError(f"{root} has no image set in ImageSets/Main")
+    lacking = {"train", "val"} - {*chosen}
+    taken: set[str] = set()
+    owners: dict[str, str | None] = {}
+    for name in sorted(chosen, key=lambda name: split_of(name) is None):
+        stems, split = read_set(root, name), split_of(name)
+        if moved := [stem for stem in stems if split and owners.get(stem, split) != split]:
+            report(
+                f"{root}: left out of {name} {len(moved)} images that another split has: "
+                f"{first_of(moved)}"
+            )
+        if set(stems) <= owners.keys():
+            continue
+        if name == "trainval" and len(lacking) == 1:
+            (split,) = lacking
+        dataset = load_voc(root, name, report, without=owners)
+        owners = dict.fromkeys(stems, split) | owners
+        yield from _stacks(dataset, root / "JPEGImages", split, patient, taken)
+
+
+def _image_folder(file: Path, root: Path) -> Path:
+    """Where a COCO file's images are likely to be: a folder named after it, or `images`."""
+    split = file.stem.removeprefix("instances_")
+    for place in (file.parent, root):
+        for name in (split, f"images/{split}", "images"):
+            if (place / name).is_dir():
+                return place / name
+    return file.parent
+
+
+def _stacks(
+    dataset: Dataset, folder: Path, split: str | None, patient: str | None, taken: set[str]
+) -> Iterator[Stack]:
+    for record in dataset.records:
+        path = Path(record["file_name"])
+        first, *rest = path.relative_to(folder).parts
+        named = folder.joinpath(f"{split}_{first}", *rest) if split else path
+        name = unique_name(named, folder, taken)
+        key = patient_of(path.relative_to(folder), patient)
+        source = Source("image", (path,), name)
+        objects = partial(_objects, record, dataset.classes)
+        classes = tuple(dataset.classes)
+        given = hashlib.blake2b(repr((record, classes)).encode()).hexdigest()
+        yield Stack(source, objects, key or str(path), split, key is not None, classes, given=given)
+
+
+def _objects(record: dict, classes: list[str], item: Slice) -> list[dict]:
+    height, width = item.pixels.shape[:2]
+    if (height, width) != (record["height"], record["width"]):
+        raise NormdetError(
+            f"{item.source} has {width}x{height} pixels, its annotations are for "
+            f"{record['width']}x{record['height']}"
+        )
+    return [_object(entry, classes, height, width) for entry in record["annotations"]]
+
+
+def _object(entry: dict, classes: list[str], height: int, width: int) -> dict:
+    x0, y0, x1, y1 = BoxMode.convert(entry["bbox"], entry["bbox_mode"], BoxMode.XYXY_ABS)
+    x0, y0, x1, y1 = max(x0, 0), max(y0, 0), min(x1, width), min(y1, height)
+    result = {
+        "category": classes[entry["category_id"]],
+        "bbox": [x0, y0, x1 - x0, y1 - y0],
+        "area": (x1 - x0) * (y1 - y0),
+        "iscrowd": entry.get("iscrowd", 0),
+    }
+    if mask := entry.get("segmentation"):
+        if isinstance(mask, dict):
+            counts = mask["counts"]
+            rle = mask
+            text = counts.decode() if isinstance(counts, bytes) else counts
+            result["segmentation"] = {"size": mask["size"], "counts": text}
+        else:
+            rle = mask_util.merge(mask_util.frPyObjects(mask, height, width))
+            result["segmentation"] = mask
+        result["area"] = int(mask_util.area(rle))
+    return result

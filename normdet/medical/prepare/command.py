@@ -1,0 +1,413 @@
+"""Make a data set that trains: COCO JSON, images, their statistics, a config and a picture."""
+
+import argparse
+import hashlib
+import json
+import os
+import re
+import shlex
+import shutil
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from rich.console import Console
+from rich.progress import track
+
+from normdet.data.input_record import PREPARED
+from normdet.data.records import check_class_name
+from normdet.data.slices import MAX_PIXELS, Slice
+from normdet.data.window import FORMS, apply_window, parse_window
+from normdet.errors import NormdetError
+from normdet.files.faults import Faults, unreadable
+from normdet.medical.prepare import split as splitting
+from normdet.medical.prepare.contact_sheet import draw
+from normdet.medical.prepare.fingerprint import fingerprint_of
+from normdet.medical.prepare.fragment import scale_of, write_configs
+from normdet.medical.prepare.journal import Journal, journal_beside, key_of
+from normdet.medical.prepare.kinds import KINDS, Request, detect, stacks
+from normdet.medical.prepare.masks import Labels
+from normdet.medical.prepare.stack import Stack
+from normdet.medical.prepare.write import (
+    IMAGES,
+    Collected,
+    Written,
+    coco_content,
+    file_name_of,
+    write_image,
+    write_json,
+)
+from normdet.medical.readers import nifti
+from normdet.medical.windowed import read_windowed
+from normdet.version import __version__
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """Prepare what the arguments name.
+
+    Raises:
+        NormdetError: a source that cannot be read, or an output folder that cannot be written.
+    """
+    args = _parse(argv)
+    out = args.out.absolute()
+    _check_free(out, args.overwrite)
+    source = Path(os.path.realpath(args.source))
+    if source in (home := Path(os.path.realpath(out)), *home.parents):
+        raise NormdetError(f"{out} lies in the source {args.source}: name a place outside of it")
+    for given in filter(None, (args.source, args.images, args.labels)):
+        # --overwrite would take it away.
+        place = Path(os.path.realpath(given))
+        if home in (place, *place.parents):
+            raise NormdetError(f"{given} lies in {out}: name a place beside it")
+    request = Request(
+        args.source,
+        args.kind or detect(args.source),
+        args.images,
+        args.labels,
+        Labels(args.instances, _classes(args.classes)),
+        args.patient,
+        args.axis,
+        args.max_pixels,
+    )
+    try:
+        with journal_beside(out) as journal:
+            summary = prepare(request, args, journal)
+            _check_free(out, args.overwrite)
+            _replace(journal.folder, out, journal.folder.with_name("old"))
+    except OSError as error:
+        raise NormdetError(f"{out} cannot be written: {error.strerror or error}") from error
+    print(summary)
+    print(f"look at  {out / 'contact_sheet.png'}")
+    print(f"then     {shlex.join(['normdet', 'train', '--config-file', str(out / 'train.yaml')])}")
+    return 0
+
+
+def _classes(text: str | None) -> tuple[str, ...]:
+    names = tuple(name.strip() for name in text.split(",")) if text else ()
+    for name in names:
+        check_class_name(name, "--classes")
+    return names
+
+
+def _check_free(out: Path, overwrite: bool) -> None:
+    if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not overwrite:
+        raise NormdetError(f"{out} exists: name another folder, or replace it with --overwrite")
+
+
+def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str:
+    """Write a whole data set into the journal's folder.
+
+    Returns:
+        A few lines on what it holds.
+    """
+    folder = journal.folder
+    console = Console(stderr=True)
+    faults = Faults(
+        args.on_error,
+        lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
+    )
+    queue = list(stacks(request, faults))
+    declared = list(dict.fromkeys(name for stack in queue for name in stack.classes))
+    readings = list(dict.fromkeys(stack.reading for stack in queue if stack.reading))
+    stated = {stack.split for stack in queue}
+    collected = _collect(queue, request, args, journal, faults, console)
+    written = collected.written
+    _clear(folder, written)
+    if not written:
+        raise NormdetError(f"{request.root} gave no image ({faults.count} faults): see above")
+    groups = [item.group for item in written]
+    given = [item.split for item in written]
+    splits = splitting.assign(groups, given, args.val, args.test, args.seed, stated)
+    warnings = _warnings(written, splits, args)
+    categories = _categories(written, declared or request.rule.classes)
+    patients = {group: number for number, group in enumerate(dict.fromkeys(groups), start=1)}
+    parts = {}
+    for name in splitting.SPLITS:
+        members = [item for item, where in zip(written, splits, strict=True) if where == name]
+        if members:
+            parts[name] = members
+            write_json(folder / f"{name}.json", coco_content(members, categories, patients))
+    fingerprint = fingerprint_of(parts, categories, collected.intensities.summary())
+    fingerprint |= {
+        "kind": request.kind,
+        "labels": readings,
+        "window": args.window,
+        "axis": request.axis if request.kind == "nifti" else None,
+        "neighbours": args.neighbours,
+        "seed": args.seed,
+        "faults": faults.count,
+        "source_sha256": collected.digest,
+    }
+    if (scale := scale_of(fingerprint)) < 1:
+        warnings.append(
+            f"images are so large that the detector sees them at {scale:.2g} of their size: cut "
+            "them into tiles first if objects are small"
+        )
+    bare, total = fingerprint["without_mask"], sum(fingerprint["objects"].values())
+    if 0 < bare < total:
+        warnings.append(
+            f"{bare} of {total} objects have no mask: boxes alone are trained (MASK_ON is False) "
+            "until these get one or are left out of the source"
+        )
+    write_json(folder / PREPARED, fingerprint, indent=1)
+    write_configs(folder, fingerprint)
+    draw(parts, folder / IMAGES, categories, folder / "contact_sheet.png")
+    return _summary(parts, categories, readings, faults, warnings, collected)
+
+
+def _collect(
+    queue: list[Stack | None],
+    request: Request,
+    args: argparse.Namespace,
+    journal: Journal,
+    faults: Faults,
+    console: Console,
+) -> Collected:
+    """What all stacks give, of which those that a stopped run has done are not read again."""
+    settings = _settings(request, args)
+    keys = [key_of(stack, settings) for stack in queue]
+    if journal:
+        done = f"{sum(key in journal for key in keys)} of {len(keys)}"
+        console.print(f"going on where a run was stopped: {done} sources are done", soft_wrap=True)
+    whole, taken = Collected(), set()
+    for number in track(
+        range(len(queue)),
+        "preparing",
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ):
+        # Let go of when done: a stack may hold its labels.
+        stack, queue[number] = queue[number], None
+        one = journal.get(keys[number], stack)
+        if one is None or (one.faults and args.on_error == "stop"):
+            one = _read(stack, request, args, journal.folder, faults, taken)
+            journal.add(keys[number], stack, one)
+        else:
+            faults.count += one.faults
+        taken |= {item.file_name for item in one.written}
+        whole.add(one)
+    return whole
+
+
+def _settings(request: Request, args: argparse.Namespace) -> dict[str, Any]:
+    """What the images of a stack depend on beside its files."""
+    return {
+        "normdet": __version__,
+        "kind": request.kind,
+        "labels": asdict(request.rule),
+        "axis": request.axis,
+        "max_pixels": request.max_pixels,
+        "window": args.window,
+        "neighbours": args.neighbours,
+        "skip_empty": args.skip_empty,
+    }
+
+
+def _read(
+    stack: Stack,
+    request: Request,
+    args: argparse.Namespace,
+    folder: Path,
+    faults: Faults,
+    taken: set[str],
+) -> Collected:
+    one, before = Collected(), faults.count
+    digest = hashlib.sha256()
+    try:
+        for path in sorted(stack.source.paths):
+            digest.update(_sha256(path))
+        for item, limits in read_windowed(
+            stack.source,
+            parse_window(args.window),
+            axis=request.axis,
+            neighbours=args.neighbours,
+            max_pixels=request.max_pixels,
+            report=faults,
+        ):
+            try:
+                entry = _write_one(stack, item, limits, folder, one, args, taken)
+            except NormdetError as error:
+                faults(str(error))
+                continue
+            if entry:
+                one.written.append(entry)
+                digest.update(json.dumps(entry.objects).encode())
+    except NormdetError as error:
+        faults(str(error))
+    one.digest, one.faults = digest.hexdigest(), faults.count - before
+    return one
+
+
+def _write_one(
+    stack: Stack,
+    item: Slice,
+    limits: tuple[float, float] | None,
+    folder: Path,
+    collected: Collected,
+    args: argparse.Namespace,
+    taken: set[str],
+) -> Written | None:
+    objects = stack.objects(item)
+    collected.empty += not objects
+    if not objects and args.skip_empty:
+        return None
+    pixels = apply_window(item.pixels, limits)
+    file_name = file_name_of(item.name, pixels)
+    if file_name in taken:
+        raise NormdetError(f"{item.source} would replace {file_name}, which another image is")
+    taken.add(file_name)
+    collected.intensities.add(item.pixels, objects)
+    sums = write_image(folder / IMAGES / file_name, pixels)
+    group, is_patient = stack.group_of(item.patient)
+    return Written(
+        file_name,
+        *item.pixels.shape[:2],
+        objects,
+        group,
+        stack.split,
+        is_patient,
+        item.spacing,
+        sums,
+        item.source if item.patient is not None else None,
+    )
+
+
+def _sha256(path: Path) -> bytes:
+    digest = hashlib.sha256()
+    try:
+        with open(path, "rb") as file:
+            while block := file.read(1 << 20):
+                digest.update(block)
+    except OSError as error:
+        raise unreadable(path, error) from error
+    return digest.digest()
+
+
+def _clear(folder: Path, written: Sequence[Written]) -> None:
+    """Remove what a stopped run left of sources that have changed, and of its last files."""
+    kept = {item.file_name for item in written}
+    for path in (folder / IMAGES).iterdir():
+        if path.name not in kept:
+            path.unlink()
+    for path in folder.iterdir():
+        if path.name != IMAGES:
+            path.unlink()
+
+
+def _categories(written: Sequence[Written], declared: Sequence[str]) -> list[str]:
+    """The declared classes in their order, then those met, sorted."""
+    met = {entry["category"] for item in written for entry in item.objects}
+    if not met:
+        raise NormdetError("no image has a single object: are the labels the right ones?")
+    return [*declared, *sorted(met - set(declared))]
+
+
+def _warnings(
+    written: Sequence[Written], splits: Sequence[str], args: argparse.Namespace
+) -> list[str]:
+    found = []
+    both = splitting.divided([item.group for item in written], splits)
+    if both:
+        found.append(f"{len(both)} patients have images in several splits of the source itself")
+    if args.val > 0 and "val" not in splits and "test" not in splits:
+        found.append("all images are of one patient or volume: there is nothing to validate on")
+    kept = list(splits) == [item.split for item in written]
+    if not kept and not any(item.patient for item in written):
+        found.append(
+            "no patient is known: split by image or volume (--patient finds them in file names)"
+        )
+    return found
+
+
+def _summary(
+    parts: dict[str, list[Written]],
+    categories: Sequence[str],
+    readings: Sequence[str],
+    faults: Faults,
+    warnings: Sequence[str],
+    collected: Collected,
+) -> str:
+    lines = []
+    for name, members in parts.items():
+        objects = sum(len(item.objects) for item in members)
+        groups = len({item.group for item in members if item.patient})
+        of = f" of {groups} patients" if groups else ""
+        lines.append(f"{name:<8} {len(members)} images{of}, {objects} objects")
+    lines.append(f"classes  {', '.join(categories)}")
+    lines += [f"labels   {reading}" for reading in readings]
+    if collected.empty:
+        lines.append(f"empty    {collected.empty} images hold no object")
+    lines += [f"note     {warning}" for warning in warnings]
+    lines.append(f"faults   {faults.count}")
+    return "\n".join(lines)
+
+
+def _replace(folder: Path, out: Path, old: Path) -> None:
+    """Move the finished folder to its place; what was there goes only then."""
+    if out.exists():
+        shutil.rmtree(old, ignore_errors=True)
+        os.rename(out, old)
+    os.rename(folder, out)
+
+
+def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(
+        prog="normdet prepare",
+        description=__doc__,
+        epilog="kinds: " + "; ".join(f"{name}: {text}" for name, text in KINDS.items()),
+    )
+    add = parser.add_argument
+    add("source", type=Path, metavar="SOURCE", help="a folder, or a COCO JSON file")
+    add("--out", required=True, type=Path, metavar="DIR", help="the folder to make")
+    add("--overwrite", action="store_true", help="replace DIR where it exists")
+    add("--kind", choices=list(KINDS), help="the kind of source; found out by default")
+    add("--images", type=Path, metavar="DIR", help="where a COCO file's images are")
+    add("--labels", type=Path, metavar="DIR", help="where the label files are")
+    add(
+        "--instances",
+        choices=["auto", "values", "components"],
+        default="auto",
+        help="what an instance is in a label: a value, or a connected piece of one; by default a "
+        "value if any label has two, and a piece if none has or --classes names several",
+    )
+    add("--classes", metavar="A,B", help="names of the labels: of all, or of value 1, 2, ...")
+    add("--window", default="auto", metavar="WINDOW", help=f"{FORMS}; auto by default")
+    add("--axis", choices=list(nifti.AXES), default="axial", help="along which volumes are cut")
+    add(
+        "--neighbours",
+        type=int,
+        default=0,
+        metavar="N",
+        help="make the slices N before and N after two of the three channels",
+    )
+    add("--val", type=float, default=0.2, metavar="SHARE", help="of images to validate on")
+    add("--test", type=float, default=0.0, metavar="SHARE", help="of images to test on")
+    add("--seed", type=int, default=0, help="of the draw of splits")
+    add(
+        "--patient",
+        metavar="REGEX",
+        help="what in a file's path below SOURCE names the patient; DICOM's own ID by default",
+    )
+    add("--skip-empty", action="store_true", help="leave out images without an object")
+    add(
+        "--on-error",
+        choices=["skip", "stop"],
+        default="skip",
+        help="what to do about a fault: go on without the image or object, or stop",
+    )
+    add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image read")
+    args = parser.parse_args(argv)
+    if not (args.val >= 0 and args.test >= 0 and args.val + args.test < 1):
+        raise NormdetError(f"--val {args.val} --test {args.test}: shares that leave some to train")
+    if args.neighbours < 0 or args.max_pixels < 1:
+        raise NormdetError("--neighbours and --max-pixels are counts: 0 or 1 at the least")
+    parse_window(args.window)
+    try:
+        re.compile(args.patient or "")
+    except re.error as error:
+        raise NormdetError(
+            f"--patient {args.patient!r} is no regular expression: {error}"
+        ) from error
+    return args

@@ -1,0 +1,280 @@
+"""Folders of images, volumes and series whose labels are images or volumes beside them."""
+
+import contextlib
+import os
+from collections.abc import Iterator, Mapping, Sequence
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+
+from normdet.data import image_file as image_reader
+from normdet.data.slices import Slice, Source
+from normdet.errors import NormdetError
+from normdet.files.faults import Report
+from normdet.medical.prepare.layout import (
+    is_label,
+    labels_by_key,
+    match_key,
+    pair,
+    patient_of,
+    split_of,
+)
+from normdet.medical.prepare.masks import (
+    OBJECT,
+    Labels,
+    as_labels,
+    coco_object,
+    encode_masks,
+    label_values,
+    objects_of,
+)
+from normdet.medical.prepare.stack import Stack
+from normdet.medical.readers import find_sources, nifti
+from normdet.medical.readers.find import walk
+
+# JPEG changes values: a label saved so has lost what it said.
+LABEL_SUFFIXES = (".png", ".bmp", *image_reader.TIFF_SUFFIXES, *nifti.SUFFIXES)
+
+
+def find_labels(root: Path, labels: Path | None, report: Report) -> tuple[list[Path], Path]:
+    """Every label file, and the folder that their names begin in."""
+    place = labels or root
+    files = [path for path in walk(place, report) if path.name.lower().endswith(LABEL_SUFFIXES)]
+    if labels is None:
+        files = [path for path in files if is_label(path.relative_to(root))]
+    return files, place
+
+
+def label_files(root: Path, labels: Path | None, report: Report) -> dict[tuple[str, ...], Path]:
+    """Every label by the key it shares with its image."""
+    return labels_by_key(*find_labels(root, labels, report), report)
+
+
+def image_sources(root: Path, labels: Path | None, kind: str, report: Report) -> list[Source]:
+    """The sources of a kind that are no labels."""
+    inside = labels and os.path.realpath(labels)
+    sources = []
+    for source in find_sources(root, report=report):
+        path = source.paths[0]
+        in_labels = inside and os.path.realpath(path).startswith(inside + os.sep)
+        if source.kind == kind and not in_labels:
+            if kind == "dicom" or labels or not is_label(path.relative_to(root)):
+                sources.append(source)
+    return sources
+
+
+def image_stacks(
+    root: Path,
+    labels: Path | None,
+    kind: str,
+    rule: Labels,
+    patient: str | None,
+    axis: str,
+    max_pixels: int,
+    report: Report,
+) -> Iterator[Stack]:
+    """Images (`kind` `"image"`) or volumes (`"nifti"`), each with its label file."""
+    found, place = find_labels(root, labels, report)
+    found = [path for path in found if _is_volume(path) == (kind == "nifti")]
+    sources = {source.paths[0]: source for source in image_sources(root, labels, kind, report)}
+    pairs = pair(sources, root, found, place, report)
+    rule = settled(rule, list(pairs.values()), axis, max_pixels)
+    for path, label in pairs.items():
+        try:
+            if kind == "nifti":
+                nifti.check_same_grid(label, path)
+            else:
+                check_pages(label, path, image_reader.page_count(path))
+        except NormdetError as error:
+            report(str(error))
+            continue
+        below = path.relative_to(root)
+        key = patient_of(below, patient)
+        yield Stack(
+            sources[path],
+            label_reader(label, kind, rule, axis, max_pixels),
+            key or str(below),
+            top_split(below),
+            key is not None,
+            labels=(label,),
+            reading=str(rule),
+        )
+
+
+def settled(rule: Labels, files: Sequence[Path], axis: str, max_pixels: int) -> Labels:
+    """The rule by which all label files of a source are read; damaged ones have no say."""
+
+    def values() -> Iterator[np.ndarray]:
+        for path in files:
+            with contextlib.suppress(NormdetError):  # named when its own turn comes
+                found = [label_values(page) for page in read_labels(path, axis, max_pixels)]
+                yield np.unique(np.concatenate(found)) if found else np.zeros(0, int)
+
+    return rule.settle(values())
+
+
+def read_labels(path: Path, axis: str, max_pixels: int) -> Sequence[np.ndarray]:
+    """The pages of a label image, or the slices of a volume along an axis: each `(H, W)`.
+
+    Raises:
+        NormdetError: a file that is damaged, or whose values are no labels.
+    """
+    if _is_volume(path):
+        volume, _ = nifti.load_volume(path, axis=axis, max_pixels=max_pixels)
+        return as_labels(volume.reshape(len(volume), -1), str(path)).reshape(volume.shape)
+    pages = image_reader.read_pages(path, max_pixels=max_pixels, indices=True)
+    return [as_labels(page, str(path)) for page in pages]
+
+
+def _is_volume(path: Path) -> bool:
+    return path.name.lower().endswith(nifti.SUFFIXES)
+
+
+def top_split(below: Path) -> str | None:
+    """The split that the uppermost folder names; nnU-Net's Tr and Ts count."""
+    if len(below.parts) < 2:
+        return None
+    top = below.parts[0]
+    return split_of(top) or {"Tr": "train", "Ts": "test"}.get(top[-2:])
+
+
+class label_reader:
+    """From a slice to the objects of its label; a label file is read once, when first asked for.
+
+    Args:
+        path: an image, a stack, or a volume.
+        kind: that of the labelled source.
+        rule: how values are read, settled.
+        axis: of a volume.
+        max_pixels: the largest image that is read.
+    """
+
+    def __init__(self, path: Path, kind: str, rule: Labels, axis: str, max_pixels: int):
+        if _is_volume(path) != (kind == "nifti"):
+            raise NormdetError(f"{path} cannot be the label of a source of kind {kind}")
+        self._path, self._rule, self._axis, self._max = path, rule, axis, max_pixels
+        self._pages: Sequence[np.ndarray] | None = None
+
+    def __call__(self, item: Slice, page: int | None = None) -> list[dict]:
+        """The objects of `item`, from the page of its own index or the one given.
+
+        Raises:
+            NormdetError: a label that is damaged, or of another size.
+        """
+        if self._pages is None:
+            self._pages = read_labels(self._path, self._axis, self._max)
+        index = item.index if page is None else page
+        if index >= len(self._pages):
+            raise NormdetError(
+                f"{self._path} has {len(self._pages)} slices, {item.source} at least {index + 1}"
+            )
+        labels = self._pages[index]
+        check_fit(labels.shape, item, self._path)
+        return objects_of(labels, self._rule)
+
+
+def check_pages(label: Path, image: Path, count: int) -> None:
+    """Refuse a label that has another number of pages than its image.
+
+    Raises:
+        NormdetError: naming both numbers; or a label that cannot be read.
+    """
+    pages = image_reader.page_count(label)
+    if pages != count:
+        raise NormdetError(f"{label} has {pages} pages, its image {image} {count}")
+
+
+def check_fit(shape: tuple[int, ...], item: Slice, label: Path) -> None:
+    """Refuse a mask that is not of its image's size.
+
+    Raises:
+        NormdetError: naming both sizes.
+    """
+    height, width = item.pixels.shape[:2]
+    if shape[:2] != (height, width):
+        raise NormdetError(
+            f"{label} has {shape[1]}x{shape[0]} pixels, its image {item.source} {width}x{height}"
+        )
+
+
+# One mask per instance, as in the Data Science Bowl: ID/images/*.png, ID/masks/*.png -------------
+
+
+def is_bowl(images: Mapping[Path, Sequence[Path]]) -> bool:
+    """Whether folders `images` are those of single images, each with masks of its own.
+
+    One that has several images, or whose image has a mask of its name, is half of a pair of folders
+    in which names tell what belongs together. A lone image must be named as its folder is: what
+    lies beside it may be the masks of images that are missing.
+
+    Args:
+        images: by folder, the images in it.
+    """
+    samples = {place: found for place, found in images.items() if (place.parent / "masks").is_dir()}
+    if not samples or any(len(found) > 1 for found in samples.values()):
+        return False
+    for place, (image,) in samples.items():
+        masks = (place.parent / "masks").iterdir()
+        if any(match_key(Path(mask.name)) == match_key(Path(image.name)) for mask in masks):
+            return False
+    ((place, (image,)), *others) = samples.items()
+    return bool(others) or place.parent.name == image.stem
+
+
+def bowl_stacks(
+    root: Path, rule: Labels, patient: str | None, max_pixels: int, report: Report
+) -> Iterator[Stack]:
+    """The images of folders `images`, each with all masks of the folder `masks` beside it."""
+    if len(rule.classes) > 1:
+        raise NormdetError("--classes has several names, but masks do not say which is whose")
+    folders: dict[Path, list[Source]] = {}
+    for source in find_sources(root, report=report):
+        place = source.paths[0].parent
+        if source.kind == "image" and place.name == "images":
+            folders.setdefault(place, []).append(source)
+    for place, sources in folders.items():
+        masks = place.parent / "masks"
+        files = [p for p in walk(masks, report)] if masks.is_dir() else []
+        files = [p for p in files if p.name.lower().endswith(LABEL_SUFFIXES)]
+        source = sources[0]
+        path = source.paths[0]
+        if len(sources) > 1:
+            report(f"{place} has {len(sources)} images: which of them {masks} is of is not told")
+            continue
+        if not files:
+            report(f"{path} has no mask in {masks}")
+            continue
+        below = path.relative_to(root)
+        key = patient_of(below, patient)
+        name = rule.classes[0] if rule.classes else OBJECT
+        objects = partial(_bowl_objects, files, name, max_pixels, report)
+        group, split = key or str(below.parent.parent), top_split(below)
+        yield Stack(source, objects, group, split, bool(key), labels=tuple(files))
+
+
+def _bowl_objects(
+    files: list[Path], name: str, max_pixels: int, report: Report, item: Slice
+) -> list[dict]:
+    if item.index:
+        raise NormdetError(f"{item.source} is a stack: its masks are taken for its first image's")
+    objects = []
+    for path in files:
+        try:
+            mask = _read_mask(path, max_pixels)
+            check_fit(mask.shape, item, path)
+        except NormdetError as error:
+            report(str(error))
+            continue
+        objects += [coco_object(name, rle) for rle in encode_masks([mask])]
+    return objects
+
+
+def _read_mask(path: Path, max_pixels: int) -> np.ndarray:
+    pages = image_reader.read_pages(path, max_pixels=max_pixels)
+    if len(pages) > 1:
+        raise NormdetError(f"{path} has {len(pages)} pages: a mask has one")
+    mask = pages[0].any(-1) if pages[0].ndim == 3 else pages[0] != 0
+    if not mask.any():
+        raise NormdetError(f"{path} is an empty mask")
+    return mask

@@ -1,0 +1,136 @@
+"""What the names of folders and files tell: which label belongs to an image, patient, split."""
+
+import re
+from collections.abc import Callable, Hashable, Iterable
+from pathlib import Path
+
+from normdet.files.faults import Report
+from normdet.files.words import first_of
+from normdet.medical.readers.find import stem
+
+_LABEL_FOLDER = re.compile(
+    r"(labels?|masks?|annotations?|segmentations?|instances?|ground_?truth|gt)(?=tr$|ts$|$)", re.I
+)
+_IMAGE_FOLDER = re.compile(r"(images?|imgs?|scans?)(?=tr$|ts$|$)", re.I)
+_LABEL_WORDS = r"(labels?|masks?|seg|segmentations?|instances?|gt|ground_?truth)"
+_LABEL_ENDING = re.compile(rf"(^|[_-]){_LABEL_WORDS}$", re.I)
+_LABEL_BEGINNING = re.compile(rf"^{_LABEL_WORDS}[_-]", re.I)
+_IMAGE_WORDS = re.compile(r"^(images?|img)([_-]|$)|[_-](images?|img)$", re.I)
+# nnU-Net's channel number.
+_CHANNEL = re.compile(r"_0000$")
+_SPLITS = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "test": "test",
+    "testing": "test",
+}
+# As BIDS names the folders and files of a subject.
+_SUBJECT = r"(sub-[A-Za-z0-9]+)"
+
+
+def is_label(path: Path) -> bool:
+    """Whether a path below the source names a label: by a folder, or by the name's end or start."""
+    folders, name = path.parts[:-1], stem(path)
+    if any(map(_LABEL_FOLDER.search, folders)) or _LABEL_ENDING.search(name):
+        return True
+    # In a folder of images a beginning may as well be what the picture shows.
+    return bool(_LABEL_BEGINNING.search(name)) and not any(map(_IMAGE_FOLDER.search, folders))
+
+
+def match_key(path: Path) -> tuple[str, ...]:
+    """Equal for an image and its label: the path without what tells the two apart."""
+    name = _CHANNEL.sub("", _LABEL_ENDING.sub("", stem(path)))
+    return (*_common_folders(path), _IMAGE_WORDS.sub("", _LABEL_BEGINNING.sub("", name)))
+
+
+def _exact_key(path: Path) -> tuple[str, ...]:
+    return (*_common_folders(path), stem(path))
+
+
+def _common_folders(path: Path) -> list[str]:
+    folders = [_IMAGE_FOLDER.sub("", _LABEL_FOLDER.sub("", part)) for part in path.parts[:-1]]
+    return [folder.lower() for folder in folders if folder]
+
+
+def labels_by_key(paths: Iterable[Path], root: Path, report: Report) -> dict[tuple[str, ...], Path]:
+    """Label files by their `match_key` below `root`; `report` is told of those that share one."""
+    groups = _grouped(paths, root, match_key)
+    for files in groups.values():
+        if len(files) > 1:
+            report(f"{_listed(files)} are labels of one image: none of them is taken")
+    return {key: files[0] for key, files in groups.items() if len(files) == 1}
+
+
+def pair(
+    images: Iterable[Path], root: Path, labels: Iterable[Path], place: Path, report: Report
+) -> dict[Path, Path]:
+    """The label of each image that has one and one only, by their names.
+
+    Names that say the same are told apart by the very name where it is shared: `01_mask` is that of
+    `01_mask` where there is an image `01` too.
+
+    Args:
+        images: below `root`.
+        root: where the names of images begin.
+        labels: below `place`.
+        place: where the names of labels begin.
+        report: called with a sentence on each image and each label that is left alone, and on those
+            that do not tell what belongs together.
+    """
+    return dict(_pairs(images, root, labels, place, report, match_key))
+
+
+def _pairs(
+    images: Iterable[Path],
+    root: Path,
+    labels: Iterable[Path],
+    place: Path,
+    report: Report,
+    key: Callable[[Path], Hashable],
+) -> Iterable[tuple[Path, Path]]:
+    ours, theirs = _grouped(images, root, key), _grouped(labels, place, key)
+    for name in [*ours, *(name for name in theirs if name not in ours)]:
+        pictures, files = ours.get(name, []), theirs.get(name, [])
+        if not files:
+            for picture in pictures:
+                report(f"{picture} has no label")
+        elif not pictures:
+            for file in files:
+                report(f"{file} is the label of no image")
+        elif len(pictures) == len(files) == 1:
+            yield pictures[0], files[0]
+        elif len(pictures) == 1:
+            report(f"{pictures[0]} has {len(files)} labels, and is left out: {_listed(files)}")
+        elif key is match_key:
+            yield from _pairs(pictures, root, files, place, report, _exact_key)
+        else:
+            report(f"{_listed(pictures)} have one label, and are left out: {_listed(files)}")
+
+
+def _grouped(
+    paths: Iterable[Path], root: Path, key: Callable[[Path], Hashable]
+) -> dict[Hashable, list[Path]]:
+    groups: dict[Hashable, list[Path]] = {}
+    for path in paths:
+        groups.setdefault(key(path.relative_to(root)), []).append(path)
+    return groups
+
+
+def _listed(paths: Iterable[Path]) -> str:
+    return first_of(map(str, paths))
+
+
+def split_of(name: str) -> str | None:
+    """`"train"`, `"val"` or `"test"` where a name says so: `instances_val2017` is val."""
+    words = re.findall(r"[a-z]+", name.lower())
+    found = {_SPLITS[word] for word in words if word in _SPLITS}
+    return found.pop() if len(found) == 1 else None
+
+
+def patient_of(path: Path, pattern: str | None) -> str | None:
+    """What the pattern finds in a path below the source: its first group, or all of the match."""
+    found = re.search(pattern or _SUBJECT, path.as_posix())
+    return found and (found[1] if found.re.groups else found[0])

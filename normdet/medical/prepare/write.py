@@ -1,0 +1,127 @@
+"""The folder that comes out: images as they are met, annotation files at the end."""
+
+import hashlib
+import json
+import zlib
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import numpy as np
+import tifffile
+from PIL import Image
+
+from normdet.medical.prepare.statistics import Intensities, channel_sums
+
+IMAGES = "images"
+# Of a name in bytes: file systems take 255, and some is left for what others append.
+_LONGEST = 200
+
+
+@dataclass
+class Written:
+    """An image in the folder with its annotations, and what splitting and statistics need.
+
+    Attributes:
+        named_by: the file, if it names a patient, which :meth:`Stack.group_of` makes `group` of.
+    """
+
+    file_name: str
+    height: int
+    width: int
+    objects: list[dict]
+    group: str
+    split: str | None
+    patient: bool
+    spacing: tuple[float, ...] | None
+    sums: np.ndarray = field(repr=False)
+    named_by: Path | None = None
+
+
+@dataclass
+class Collected:
+    """What a stack gave, or all of them: images written, and what is told of them."""
+
+    written: list[Written] = field(default_factory=list)
+    intensities: Intensities = field(default_factory=Intensities)
+    digest: str = ""
+    empty: int = 0
+    faults: int = 0
+
+    def add(self, other: "Collected") -> None:
+        """The images of another stack after one's own."""
+        self.written += other.written
+        self.intensities.whole += other.intensities.whole
+        self.intensities.inside += other.intensities.inside
+        self.digest = hashlib.sha256((self.digest + other.digest).encode()).hexdigest()
+        self.empty += other.empty
+        self.faults += other.faults
+
+
+def file_name_of(name: str, pixels: np.ndarray) -> str:
+    """The file that pixels are written as: PNG for 8 bits and 16 of one channel, TIFF for all else.
+
+    A name that is longer than file systems take keeps its end, and gets a hash of all of it.
+    """
+    if len(name.encode()) > _LONGEST:
+        digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+        name = f"{digest}_{name.encode()[-_LONGEST:].decode(errors='ignore')}"
+    png = pixels.dtype == np.uint8 or (pixels.dtype == np.uint16 and pixels.ndim == 2)
+    return f"{name}.{'png' if png else 'tif'}"
+
+
+def write_image(path: Path, pixels: np.ndarray) -> np.ndarray:
+    """Write pixels without loss, as :func:`file_name_of` names them.
+
+    Returns:
+        Their channel sums.
+    """
+    if path.suffix == ".png":
+        # PNG's filters and runs alone: twice as fast as with matches, and smaller.
+        Image.fromarray(pixels).save(path, compress_level=1, compress_type=zlib.Z_RLE)
+    else:
+        photometric = "rgb" if pixels.ndim == 3 else "minisblack"
+        # No metadata: not even the time.
+        tifffile.imwrite(
+            path, pixels, photometric=photometric, compression="zlib", metadata=None, software=False
+        )
+    return channel_sums(pixels)
+
+
+def coco_content(written: Sequence[Written], categories: Sequence[str], patients: dict) -> dict:
+    """A COCO file of these images; patients are numbers."""
+    ids = {name: index for index, name in enumerate(categories, start=1)}
+    images, annotations = [], []
+    for number, item in enumerate(written, start=1):
+        image = {
+            "id": number,
+            "file_name": item.file_name,
+            "height": item.height,
+            "width": item.width,
+        }
+        if item.patient:
+            image["patient"] = patients[item.group]
+        if item.spacing:
+            image["spacing"] = [round(value, 6) for value in item.spacing]
+        images.append(image)
+        for entry in item.objects:
+            rest = {key: value for key, value in entry.items() if key != "category"}
+            annotations.append(
+                {
+                    "id": len(annotations) + 1,
+                    "image_id": number,
+                    "category_id": ids[entry["category"]],
+                    **rest,
+                }
+            )
+    return {
+        "info": {"description": "made by normdet prepare"},
+        "images": images,
+        "annotations": annotations,
+        "categories": [{"id": index, "name": name} for name, index in ids.items()],
+    }
+
+
+def write_json(path: Path, content: dict, indent: int | None = None) -> None:
+    """UTF-8, names of any script as they are."""
+    path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")

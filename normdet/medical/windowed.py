@@ -1,0 +1,42 @@
+"""Slices together with the limits of their window, which are one image's or one volume's."""
+
+from collections.abc import Iterator
+
+from normdet.data.slices import MAX_PIXELS, Slice, Source
+from normdet.data.window import Window, window_limits
+from normdet.files.faults import Report, stop
+from normdet.medical.readers import read_slices
+
+
+def read_windowed(
+    source: Source,
+    window: Window,
+    *,
+    axis: str = "axial",
+    neighbours: int = 0,
+    max_pixels: int = MAX_PIXELS,
+    report: Report = stop,
+) -> Iterator[tuple[Slice, tuple[float, float] | None]]:
+    """The slices of a source, each with the limits for :func:`apply_window`.
+
+    An image is held whole anyway; a volume is read a second time rather than held.
+
+    Args:
+        source: of :func:`normdet.medical.readers.find_sources`.
+        window: how the limits are found.
+        axis: as in :func:`normdet.medical.readers.read_slices`, and so are the rest.
+    """
+    if source.kind == "image":
+        slices = list(
+            read_slices(source, neighbours=neighbours, max_pixels=max_pixels, report=report)
+        )
+        limits = window_limits(window, slices) if slices else None
+        yield from ((item, limits) for item in slices)
+        return
+    # The faults are told once, by the reading below.
+    first = read_slices(source, axis=axis, max_pixels=max_pixels, report=lambda sentence: None)
+    limits = window_limits(window, first)
+    again = read_slices(
+        source, axis=axis, neighbours=neighbours, max_pixels=max_pixels, report=report
+    )
+    yield from ((item, limits) for item in again)

@@ -1,0 +1,57 @@
+"""Modules that were imported by another name once, and still can be."""
+
+import importlib
+import importlib.abc
+import importlib.machinery
+import sys
+
+# Packages stand for all they hold; the longest name counts.
+MOVED = {
+    "bench": "lab.bench",
+    "compare": "lab.compare",
+    "compare.memory": "files.memory",
+    "data.readers": "medical.readers",
+    "data.readers.base": "data.slices",
+    "data.readers.image": "data.image_file",
+    "data.windowed": "medical.windowed",
+    "demo": "lab.demo",
+    "doctor": "lab.doctor",
+    "eval_norm": "convert.blend",
+    "inference": "evaluation",
+    "inspect_weights": "weights.command",
+    "lock": "files.lock",
+    "predict": "medical.predict",
+    "prepare": "medical.prepare",
+    "prepare.faults": "files.faults",
+    "report": "lab.report",
+    "report.colours": "files.style",
+    "report.history": "engine.history",
+    "report.page": "files.page",
+    "report.training": "engine.norm_page",
+}
+
+
+class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
+    """Gives an old name the very module that has the new one."""
+
+    def find_spec(self, name, path=None, target=None):
+        package, _, old = name.partition(".")
+        if package != __package__:
+            return None
+        words = old.split(".")
+        for count in range(len(words), 0, -1):
+            if new := MOVED.get(".".join(words[:count])):
+                origin = ".".join([package, new, *words[count:]])
+                return importlib.machinery.ModuleSpec(name, self, origin=origin)
+        return None
+
+    def exec_module(self, module):
+        # What stands there after the loader is done is what the import gives.
+        sys.modules[module.__name__] = importlib.import_module(module.__spec__.origin)
+
+
+def keep_old_names() -> None:
+    """Let `import normdet.predict` and the like go on working. Idempotent."""
+    if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
+        # Before Python's own finders, which would load a file of an old package a second time.
+        sys.meta_path.insert(0, _Moved())

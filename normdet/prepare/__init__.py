@@ -1,5 +1,0 @@
-"""`normdet prepare`: images of a lab or hospital with their annotations, ready to train on."""
-
-from normdet.prepare.command import main
-
-__all__ = ["main"]

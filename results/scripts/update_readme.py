@@ -1,0 +1,418 @@
+#!/usr/bin/env python3
+"""Write the README's tables anew from results/; with --demo DIR take a finished demo into results/.
+
+python results/scripts/update_readme.py [--demo output/demo]
+
+A table stands between `<!-- NAME -->` and `<!-- /NAME -->`, in README.md or results/PROTOCOL.md;
+nothing else is touched.
+"""
+
+import argparse
+import csv
+import json
+import re
+import shutil
+from collections.abc import Sequence
+from functools import partial
+from pathlib import Path
+
+from normdet.lab.compare import analysis
+from normdet.lab.compare.stats import Estimate, paired, signed
+from normdet.lab.compare.table import primary_metric, read
+from normdet.lab.report.figures import Panel, draw_over_batch
+
+REPO = Path(__file__).resolve().parents[2]
+RESULTS = REPO / "results"
+
+
+def demo_table() -> str:
+    """The demo's metrics, and its picture."""
+    metrics = json.loads((RESULTS / "demo" / "metrics.json").read_text())
+    rows = [
+        [norm, *(f"{tasks[task][key]:.1f}" for task in ("bbox", "segm") for key in ("AP", "AP50"))]
+        for norm, tasks in metrics.items()
+    ]
+    picture = "![Predictions of both models beside the truth](results/demo/predictions.png)"
+    return f"{_table(['norm', 'box AP', 'box AP50', 'mask AP', 'mask AP50'], rows)}\n\n{picture}"
+
+
+def norms_table(name: str) -> str:
+    """Every option's AP in the demo's detector, from one of its tables."""
+    keys = ["option", "seed", "box_AP", "mask_AP", "note"]
+    rows = [
+        [line[key] or ("" if key == "note" else "none") for key in keys]
+        for line in _lines(RESULTS / name)
+    ]
+    return _table(["option", "seed", "box AP", "mask AP", ""], rows)
+
+
+def bench_table() -> str:
+    """Forward and backward of FRN+TLU over its peers, on every CPU that was measured."""
+    parts = []
+    for path in sorted(RESULTS.glob("bench-ops-*.csv")):
+        lines = _lines(path)
+        parts += [f"On {_about(lines[0])}:", _ratios(lines)]
+    return "\n\n".join(parts)
+
+
+def _lines(path: Path) -> list[dict[str, str]]:
+    with path.open(newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def _about(line: dict[str, str]) -> str:
+    return f"{line['machine']} ({line['versions']}; {line['date']})"
+
+
+def _ratios(lines: list[dict[str, str]]) -> str:
+    lines = [
+        line for line in lines
+        if (line["op"], line["mode"], line["dtype"]) == ("FRN+TLU", "both", "float32")
+        and line["layout"] == "contiguous" and line["median_ms"]
+    ]  # fmt: skip
+    shapes = list(dict.fromkeys(line["shape"] for line in lines))
+    times = {(line["shape"], line["provider"]): float(line["median_ms"]) for line in lines}
+    peers = ("nn.GroupNorm+ReLU", "nn.BatchNorm2d+ReLU", "FrozenBN+ReLU", "torch.compile", "timm")
+    rows = [
+        [shape, *(f"{times[shape, 'normdet auto'] / times[shape, peer]:.2f}" for peer in peers)]
+        for shape in shapes
+    ]
+    return _table(["shape", *(f"over {peer}" for peer in peers)], rows)
+
+
+def step_table() -> str:
+    """A whole training step under each norm over one under FrozenBN, on every CPU measured."""
+    parts = []
+    for path in sorted(RESULTS.glob("bench-step-*.csv")):
+        lines = _lines(path)
+        parts += [f"On {_about(lines[0])}:", _steps(lines)]
+    return "\n\n".join(parts)
+
+
+def _steps(lines: list[dict[str, str]]) -> str:
+    columns = (
+        ("training step", "median_ms"), ("training step", "kept_bytes"),
+        ("training step", "peak_bytes"), ("inference", "median_ms"), ("largest batch", ""),
+    )  # fmt: skip
+    found = {(row["op"], row["provider"]): row for row in lines}
+    frozen = lines[0]["provider"]
+    rows = []
+    for norm in dict.fromkeys(row["provider"] for row in lines):
+        cells = []
+        for op, column in columns:
+            # On random weights FrozenBN finds another number of objects, and takes time for them.
+            base = "BN" if op == "inference" else frozen
+            if not column:
+                cells.append(found.get((op, norm), {}).get("largest_batch", ""))
+            elif op == "inference" and norm == frozen:
+                cells.append("")
+            else:
+                ratio = float(found[op, norm][column]) / float(found[op, base][column])
+                cells.append(f"{ratio:.2f}")
+        rows.append([norm, *cells])
+    headers = ["norm", "time", "kept for backward", "peak", "inference, over BN", "largest batch"]
+    return _table(headers, rows)
+
+
+_METHODS = (
+    "original", "copy", "closed form", "calibrated", "distilled", "calibrated, keep 0.9",
+    "distilled, keep 0.9",
+)  # fmt: skip
+
+
+def _conversion(model: str) -> dict[tuple[str, str, str], list[float]]:
+    """Values over seeds by target, method and metric, of one model of results/conversion.csv."""
+    found: dict[tuple[str, str, str], list[float]] = {}
+    for row in _lines(RESULTS / "conversion.csv"):
+        if row["model"].startswith(model):
+            key = row["target"], row["method"], row["metric"]
+            found.setdefault(key, []).append(float(row["value"]))
+    return found
+
+
+def _spread(values: list[float] | None, digits: int) -> str:
+    """The mean, and the lowest and highest seed where there are several."""
+    if not values:
+        return ""
+    mean = f"{sum(values) / len(values):.{digits}f}"
+    ends = f" ({min(values):.{digits}f} to {max(values):.{digits}f})"
+    return mean + (ends if len(values) > 1 else "")
+
+
+def agreement_table() -> str:
+    """First names that an ImageNet network keeps, and the error of its last features."""
+    found = _conversion("resnet50-imagenet")
+    targets = list(dict.fromkeys(target for target, *_ in found))
+    methods = [m for m in _METHODS if any(method == m for _, method, _ in found)]
+    rows = [[t, *(_spread(found.get((t, m, "agreement")), 2) for m in methods)] for t in targets]
+    errors = [
+        [f"{t}, error of res5", *(_spread(found.get((t, m, "error res5")), 2) for m in methods)]
+        for t in targets
+    ]
+    return _table(["target", *methods], rows + errors)
+
+
+def kept_table() -> str:
+    """AP of detectors trained with BN, after each conversion without labels."""
+    found = _conversion("R18-FPN, BN")
+    rows = []
+    for target, method in dict.fromkeys((t, m) for t, m, _ in found):
+        values = [found.get((target, method, f"{kind} AP")) for kind in ("box", "mask")]
+        kept = [
+            f"{100 * sum(v) / len(v) / (sum(o) / len(o)):.0f}%"
+            for v, o in (
+                (value, found["BN", "original", f"{kind} AP"])
+                for value, kind in zip(values, ("box", "mask"), strict=True)
+            )
+        ]
+        texts = [f"{_spread(v, 1)}, {k}" for v, k in zip(values, kept, strict=True)]
+        rows.append([target, method, *texts])
+    rows.sort(key=lambda row: (row[0] != "BN", row[0], _METHODS.index(row[1])))
+    return _table(["norm", "converted by", "box AP, share kept", "mask AP, share kept"], rows)
+
+
+_DATA = {"nuclei": ("nuclei", "mask"), "bccd": ("blood cells", "box")}
+_SIZES = (1, 2)
+_COLUMNS = [(dataset, size) for dataset in _DATA for size in _SIZES]
+
+
+def finetune_table() -> str:
+    """The last AP of each kind of start, over frozen BN's too, and the picture of the way there."""
+    values: dict[tuple[str, str, int], dict[str, float]] = {}
+    for row in _lines(RESULTS / "conversion.csv"):
+        task, _, iteration = row["metric"].partition(" AP @")
+        if row["model"] == "R50-FPN" and task == _DATA[row["dataset"]][1]:
+            key = row["dataset"], row["method"], int(iteration)
+            values.setdefault(key, {})[row["seed"]] = float(row["value"])
+    last = max(iteration for *_, iteration in values)
+    arms = list(dict.fromkeys(arm for _, arm, _ in values))
+    panels = [_ways(name, arms, values) for name in _DATA]
+    draw_over_batch(panels, RESULTS / "conversion_finetune.png")
+    rows = [
+        [arm, *(cell for name in _DATA for cell in _over(values, name, arm, last))] for arm in arms
+    ]
+    headers = ["backbone and its start"]
+    for name, task in _DATA.values():
+        headers += [f"{name}, {task} AP", "over FrozenBN"]
+    picture = "![AP against iterations from each kind of start](results/conversion_finetune.png)"
+    return f"{_table(headers, rows)}\n\n{picture}"
+
+
+def _ways(dataset: str, arms: list[str], values: dict) -> Panel:
+    series: dict[str, list] = {}
+    for arm in arms:
+        for (name, method, iteration), found in values.items():
+            if (name, method) == (dataset, arm):
+                v = found.values()
+                series.setdefault(arm, []).append((iteration, sum(v) / len(v), min(v), max(v)))
+    name, task = _DATA[dataset]
+    return Panel(name, f"{task} AP", series, xlabel="iterations")
+
+
+def _over(values: dict, dataset: str, arm: str, last: int) -> tuple[str, str]:
+    """AP over the seeds, and the paired difference to frozen BN with its 95% interval."""
+    found, base = values.get((dataset, arm, last)), values[dataset, "FrozenBN", last]
+    if not found:
+        return "", ""
+    if arm == "FrozenBN":
+        return _spread(list(found.values()), 1), ""
+    seeds = [seed for seed in found if seed in base]
+    less = paired([found[seed] for seed in seeds], [base[seed] for seed in seeds]).estimate
+    return _spread(list(found.values()), 1), _interval(less)
+
+
+def medical_table() -> str:
+    """AP and AP50 of every norm on the medical sets, and what some of the models predict."""
+    lines = _lines(RESULTS / "medical.csv")
+    found = {
+        (init, dataset): _medical(
+            [line for line in lines if (line["init"], line["dataset"]) == (init, dataset)],
+            _DATA[dataset][1],
+        )
+        for init, dataset in dict.fromkeys((line["init"], line["dataset"]) for line in lines)
+    }
+    rows = []
+    for start in dict.fromkeys(init for init, _ in found):
+        cells = [found.get((start, dataset), {}) for dataset in _DATA]
+        norms = dict.fromkeys(norm for part in cells for norm, _ in part)
+        for norm in sorted(norms, key=_NORMS.index):
+            texts = [part.get((norm, size), "not run") for part in cells for size in _SIZES]
+            rows.append([start, norm, *texts])
+    pictures = [
+        f"![What models of three norms find in {dataset}](results/{path.name})"
+        for dataset in _DATA
+        if (path := RESULTS / f"medical_{dataset}.png").exists()
+    ]
+    return "\n\n".join([_table(["start", "norm", *_column_heads()], rows), *pictures])
+
+
+# In tables: what is common first, then what was made of it.
+_NORMS = (
+    "FrozenBN", "FrozenBN as is", "FrozenBN 2fc", "BN", "GN", "GN+WS", "FRN+TLU", "GN, backbone",
+    "FRN+TLU, backbone",
+)  # fmt: skip
+
+
+def _medical(lines: Sequence[dict[str, str]], task: str) -> dict[tuple[str, int], str]:
+    """Cells by norm and batch size: AP with its 95% interval, and AP50."""
+    runs = [
+        {
+            **line, "role": "test", "run": f"{line['norm']} at {line['lr']}",
+            "batch_size": int(line["batch_size"]), "seed": int(line["seed"]),
+            **{key: float(line[key] or 0) for key in (f"{task}_AP", f"{task}_AP50")},
+        }
+        for line in lines
+    ]  # fmt: skip
+    ap50 = {(g.norm, g.batch_size): g for g in analysis.groups(runs, f"{task}_AP50")}
+    return {
+        (g.norm, g.batch_size): _ap_cell(g, ap50[g.norm, g.batch_size])
+        for g in analysis.groups(runs, f"{task}_AP")
+        if g.values or g.diverged
+    }
+
+
+def _ap_cell(ap: analysis.Group, ap50: analysis.Group) -> str:
+    if not ap.whole:
+        return ap.lacks
+    text = f"{_mean(ap)}; {ap50.estimate.mean:.0f}"
+    return f"{text} ({ap.lacks})" if ap.lacks else text
+
+
+def _mean(group: analysis.Group) -> str:
+    """The mean and the half width of its 95% interval, or why there is none."""
+    if not group.whole:
+        return group.lacks
+    half = "" if group.estimate.half is None else f" ± {group.estimate.half:.1f}"
+    return f"{group.estimate.mean:.1f}{half}"
+
+
+def _column_heads() -> list[str]:
+    return [
+        f"{', '.join(_DATA[dataset])} AP, {size} image{'s' * (size > 1)}"
+        for dataset, size in _COLUMNS
+    ]
+
+
+# Of results/PROTOCOL.md: the start, what differences are to, the runs, and the primary contrasts.
+_TABLES = (
+    ("random weights", "GN", ("nuclei", "blood_cells"), ("BN", "FRN+TLU")),
+    ("ImageNet", "FrozenBN", ("nuclei_pretrained", "blood_cells_pretrained"),
+     ("BN", "GN", "GN+WS", "FRN+TLU", "FrozenBN as is", "FrozenBN 2fc")),
+)  # fmt: skip
+
+
+def contrasts_table() -> str:
+    """AP of every norm less the baseline's, seed by seed, with 95% intervals; * past Holm's."""
+    rows = []
+    for start, baseline, names, primary in _TABLES:
+        found = [_contrasts(name, baseline, primary) for name in names]
+        for norm in dict.fromkeys(norm for cells in found for norm, _ in cells):
+            cells = [cells.get((norm, size), "") for cells in found for size in _SIZES]
+            rows.append([start, f"{norm} less {baseline}", *cells])
+    return _table(["start", "", *_column_heads()], rows)
+
+
+def ablations_table() -> str:
+    """Mask AP of FRN+TLU's variants on nuclei, and less FRN+TLU's own, seed by seed."""
+    runs = read(RESULTS / "compare" / "frn" / "runs.csv")
+    groups = analysis.groups(runs, primary_metric(runs))
+    less = {c.norm: c for c in analysis.against(groups, "FRN+TLU")}
+    rows = [
+        [
+            group.norm,
+            _mean(group),
+            _starred(less[group.norm]) if group.norm in less else "",
+        ]
+        for group in sorted(groups, key=lambda group: group.norm != "FRN+TLU")
+    ]
+    return _table(["", "mask AP", "less FRN+TLU"], rows)
+
+
+def _starred(comparison: analysis.Comparison) -> str:
+    return _interval(comparison.difference.estimate) + "*" * comparison.significant
+
+
+def _contrasts(name: str, baseline: str, primary: Sequence[str]) -> dict[tuple[str, int], str]:
+    """By norm and batch size; what is not primary stands there untested."""
+    runs = read(RESULTS / "compare" / name / "runs.csv")
+    groups = analysis.groups(runs, primary_metric(runs))
+    tested = analysis.against([g for g in groups if g.norm in (baseline, *primary)], baseline)
+    apart = {(c.norm, c.batch_size) for c in tested if c.significant}
+    return {
+        (c.norm, c.batch_size): _interval(c.difference.estimate)
+        + ("*" if (c.norm, c.batch_size) in apart else "")
+        for c in analysis.against(groups, baseline)
+    }
+
+
+def _interval(less: Estimate) -> str:
+    interval = "" if less.half is None else f" ({signed(less.low)} to {signed(less.high)})"
+    return f"{signed(less.mean)}{interval}"
+
+
+_PUBLISHED = re.compile(
+    r"# (?P<what>.+) Published(?P<at> at \w+)?: box (?P<box>[\d.]+), mask (?P<mask>[\d.]+) "
+    r"\((?P<source>.+)\)\.$"
+)
+
+
+def published_table() -> str:
+    """What others measured on COCO, from the first lines of the configs that repeat it."""
+    rows = []
+    for file in sorted((REPO / "configs" / "coco").glob("*.yaml")):
+        if found := _PUBLISHED.match(file.read_text().partition("\n")[0]):
+            what = found["what"].rstrip(".:") + (found["at"] or "")
+            command = f"`normdet train --num-gpus 8 --config-file coco/{file.name}`"
+            rows.append([what, found["box"], found["mask"], found["source"], "not run", command])
+    theirs = "mask AP, others' measurement"
+    headers = ["", "box AP, others' measurement", theirs, "their source", "ours", "command"]
+    return _table(headers, rows)
+
+
+def _table(headers: list[str], rows: list[list[str]]) -> str:
+    lines = [headers, ["---"] * len(headers), *rows]
+    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
+
+
+BLOCKS = {
+    "demo": demo_table,
+    "norms": partial(norms_table, "quickstart_norms.csv"),
+    "evalnorm": partial(norms_table, "evalnorm_nuclei.csv"),
+    "bench": bench_table,
+    "step": step_table,
+    "agreement": agreement_table,
+    "kept": kept_table,
+    "finetune": finetune_table,
+    "medical": medical_table,
+    "contrasts": contrasts_table,
+    "ablations": ablations_table,
+    "published": published_table,
+}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--demo", type=Path, help="the folder of a finished demo")
+    args = parser.parse_args()
+    if args.demo:
+        (RESULTS / "demo").mkdir(parents=True, exist_ok=True)
+        for name in ("metrics.json", "predictions.png", "curves.png"):
+            shutil.copyfile(args.demo / name, RESULTS / "demo" / name)
+    for page in (REPO / "README.md", RESULTS / "PROTOCOL.md"):
+        page.write_text(_filled(page.read_text()))
+
+
+def _filled(text: str) -> str:
+    """A page with its tables as results/ has them."""
+    for name, table in BLOCKS.items():
+        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
+        if re.search(pattern, text, re.DOTALL):
+            block = f"\n{table()}\n\n"
+            text = re.sub(
+                pattern, lambda m, block=block: m[1] + block + m[2], text, flags=re.DOTALL
+            )
+    return text
+
+
+if __name__ == "__main__":
+    main()

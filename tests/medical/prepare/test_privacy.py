@@ -1,0 +1,152 @@
+"""Nothing that tells who a patient is leaves the files it came in."""
+
+import json
+import logging
+
+import pydicom
+import pytest
+
+from normdet.cli import main
+from normdet.medical.readers import find_sources, read_slices
+from tests.medical.prepare.make import SECRETS, blobs, dicom_image, write_segmentation, write_series
+
+
+def write_patients(source):
+    """Two patients with two series each; the files of one are broken in many ways."""
+    cases = [blobs(seed) for seed in range(3)]
+    for number, patient in enumerate(("MRN-424242", "MRN-424242-B")):
+        for part in range(2):
+            series = f"1.2.3.{number + 1}{part}"
+            folder = source / f"p{number}{part}"
+            slices = write_series(folder, cases, patient=patient, series=series)
+            write_segmentation(folder / "seg.dcm", slices, cases)
+    broken = dicom_image(cases[0], 7, series="1.2.9")
+    broken.PixelData = broken.PixelData[:100]
+    broken.save_as(source / "short.dcm", enforce_file_format=True)
+    wrong = dicom_image(cases[0], 8, series="1.2.10")
+    wrong.Rows = 40_000
+    wrong.Columns = 40_000
+    wrong.save_as(source / "large.dcm", enforce_file_format=True)
+    (source / "junk.dcm").write_bytes(b"\0" * 128 + b"DICM" + b"Zaphod^Beeblebrox" * 99)
+    odd = (source / "short.dcm").read_bytes().replace(b"1.2.9.8", b"Zaphod^")
+    (source / "odd.dcm").write_bytes(odd)
+
+
+def test_no_tag_is_copied_or_logged(tmp_path, capfd, caplog):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_patients(source)
+    caplog.clear()
+    caplog.set_level(logging.DEBUG)
+    given = b"".join(path.read_bytes() for path in source.rglob("*.dcm"))
+    assert all(secret.encode() in given for secret in SECRETS), "the test must have what to find"
+    assert main(["prepare", str(source), "--out", str(out), "--val", "0.5"]) == 0
+    printed = "".join(capfd.readouterr())
+    assert "faults   0" not in printed
+    written = {path: path.read_bytes() for path in out.rglob("*") if path.is_file()}
+    assert len(written) > 12
+    for secret in (*SECRETS, "1.2.3.10", "1.2.3.21"):
+        for path, content in written.items():
+            assert secret.encode() not in content and secret not in path.name, path
+        assert secret not in printed and secret not in caplog.text
+
+
+def test_a_stop_names_the_file_and_no_tag(tmp_path, capfd):
+    source = tmp_path / "in"
+    write_patients(source)
+    command = ["prepare", str(source), "--out", str(tmp_path / "out"), "--on-error", "stop"]
+    assert main(command) == 2
+    printed = "".join(capfd.readouterr())
+    assert ".dcm" in printed and not any(secret in printed for secret in SECRETS)
+    assert not (tmp_path / "out").exists()
+    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+
+
+def test_series_of_a_patient_stay_together(tmp_path):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_patients(source)
+    assert main(["prepare", str(source), "--out", str(out), "--val", "0.5"]) == 0
+    patients = {}
+    for name in ("train", "val"):
+        images = json.loads((out / f"{name}.json").read_text())["images"]
+        assert len(images) == 6
+        patients[name] = {image["patient"] for image in images}
+    assert patients["train"].isdisjoint(patients["val"])
+    assert patients["train"] | patients["val"] == {1, 2}
+
+
+def write_visits(source):
+    """Two patients with two visits each, which gave them other numbers."""
+    for patient in "ab":
+        for visit in "12":
+            folder = source / f"{patient}-{visit}"
+            series, cases = f"1.2.{ord(patient)}.{visit}", [blobs(0, size=32, count=1)]
+            slices = write_series(folder, cases, series=series, patient=patient + visit)
+            write_segmentation(folder / "seg.dcm", slices, cases)
+
+
+def test_a_pattern_goes_before_the_patient_of_the_file(tmp_path, capsys):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_visits(source)
+    command = ["prepare", str(source), "--out", str(out), "--overwrite", "--val", "0.5"]
+    for options, each, number in (([], 1, 4), (["--patient", r"^(\w)-\d"], 2, 2)):
+        assert main([*command, *options]) == 0
+        patients = [
+            [image["patient"] for image in json.loads((out / f"{name}.json").read_text())["images"]]
+            for name in ("train", "val")
+        ]
+        assert len({*patients[0], *patients[1]}) == number
+        assert all(len(part) == 2 and len(set(part)) == 2 // each for part in patients)
+
+
+def test_a_run_goes_on_with_a_pattern_it_did_not_have(tmp_path, monkeypatch):
+    source, out = tmp_path / "in", tmp_path / "out"
+    write_visits(source)
+    command = ["prepare", str(source), "--out", str(out), "--val", "0.5"]
+    with monkeypatch.context() as patch:
+        patch.setattr("normdet.medical.prepare.command.draw", lambda *_: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            main(command)
+    assert main([*command, "--patient", r"^(\w)-\d"]) == 0
+    for name in ("train", "val"):
+        images = json.loads((out / f"{name}.json").read_text())["images"]
+        assert len({image["patient"] for image in images}) == 1 and len(images) == 2
+
+
+def test_a_series_is_of_one_patient(tmp_path, capsys):
+    write_visits(tmp_path / "in")
+    (tmp_path / "in" / "c-1").mkdir()
+    dicom_image(blobs(2, size=32, count=1), 5, series="1.2.97.1").save_as(
+        tmp_path / "in" / "c-1" / "x.dcm", enforce_file_format=True
+    )
+    command = ["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert main([*command, "--patient", r"^(\w)-\d"]) == 0
+    assert "are of one series, of two patients by --patient" in capsys.readouterr().err
+
+
+def test_a_patients_key_is_equal_within_a_process_and_tells_nothing(tmp_path):
+    write_series(tmp_path, [blobs(0)])
+    (slice_,) = read_slices(tmp_path)
+    (again,) = read_slices(find_sources(tmp_path)[0])
+    assert slice_.patient == again.patient
+    assert "424242" not in slice_.patient
+    import hashlib
+
+    guesses = [hash_(b"MRN-424242").hexdigest() for hash_ in (hashlib.sha256, hashlib.blake2b)]
+    assert not any(slice_.patient in guess for guess in guesses)
+
+
+def test_without_a_patient_id_the_study_groups(tmp_path):
+    for index in range(2):
+        data = dicom_image(blobs(0), index, series=f"1.2.{index}")
+        del data.PatientID
+        data.StudyInstanceUID = "1.2.3"
+        data.save_as(tmp_path / f"{index}.dcm", enforce_file_format=True)
+    first, second = read_slices(tmp_path)
+    assert first.patient is not None and first.patient == second.patient
+    assert pydicom.dcmread(tmp_path / "0.dcm").get("PatientID") is None
+
+
+@pytest.mark.parametrize("name", ["Zaphod^Beeblebrox.dcm", "MRN-424242"])
+def test_files_of_dicom_give_no_names(tmp_path, name):
+    dicom_image(blobs(0), 0).save_as(tmp_path / name, enforce_file_format=True)
+    assert [slice_.name for slice_ in read_slices(tmp_path)] == ["series0001"]
