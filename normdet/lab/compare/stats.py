@@ -60,7 +60,7 @@ def student_t():
         from scipy.stats import t
     except ImportError as error:
         raise NormdetError(
-            "intervals and p-values need scipy: pip install 'normdet[compare]'"
+            "intervals and p-values need scipy: pip install 'normdet[lab]'"
         ) from error
     return t
 
