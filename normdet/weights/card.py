@@ -10,10 +10,10 @@ from typing import Any
 from detectron2.config import CfgNode
 from tabulate import tabulate
 
+from normdet.files.atomic import atomic_file
 from normdet.version import __version__
 
 from .facts import describe
-from .files import atomic_file
 
 # What a card names the versions of, where it is installed.
 _PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime")
