@@ -50,6 +50,10 @@ PART_TENSORS: dict[str, tuple[str, ...]] = {
 # detectron2 normalize, so that a row of ours differs from theirs in the norm alone.
 USUAL_PARTS = ("backbone", "fpn", "box_head", "mask_head", "retinanet_head")
 
+# The parts whose new norms start from data: what follows them was made for the scale that their
+# layers have without a norm. The box head is left out: unit scale suits its predictor better.
+START_PARTS = ("fpn", "mask_head")
+
 # A part whose key says this takes the backbone's option: a C4 detector's res5 is a stage of it.
 AS_BACKBONE = "as backbone"
 
@@ -97,6 +101,14 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # Over which share of training norms leave the moments that `normdet convert --rung annealed`
     # has put beside them: `(1 - t) * stored + t * own`, t from 0 to 1.
     node.ANNEAL_UNTIL = 0.5
+    node.START = CfgNode()
+    # Norms that start untrained in these parts are set from this many training images, so that they
+    # change the function of the network least (normdet.start_from_data); 0 leaves weight 1, bias 0.
+    node.START.IMAGES = 8
+    node.START.PARTS = START_PARTS
+    # Where such norms learn their epsilon (LEARNED_EPS): the share of what they divide by that
+    # stays as it is on average. 0 is the norm as its authors have it.
+    node.START.KEEP = 0.0
     # Keep no output of a fused norm (GN, LN, IN, FRN) for backward but compute it anew there: less
     # memory for one more elementwise pass per norm, and the same gradients to the last bit.
     node.RECOMPUTE = False
@@ -220,6 +232,17 @@ def check_config(cfg: CfgNode) -> None:
     until = cfg.MODEL.NORMDET.ANNEAL_UNTIL
     if not 0 < until <= 1:
         raise NormdetError(f"MODEL.NORMDET.ANNEAL_UNTIL is {until}: a share of training, up to 1")
+    start = cfg.MODEL.NORMDET.START
+    if start.IMAGES < 0 or not 0 <= start.KEEP < 1:
+        raise NormdetError(
+            f"MODEL.NORMDET.START has IMAGES {start.IMAGES}, KEEP {start.KEEP}: a count from 0 on, "
+            "and a share from 0 to below 1"
+        )
+    for part in start.PARTS:
+        if part not in PARTS:
+            raise NormdetError(
+                f"MODEL.NORMDET.START.PARTS: unknown part {part!r}: one of {', '.join(PARTS)}"
+            )
     if not all(value > 0 for value in cfg.DATASETS.PIXEL_STD):
         raise NormdetError(
             f"DATASETS.PIXEL_STD is {list(cfg.DATASETS.PIXEL_STD)}: a number above 0 a channel"

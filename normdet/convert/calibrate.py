@@ -16,9 +16,10 @@ from torch import Tensor, nn
 from normdet.layers import WSConv2d
 from normdet.layers.moments import instance_moments
 from normdet.layers.reparametrized import linear
+from normdet.modeling.normalized import used_weight
 
 from .channels import Samples
-from .sites import Site, find_sites, used_weight
+from .sites import Site, find_sites
 from .standardized import Patches
 from .views import Views
 

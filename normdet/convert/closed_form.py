@@ -15,6 +15,7 @@ from normdet.errors import NormdetError
 from normdet.layers import GroupNorm, SwitchNorm, WSConv2d
 from normdet.layers.per_example import PerExampleNorm, StoredMoments
 from normdet.layers.reparametrized import out_dim
+from normdet.modeling.normalized import learned_weight, put_weight, used_weight
 from normdet.modeling.per_level import PerLevelNorm
 
 from .channels import Samples, arrange, channel_scales
@@ -23,10 +24,7 @@ from .sites import (
     affine_of,
     as_before,
     find_sites,
-    learned_weight,
-    put_weight,
     stored_moments,
-    used_weight,
 )
 from .standardized import Patches, sum_to_zero
 

@@ -7,12 +7,12 @@ import torch
 from torch import Tensor, nn
 
 from normdet.errors import NormdetError
-from normdet.layers import BatchStatistics, EvalNorm, FrozenBatchNorm2d, NormLayer, WSConv2d
+from normdet.layers import BatchStatistics, EvalNorm, FrozenBatchNorm2d, NormLayer
 from normdet.layers.batch_norm import _BatchNorm
 from normdet.layers.batch_renorm import BatchRenorm
 from normdet.layers.batch_statistics import of_no_data
 from normdet.layers.per_example import PerExampleNorm
-from normdet.layers.reparametrized import Reparametrized
+from normdet.modeling.normalized import layer_before, learned_weight, used_weight
 from normdet.modeling.per_level import PerLevelNorm
 from normdet.modeling.resnet import BasicBlock, DeformBottleneckBlock
 
@@ -57,7 +57,7 @@ def find_sites(original: nn.Module, converted: nn.Module) -> list[Site]:
         within = modules.get(name.rpartition(".")[0])
         if not isinstance(norm, NORMS) or isinstance(within, PerLevelNorm):
             continue
-        layer = _layer_before(name, modules)
+        layer = layer_before(name, modules)
         if layer not in old:
             raise NormdetError(f"{name} has no layer before it in the network it is made from")
         old_norm = old.get(name)
@@ -67,25 +67,6 @@ def find_sites(original: nn.Module, converted: nn.Module) -> list[Site]:
             Site(name, modules[layer], norm, old[layer], old_norm, readers.get(modules[layer]))
         )
     return sites
-
-
-def _layer_before(name: str, modules: dict[str, nn.Module]) -> str | None:
-    """The name of the layer that a norm stands behind."""
-    parent, _, last = name.rpartition(".")
-    if last == "norm":
-        return parent
-    named = f"{parent}.{last.replace('_norm', '')}".lstrip(".")
-    if named != name and named in modules:
-        return named
-    before = None
-    for child, module in modules[parent].named_children():
-        if child == last:
-            return before
-        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
-            before = f"{parent}.{child}".lstrip(".")
-        elif not isinstance(module, nn.Identity):
-            before = None
-    return None
 
 
 def _readers(model: nn.Module) -> dict[nn.Module, nn.Module]:
@@ -98,32 +79,6 @@ def _readers(model: nn.Module) -> dict[nn.Module, nn.Module]:
             if all(conv.groups == 1 for conv in chain):
                 readers.update(itertools.pairwise(chain))
     return readers
-
-
-# The weights of layers --------------------------------------------------------------------------
-
-
-def used_weight(layer: nn.Module) -> Tensor:
-    """The weight a layer computes with, after its weight method."""
-    if isinstance(layer, WSConv2d):
-        return layer.standardized_weight()
-    return layer.reweight(layer.weight) if isinstance(layer, Reparametrized) else layer.weight
-
-
-@torch.no_grad()
-def put_weight(layer: nn.Module, weight: Tensor) -> None:
-    """Give a layer the weight that it learns; what its method keeps beside it is fitted anew."""
-    if isinstance(layer, Reparametrized):
-        layer.load_state_dict({"weight": weight}, strict=False)
-    else:
-        learned_weight(layer).copy_(weight)
-
-
-def learned_weight(layer: nn.Module) -> Tensor:
-    """The weight a layer learns."""
-    if hasattr(layer, "parametrizations"):
-        return layer.parametrizations.weight.original
-    return layer.weight
 
 
 # Norms as the affine they are -------------------------------------------------------------------

@@ -133,6 +133,20 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
     )
 
 
+def sample_images(cfg: CfgNode, seed: int, count: int) -> list[dict]:
+    """Training inputs to look at before the first step: the same in every process of a job.
+
+    Returns:
+        `count` images, or all there are, drawn from `seed` and augmented as in training.
+    """
+    loader = build_train_loader(cfg, seed)
+    images = loader.dataset
+    with seeded(derived_seed("sample", seed)):
+        order = torch.randperm(len(images)).tolist()
+    # Draws that no training batch has: those count up from 0.
+    return [images[2**31 + k, index] for k, index in enumerate(order[:count])]
+
+
 def _leave_process_group(worker: int) -> None:
     if hasattr(os, "setpgrp"):
         os.setpgrp()

@@ -15,7 +15,6 @@ from detectron2.config import CfgNode
 from detectron2.utils import comm
 from detectron2.utils.collect_env import collect_env_info
 from rich.console import Console
-from torch import nn
 
 from normdet.config import load_config
 from normdet.data import register_datasets
@@ -34,7 +33,7 @@ from normdet.engine.summary import (
 from normdet.engine.trainer import Trainer
 from normdet.errors import NormdetError
 from normdet.files.atomic import atomic_file
-from normdet.weights.checkpointer import Checkpointer, LoadReport
+from normdet.weights.checkpointer import Checkpointer
 
 logger = logging.getLogger(__name__)
 
@@ -99,7 +98,7 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> dict:
     else:
         trainer = Trainer(cfg, allow_unsafe=args.allow_unsafe_weights, console=console)
         trainer.resume_or_load(resume=args.resume)
-        _from_main(lambda: _show_start(cfg, trainer.model, trainer.checkpointer.report, folder))
+        _from_main(lambda: _show_start(cfg, trainer, folder))
         results = trainer.train()
     _from_main(lambda: _show_results(cfg, results, folder))
     return results
@@ -187,9 +186,10 @@ def _evaluate(cfg: CfgNode, resume: bool, allow_unsafe: bool) -> dict:
     return Trainer.test(cfg, model)
 
 
-def _show_start(cfg: CfgNode, model: nn.Module, report: LoadReport, folder: Path) -> None:
+def _show_start(cfg: CfgNode, trainer: Trainer, folder: Path) -> None:
     """Print the table of parts; keep it, and what was loaded from where, beside the checkpoint."""
-    rows = parts_table(model, report)
+    model, report = trainer.model, trainer.checkpointer.report
+    rows = parts_table(model, report, trainer.started, cfg.MODEL.NORMDET.START.IMAGES)
     text = parts_text(rows)
     logger.info("parts of the model:\n%s", text)
     if warning := batch_of_one(cfg, model, comm.get_world_size()):

@@ -1,7 +1,7 @@
 """What a run is, and what came of it, as text: the config's differences and the AP table."""
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
@@ -86,8 +86,14 @@ def jsonable(results: Any) -> Any:
     return float(results) if math.isfinite(results) else None
 
 
-def parts_table(model: nn.Module, report: LoadReport) -> list[dict[str, Any]]:
-    """A row for every part: its norm, whether it is trained, where its weights came from."""
+def parts_table(
+    model: nn.Module, report: LoadReport, started: Sequence[str] = (), images: int = 0
+) -> list[dict[str, Any]]:
+    """A row for every part: its norm, whether it is trained, where its weights came from.
+
+    Args:
+        started: names of the norms that were started from data, from this many `images`.
+    """
     matched = set(report.matched)
     rows = []
     for part in describe_norms(model):
@@ -95,6 +101,8 @@ def parts_table(model: nn.Module, report: LoadReport) -> list[dict[str, Any]]:
         source = "start values" if loaded == 0 else report.source
         if 0 < loaded < len(part.names):
             source += f" ({loaded} of {len(part.names)} tensors)"
+        if any(f"{name}.weight" in part.names for name in started):
+            source += f"; norms from data, {images} images"
         rows.append(
             {
                 "part": part.part,

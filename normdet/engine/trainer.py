@@ -4,6 +4,7 @@ import contextlib
 import logging
 import signal
 import weakref
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -27,6 +28,7 @@ from normdet.engine.log import LoggedOutput
 from normdet.engine.norm_hooks import NormPage, NormScalars
 from normdet.engine.progress import ProgressBar
 from normdet.engine.signals import StopRequest
+from normdet.engine.start import start_norms
 from normdet.engine.step import AMP_DTYPES, NonFiniteLoss, TrainStep
 from normdet.errors import NormdetError
 from normdet.evaluation import build_evaluator
@@ -48,6 +50,9 @@ class Trainer(DefaultTrainer):
         cfg: with normdet's keys.
         allow_unsafe: whether weight files may run code on loading.
         console: a terminal for the progress bar; None for no bar.
+
+    Attributes:
+        started: names of the norms that :meth:`resume_or_load` started from data.
     """
 
     def __init__(self, cfg: CfgNode, *, allow_unsafe: bool = False, console: Console | None = None):
@@ -63,6 +68,7 @@ class Trainer(DefaultTrainer):
         self._results: dict = {}
         self._stop = StopRequest(self._note_stop)
         self._evaluation_cut = False
+        self.started: Sequence[str] = ()
 
         torch.manual_seed(derived_seed("start", self.seed))
         model = self.build_model(cfg)
@@ -117,8 +123,10 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint of the output folder, or load `MODEL.WEIGHTS`."""
+        resumed = resume and self.checkpointer.has_checkpoint()
         super().resume_or_load(resume)
         self.data_loader.batch_sampler.start = self.start_iter
+        self.started = () if resumed else start_norms(self.cfg, self.model, self.seed)
 
     def train(self) -> dict:
         """Train to `SOLVER.MAX_ITER` and evaluate.

@@ -6,6 +6,7 @@ import torch
 from torch import nn
 
 from ..errors import NormdetError
+from ..ops import act
 
 ACTIVATIONS = (None, "ReLU", "TLU")
 # Those that hold what is below a threshold at it.
@@ -81,6 +82,10 @@ class NormLayer(nn.Module):
             NormdetError: the method has no such form.
         """
         raise NormdetError(f"{type(self).__name__} has no closed form to convert into")
+
+    def activate(self, x: torch.Tensor) -> torch.Tensor:
+        """Its activation alone, `(N, C, *S)` to the same."""
+        return act(x, self.tau, activation=self.activation)
 
     def clamped(self, output: torch.Tensor) -> torch.Tensor | None:
         """Which of its outputs the activation holds at its threshold; None without such a one."""

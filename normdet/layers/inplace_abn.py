@@ -102,6 +102,9 @@ class InPlaceABN(RunningNorm):
         self._check_input(x)
         return self.normalize(x)
 
+    def activate(self, x: Tensor) -> Tensor:
+        return _activate(x, self.activation, self.slope)
+
     def normalize(self, x: Tensor) -> Tensor:
         with torch.no_grad():
             mean, var, count = self.batch_moments(x)

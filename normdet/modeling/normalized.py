@@ -1,0 +1,53 @@
+"""A network's normalized layers: each norm, the layer before it, and that layer's weights."""
+
+import torch
+from torch import Tensor, nn
+
+from ..layers import Reparametrized, WSConv2d
+
+
+def layer_before(name: str, modules: dict[str, nn.Module]) -> str | None:
+    """The name of the layer that a norm stands behind; None where there is none.
+
+    Args:
+        name: of the norm.
+        modules: `dict(model.named_modules())`.
+    """
+    parent, _, last = name.rpartition(".")
+    if last == "norm":
+        return parent
+    named = f"{parent}.{last.replace('_norm', '')}".lstrip(".")
+    if named != name and named in modules:
+        return named
+    before = None
+    for child, module in modules[parent].named_children():
+        if child == last:
+            return before
+        if isinstance(module, nn.Conv2d | nn.ConvTranspose2d | nn.Linear):
+            before = f"{parent}.{child}".lstrip(".")
+        elif not isinstance(module, nn.Identity):
+            before = None
+    return None
+
+
+def used_weight(layer: nn.Module) -> Tensor:
+    """The weight a layer computes with, after its weight method."""
+    if isinstance(layer, WSConv2d):
+        return layer.standardized_weight()
+    return layer.reweight(layer.weight) if isinstance(layer, Reparametrized) else layer.weight
+
+
+def learned_weight(layer: nn.Module) -> Tensor:
+    """The weight a layer learns."""
+    if hasattr(layer, "parametrizations"):
+        return layer.parametrizations.weight.original
+    return layer.weight
+
+
+@torch.no_grad()
+def put_weight(layer: nn.Module, weight: Tensor) -> None:
+    """Give a layer the weight that it learns; what its method keeps beside it is fitted anew."""
+    if isinstance(layer, Reparametrized):
+        layer.load_state_dict({"weight": weight}, strict=False)
+    else:
+        learned_weight(layer).copy_(weight)

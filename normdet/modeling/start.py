@@ -1,0 +1,228 @@
+"""Start new norms from data: put them in without changing the function of the network.
+
+A norm that starts with weight 1 and bias 0 gives its channels unit scale, whatever scale the next
+layer was initialized or trained for. So a new norm is told to pass on the mean and the deviation
+that its layer has without it: with the plain layer's outputs `z` and the norm's own `h`, each per
+channel over examples and space, `weight = std(z) / std(h)` and `bias = mean(z) - weight * mean(h)`.
+The plain layer computes with the learned weight, so that what a weight method such as WS does to
+scale and mean is undone as well.
+
+The network itself runs as if it had no such norm, so what a layer sees does not depend on the
+norms before it, one pass is enough, and a head that several feature levels share sees them all.
+"""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from detectron2.utils.events import EventStorage
+from torch import Tensor, nn
+
+from ..layers import BatchStatistics, FrozenBatchNorm2d, NormLayer, PerExampleNorm
+from ..layers.reparametrized import linear
+from .normalized import layer_before, learned_weight, used_weight
+
+
+class _Moments:
+    """Mean and deviation of each channel over everything seen, in float64."""
+
+    def __init__(self, channels: int, device: torch.device):
+        self.count = 0
+        self._sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
+
+    def add(self, x: Tensor) -> None:
+        """Take in `(N, C, *S)`."""
+        rows = x.detach().double().movedim(1, -1).flatten(0, -2)
+        self.count += len(rows)
+        self._sums += torch.stack([rows.sum(0), rows.square().sum(0)])
+
+    @property
+    def mean(self) -> Tensor:
+        return self._sums[0] / max(self.count, 1)
+
+    @property
+    def std(self) -> Tensor:
+        mean_square = self._sums[1] / max(self.count, 1)
+        return (mean_square - self.mean.square()).clamp(min=0).sqrt()
+
+
+class _Site:
+    """A new norm and the layer before it, for the time of the pass.
+
+    While it is open the norm hands on what its layer computes without norm and weight method,
+    activated; the norm's own output and that are measured.
+    """
+
+    def __init__(self, name: str, norm: NormLayer, layer: nn.Module):
+        self.name, self.norm, self.layer = name, norm, layer
+        channels, device = norm.num_features, norm.weight.device
+        self.plain = _Moments(channels, device)
+        self.own = _Moments(channels, device)
+        self._spread, self._calls = 0.0, 0
+        self._seen: Tensor | None = None
+
+    @contextmanager
+    def open(self) -> Iterator[None]:
+        activation, self.norm.activation = self.norm.activation, None
+        batch_norms = [m for m in self.norm.modules() if isinstance(m, BatchStatistics)]
+        momenta = [getattr(m, "momentum", None) for m in batch_norms]
+        handles = [
+            self.layer.register_forward_pre_hook(self._see),
+            self.norm.register_forward_hook(lambda *call: self._measure(activation, *call)),
+        ]
+        handles += [m.register_forward_pre_hook(_averaging()) for m in batch_norms]
+        try:
+            yield
+        finally:
+            for handle in handles:
+                handle.remove()
+            self.norm.activation = activation
+            for module, momentum in zip(batch_norms, momenta, strict=True):
+                module.momentum = momentum
+
+    def _see(self, layer: nn.Module, inputs: tuple) -> None:
+        self._seen = inputs[0]
+
+    def _measure(self, activation, norm: NormLayer, inputs: tuple, output: Tensor) -> Tensor:
+        weight = learned_weight(self.layer)
+        plain = inputs[0]
+        if weight is not used_weight(self.layer):
+            plain = linear(self.layer, self._seen, weight, self.layer.bias)
+        if plain.numel():
+            self.plain.add(plain)
+            self.own.add(output)
+            if isinstance(norm, PerExampleNorm):
+                self._spread += float(norm.own_moments(inputs[0])[1].mean())
+                self._calls += 1
+        norm.activation = activation
+        try:
+            return norm.activate(plain)
+        finally:
+            norm.activation = None
+
+    def soften(self, keep: float) -> None:
+        """Set the learned epsilon to `keep` of what the norm divides by, from a first pass."""
+        if keep and self._calls and getattr(self.norm, "eps_l", None) is not None:
+            self.norm.eps_l.fill_(self._spread / self._calls * keep / (1 - keep))
+
+    def start(self) -> bool:
+        """Set the affine of channels that vary; False where nothing was seen."""
+        if self.plain.count < 2:
+            return False
+        varies = (self.own.std > 1e-6) & (self.plain.std > 1e-12)
+        weight = torch.where(varies, self.plain.std / self.own.std.clamp(min=1e-6), 1.0)
+        bias = torch.where(varies, self.plain.mean - weight * self.own.mean, 0.0)
+        self.norm.weight.copy_(weight)
+        self.norm.bias.copy_(bias)
+        return True
+
+
+def _averaging() -> Callable:
+    """Running averages that weigh all batches alike."""
+    calls = 0
+
+    def hook(norm: BatchStatistics, inputs: tuple) -> None:
+        nonlocal calls
+        if inputs[0].numel():
+            calls += 1
+            norm.momentum = 1 / calls
+
+    return hook
+
+
+def new_norms(model: nn.Module, prefixes: Collection[str] | None = None) -> dict[str, NormLayer]:
+    """The norms by name that train and whose affine is that of a new one: weight 1 and bias 0.
+
+    Args:
+        prefixes: what their names begin with; any by default.
+    """
+    return {
+        name: norm
+        for name, norm in model.named_modules()
+        if (prefixes is None or name.startswith(tuple(prefixes)))
+        and isinstance(norm, NormLayer)
+        and not isinstance(norm, FrozenBatchNorm2d)
+        and all(isinstance(getattr(norm, p, None), nn.Parameter) for p in ("weight", "bias"))
+        and norm.weight.requires_grad
+        and bool((norm.weight == 1).all() and (norm.bias == 0).all())
+    }
+
+
+@torch.no_grad()
+def start_from_data(
+    model: nn.Module,
+    batches: Iterable[Any],
+    *,
+    prefixes: Collection[str] | None = None,
+    keep: float = 0.0,
+    forward: Callable[[Any], Any] | None = None,
+) -> list[str]:
+    """Set the affine of new norms so that they change the function of the network least.
+
+    Weights are left alone, and so is everything else but the norms that are started: their weight,
+    bias, running averages and, with `keep`, learned epsilon. Each batch runs once, without
+    gradients; with `keep` twice. Nothing of activation size is kept.
+
+    Args:
+        model: a detector or any module; new norms are those of :func:`new_norms`.
+        batches: inputs of the model as in training; 8 images do.
+        prefixes: the names of the norms to start begin with one of these; all by default.
+        keep: with a learned epsilon (`LEARNED_EPS`), the share of what a per-example norm divides
+            by that stays as it is on average: 0 for the norm as its authors have it.
+        forward: what runs a batch; the model itself in training mode by default.
+
+    Returns:
+        The names of the norms that were started; those that saw no input are left out.
+
+    Raises:
+        NormdetError: an input the model refuses.
+    """
+    modules = dict(model.named_modules())
+    sites = []
+    for name, norm in new_norms(model, prefixes).items():
+        layer = layer_before(name, modules)
+        if layer in modules:
+            sites.append(_Site(name, norm, modules[layer]))
+    if not sites:
+        return []
+    batches = list(batches)
+    if keep:
+        _run(model, sites, batches, forward)
+        for site in sites:
+            site.soften(keep)
+        sites = [_Site(site.name, site.norm, site.layer) for site in sites]
+    _run(model, sites, batches, forward)
+    return [site.name for site in sites if site.start()]
+
+
+def _run(model: nn.Module, sites: list[_Site], batches: list, forward: Callable | None) -> None:
+    started = {module for site in sites for module in site.norm.modules()}
+    training = model.training
+    others = [module for module in model.modules() if module not in started]
+    # Losses write their curves into detectron2's storage; these are no iteration's.
+    with _untouched(others), EventStorage(), ExitStack() as stack:
+        for site in sites:
+            stack.enter_context(site.open())
+        model.train()
+        try:
+            for batch in batches:
+                (forward or model)(batch)
+        finally:
+            model.train(training)
+
+
+@contextmanager
+def _untouched(modules: list[nn.Module]) -> Iterator[None]:
+    """Whatever counts or averages while a model runs is put back: buffers and plain numbers."""
+    buffers = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
+    numbers = [
+        (m, {k: v for k, v in vars(m).items() if isinstance(v, int | float)}) for m in modules
+    ]
+    try:
+        yield
+    finally:
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        for module, values in numbers:
+            vars(module).update(values)
