@@ -2,6 +2,7 @@
 
 import argparse
 import itertools
+import re
 import shlex
 import signal
 import sys
@@ -19,7 +20,7 @@ from normdet.files.words import first_of
 from normdet.lab.compare import local, record, stats, table
 from normdet.lab.compare.cell import CRASHED, RESULTS, Task
 from normdet.lab.compare.display import Display
-from normdet.lab.compare.plan import Cell, Plan, config_hash, parse_arms
+from normdet.lab.compare.plan import TUNING_SEED, Cell, Plan, config_hash, parse_arms
 from normdet.lab.compare.ray_pool import RayPool
 
 _EPILOG = """
@@ -317,6 +318,23 @@ def _numbers(kind: type, least: float):
     return parse
 
 
+def _seeds(text: str) -> tuple[int, ...]:
+    """`3` is 1, 2, 3; `4-6` is 4, 5, 6; `1,5` is what it says."""
+    seeds: tuple[int, ...] = ()
+    if re.fullmatch(r"\d+", text):
+        seeds = tuple(range(1, int(text) + 1))
+    elif found := re.fullmatch(r"(\d+)-(\d+)", text):
+        seeds = tuple(range(int(found[1]), int(found[2]) + 1))
+    elif re.fullmatch(r"\d+(,\d+)+", text):
+        seeds = tuple(dict.fromkeys(map(int, text.split(","))))
+    if not seeds or TUNING_SEED in seeds:
+        raise argparse.ArgumentTypeError(
+            f"{text!r}: give a count such as 3, a range such as 4-8, or a list such as 1,5; "
+            f"{TUNING_SEED} is the seed that picks rates"
+        )
+    return seeds
+
+
 def _parse(argv: Sequence[str]) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="normdet compare", epilog=_EPILOG,
@@ -334,7 +352,10 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         "--batch-sizes", type=_numbers(int, 0), default=(1, 2, 4, 8), metavar="1,2",
         help="images a step (1,2,4,8)",
     )  # fmt: skip
-    add("--seeds", type=int, default=3, metavar="N", help="runs of each with seeds 1 to N (3)")
+    add(
+        "--seeds", type=_seeds, default=(1, 2, 3), metavar="N|A-B|A,B",
+        help="runs of each with seeds 1 to N, A to B, or those named (3)",
+    )  # fmt: skip
     add(
         "--lr-grid", type=_numbers(float, 0), default=(1.0,), metavar="0.5,1,2",
         help="rates as multiples of the linear rule's, picked for each norm and batch size on the "
@@ -366,7 +387,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--out", required=True, type=Path, metavar="DIR", help="the comparison's folder")
     add_common(parser, "opts")
     args = parser.parse_intermixed_args(argv)
-    check_counts(args, "seeds", "jobs", "threads")
+    check_counts(args, "jobs", "threads")
     if not 0 < args.gpu_share <= 1:
         parser.error(f"--gpu-share {args.gpu_share} is not above 0 and at most 1")
     return args

@@ -95,7 +95,7 @@ class Plan:
         opts: `KEY VALUE` pairs on top of it.
         arms: what is compared.
         batch_sizes: images per optimizer step, in one process.
-        seeds: how many; they are 1, 2, ...
+        seeds: of the reported runs.
         factors: the grid of learning rates, as multiples of the linear rule's.
         train: datasets trained on.
         val: the dataset rates are picked on, if there are several.
@@ -107,7 +107,7 @@ class Plan:
     opts: tuple[str, ...]
     arms: tuple[Arm, ...]
     batch_sizes: tuple[int, ...]
-    seeds: int
+    seeds: tuple[int, ...]
     factors: tuple[float, ...]
     train: tuple[str, ...]
     val: str
@@ -128,7 +128,7 @@ class Plan:
             (arm.name, images, seed)
             for arm in self.arms
             for images in self.batch_sizes
-            for seed in range(1, self.seeds + 1)
+            for seed in self.seeds
         ]
 
     @property
@@ -176,7 +176,7 @@ class Plan:
             chosen = {(a.name, b): self.factors[0] for a in self.arms for b in self.batch_sizes}
         return [
             Cell(arm, images, seed, chosen[arm.name, images])
-            for seed in range(1, self.seeds + 1)
+            for seed in self.seeds
             for images in self.batch_sizes
             for arm in self.arms
             if (arm.name, images) in (chosen or {})

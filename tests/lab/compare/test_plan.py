@@ -1,10 +1,13 @@
 """The grid: equal images seen, the linear rule, and which runs there are."""
 
+import argparse
+
 import pytest
 
 from normdet import NormdetError
 from normdet.arguments import train_arguments
 from normdet.config import load_config
+from normdet.lab.compare.command import _seeds
 from normdet.lab.compare.plan import Arm, Cell, Plan, config_hash, parse_arms, scaled
 
 
@@ -19,7 +22,7 @@ def reference(*opts):
 def plan(**changes):
     made = {
         "config_file": "quickstart/base.yaml", "opts": (), "arms": parse_arms("GN,BN", [], []),
-        "batch_sizes": (1, 2), "seeds": 2, "factors": (1.0,), "train": ("quickstart:train",),
+        "batch_sizes": (1, 2), "seeds": (1, 2), "factors": (1.0,), "train": ("quickstart:train",),
         "val": "", "test": "quickstart:test",
     }  # fmt: skip
     return Plan(**{**made, **changes})
@@ -104,7 +107,7 @@ def test_rates_are_picked_with_a_seed_and_a_set_that_are_not_reported():
 
 
 def test_a_larger_grid_keeps_the_cells_of_the_smaller():
-    small, large = plan(), plan(batch_sizes=(1, 2, 4), seeds=3, arms=parse_arms("GN,BN,IN", [], []))
+    small, large = plan(), plan(batch_sizes=(1, 2, 4), seeds=(1, 2, 3), arms=parse_arms("GN,BN,IN", [], []))
     assert {cell.slug for cell in small.cells()} < {cell.slug for cell in large.cells()}
 
 
@@ -139,3 +142,16 @@ def test_variants_and_inits():
 def test_slips_are_named(norms, variants, inits, said):
     with pytest.raises(NormdetError, match=said):
         parse_arms(norms, variants, inits)
+
+
+@pytest.mark.parametrize(
+    "text, seeds", [("3", (1, 2, 3)), ("4-6", (4, 5, 6)), ("1,5", (1, 5)), ("7-7", (7,))]
+)
+def test_seeds_are_a_count_a_range_or_a_list(text, seeds):
+    assert _seeds(text) == seeds
+
+
+@pytest.mark.parametrize("text", ["0", "x", "5-4", "0,1", "", "1,", "-3"])
+def test_other_seeds_are_refused(text):
+    with pytest.raises(argparse.ArgumentTypeError, match="a count such as 3"):
+        _seeds(text)
