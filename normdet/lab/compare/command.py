@@ -328,9 +328,9 @@ def _seeds(text: str) -> tuple[int, ...]:
     elif re.fullmatch(r"\d+(,\d+)+", text):
         seeds = tuple(dict.fromkeys(map(int, text.split(","))))
     if not seeds or TUNING_SEED in seeds:
-        raise argparse.ArgumentTypeError(
-            f"{text!r}: give a count such as 3, a range such as 4-8, or a list such as 1,5; "
-            f"{TUNING_SEED} is the seed that picks rates"
+        raise NormdetError(
+            f"--seeds {text}: at least one is needed: a count such as 3, a range such as 4-8 or a "
+            f"list such as 1,5; {TUNING_SEED} is the seed that picks rates"
         )
     return seeds
 
