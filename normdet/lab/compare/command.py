@@ -353,7 +353,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="images a step (1,2,4,8)",
     )  # fmt: skip
     add(
-        "--seeds", type=_seeds, default=(1, 2, 3), metavar="N|A-B|A,B",
+        "--seeds", default="3", metavar="N|A-B|A,B",
         help="runs of each with seeds 1 to N, A to B, or those named (3)",
     )  # fmt: skip
     add(
@@ -387,6 +387,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
     add("--out", required=True, type=Path, metavar="DIR", help="the comparison's folder")
     add_common(parser, "opts")
     args = parser.parse_intermixed_args(argv)
+    args.seeds = _seeds(args.seeds)
     check_counts(args, "jobs", "threads")
     if not 0 < args.gpu_share <= 1:
         parser.error(f"--gpu-share {args.gpu_share} is not above 0 and at most 1")
