@@ -64,7 +64,9 @@ class _Site:
 
     @contextmanager
     def open(self) -> Iterator[None]:
-        activation, self.norm.activation = self.norm.activation, None
+        """Measure every call of the norm inside."""
+        activation = self.norm.activation, self.norm.tau
+        self._put_activation(None, None)
         batch_norms = [m for m in self.norm.modules() if isinstance(m, BatchStatistics)]
         momenta = [getattr(m, "momentum", None) for m in batch_norms]
         handles = [
@@ -77,9 +79,12 @@ class _Site:
         finally:
             for handle in handles:
                 handle.remove()
-            self.norm.activation = activation
+            self._put_activation(*activation)
             for module, momentum in zip(batch_norms, momenta, strict=True):
                 module.momentum = momentum
+
+    def _put_activation(self, activation: str | None, tau: nn.Parameter | None) -> None:
+        self.norm.activation, self.norm.tau = activation, tau
 
     def _see(self, layer: nn.Module, inputs: tuple) -> None:
         self._seen = inputs[0]
@@ -93,13 +98,14 @@ class _Site:
             self.plain.add(plain)
             self.own.add(output)
             if isinstance(norm, PerExampleNorm):
-                self._spread += float(norm.own_moments(inputs[0])[1].mean())
+                learned = 0 if norm.eps_l is None else norm.eps_l.abs()
+                self._spread += float((norm.own_moments(inputs[0])[1] - learned).mean())
                 self._calls += 1
-        norm.activation = activation
+        self._put_activation(*activation)
         try:
             return norm.activate(plain)
         finally:
-            norm.activation = None
+            self._put_activation(None, None)
 
     def soften(self, keep: float) -> None:
         """Set the learned epsilon to `keep` of what the norm divides by, from a first pass."""
@@ -214,15 +220,14 @@ def _run(model: nn.Module, sites: list[_Site], batches: list, forward: Callable 
 
 @contextmanager
 def _untouched(modules: list[nn.Module]) -> Iterator[None]:
-    """Whatever counts or averages while a model runs is put back: buffers and plain numbers."""
+    """Whatever counts or averages while a model runs is put back: buffers and plain attributes."""
     buffers = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
-    numbers = [
-        (m, {k: v for k, v in vars(m).items() if isinstance(v, int | float)}) for m in modules
-    ]
+    attributes = [dict(vars(m)) for m in modules]
     try:
         yield
     finally:
         for buffer, value in buffers:
             buffer.copy_(value)
-        for module, values in numbers:
+        for module, values in zip(modules, attributes, strict=True):
+            vars(module).clear()
             vars(module).update(values)
