@@ -17,6 +17,7 @@ _HOME = {
     "config_file": "config",
     "parse": "options",
     "set_norm": "keys",
+    "start_from_data": "modeling.start",
 }
 _MODULES = ("config", "keys", "layers", "modeling", "options", "solver")
 
@@ -28,6 +29,7 @@ __all__ = [
     "config_file",
     "parse",
     "set_norm",
+    "start_from_data",
 ]
 
 register_with_detectron2()

@@ -91,7 +91,8 @@ def load_config(
 
     Args:
         path: a YAML file, or the name of one of normdet's own.
-        opts: `KEY VALUE` pairs, flat.
+        opts: `KEY VALUE` pairs, flat. A batch size or accumulation among them holds as it is: the
+            file's `SOLVER.REFERENCE_WORLD_SIZE` then rescales nothing.
         norm: what `--norm` says; `None` leaves the file's choice.
         norm_parts: see :func:`set_norm`.
 
@@ -119,6 +120,10 @@ def load_config(
         cfg.merge_from_list(list(opts))
     except Exception as error:
         raise NormdetError(f"in the trailing KEY VALUE pairs: {_sentence(error)}") from error
+    if {"SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS"} & set(opts[::2]) and (
+        "SOLVER.REFERENCE_WORLD_SIZE" not in opts[::2]
+    ):
+        cfg.SOLVER.REFERENCE_WORLD_SIZE = 0  # a batch that is asked for is not rescaled
     # Not begun by a dot any more: the config may be saved into a folder of its own.
     cfg.DATASETS.ROOT = _placed(cfg.DATASETS.ROOT, Path())
     use_normdet_parts(cfg)

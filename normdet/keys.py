@@ -101,7 +101,7 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # Over which share of training norms leave the moments that `normdet convert --rung annealed`
     # has put beside them: `(1 - t) * stored + t * own`, t from 0 to 1.
     node.ANNEAL_UNTIL = 0.5
-    node.START = CfgNode()
+    node.START = new_node()
     # Norms that start untrained in these parts are set from this many training images, so that they
     # change the function of the network least (normdet.start_from_data); 0 leaves weight 1, bias 0.
     node.START.IMAGES = 8

@@ -30,6 +30,7 @@ from normdet.engine.progress import ProgressBar
 from normdet.engine.signals import StopRequest
 from normdet.engine.start import start_norms
 from normdet.engine.step import AMP_DTYPES, NonFiniteLoss, TrainStep
+from normdet.engine.summary import flat
 from normdet.errors import NormdetError
 from normdet.evaluation import build_evaluator
 from normdet.evaluation.tiled_model import TiledModel
@@ -57,7 +58,7 @@ class Trainer(DefaultTrainer):
 
     def __init__(self, cfg: CfgNode, *, allow_unsafe: bool = False, console: Console | None = None):
         TrainerBase.__init__(self)  # DefaultTrainer's own would build the parts its way
-        cfg = self.auto_scale_workers(cfg, comm.get_world_size())
+        cfg = scale_to_workers(cfg, comm.get_world_size())
         _check_batch(cfg)
         register_datasets(cfg)
         self.cfg = cfg
@@ -240,6 +241,38 @@ class Trainer(DefaultTrainer):
     def build_evaluator(cls, cfg: CfgNode, dataset_name: str) -> DatasetEvaluator:
         """The evaluator of :func:`normdet.evaluation.build_evaluator`."""
         return build_evaluator(cfg, dataset_name, Path(cfg.OUTPUT_DIR, "inference"))
+
+
+def scale_to_workers(cfg: CfgNode, workers: int) -> CfgNode:
+    """The config for as many workers as there are, where it was written for another number.
+
+    Batch, rate and schedule follow `SOLVER.REFERENCE_WORLD_SIZE` as detectron2's
+    `auto_scale_workers` has it: the images of a worker stay, the rate goes with the batch, and
+    iterations, steps and periods the other way. What changes is logged. 0 scales nothing.
+
+    Raises:
+        NormdetError: the batch is no multiple of the reference.
+    """
+    reference, images = cfg.SOLVER.REFERENCE_WORLD_SIZE, cfg.SOLVER.IMS_PER_BATCH
+    if reference and images % reference:
+        raise NormdetError(
+            f"SOLVER.REFERENCE_WORLD_SIZE {reference} does not divide SOLVER.IMS_PER_BATCH "
+            f"{images}: set it to 0 to train the config as it is written"
+        )
+    scaled = DefaultTrainer.auto_scale_workers(cfg, workers)
+    before, after = dict(flat(cfg)), dict(flat(scaled))
+    changes = [
+        f"{key} {before[key]} -> {after[key]}"
+        for key in after
+        if after[key] != before[key] and key != "SOLVER.REFERENCE_WORLD_SIZE"
+    ]
+    if changes:
+        logger.info(
+            "the config is for %d workers, here %s: %s; SOLVER.REFERENCE_WORLD_SIZE 0 trains it "
+            "as it is written",
+            reference, "is 1" if workers == 1 else f"are {workers}", ", ".join(changes),
+        )  # fmt: skip
+    return scaled
 
 
 def _check_batch(cfg: CfgNode) -> None:

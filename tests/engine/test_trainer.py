@@ -8,7 +8,9 @@ import pytest
 import torch
 from detectron2.engine import hooks
 
+from normdet.config import load_config
 from normdet.engine import Interrupted, NonFiniteLoss, Trainer
+from normdet.engine.trainer import scale_to_workers
 from normdet.errors import NormdetError
 from normdet.weights import load_file
 
@@ -123,9 +125,33 @@ def test_accumulation_and_bfloat16_train_a_detector(untested):
     ("opts", "text"),
     [
         (["SOLVER.IMS_PER_BATCH", "0"], r"SOLVER\.IMS_PER_BATCH 0"),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "3"], r"REFERENCE_WORLD_SIZE 3 does not divide .* 2"),
         (["SOLVER.AMP.ENABLED", "True"], r"SOLVER\.AMP\.DTYPE float16 needs a GPU"),
     ],
 )
 def test_what_cannot_be_trained_is_refused(tiny_cfg, opts, text):
     with pytest.raises(NormdetError, match=text):
         Trainer(tiny_cfg(*opts))
+
+
+@pytest.mark.parametrize(
+    ("opts", "workers", "images", "rate", "iterations"),
+    [
+        ([], 8, 16, 0.02, 90000),
+        ([], 1, 2, 0.0025, 720000),
+        (["SOLVER.REFERENCE_WORLD_SIZE", "0"], 1, 16, 0.02, 90000),
+        (["SOLVER.IMS_PER_BATCH", "4"], 1, 4, 0.02, 90000),
+        (["SOLVER.ACCUMULATE_STEPS", "8"], 1, 16, 0.02, 90000),
+    ],
+)
+def test_a_config_for_eight_workers_fits_those_there_are(
+    opts, workers, images, rate, iterations, caplog
+):
+    cfg = load_config("coco/mask_rcnn_R_50_FPN_1x.yaml", opts)
+    with caplog.at_level("INFO"):
+        cfg = scale_to_workers(cfg, workers)
+    solver = cfg.SOLVER
+    assert (solver.IMS_PER_BATCH, solver.MAX_ITER) == (images, iterations)
+    assert solver.BASE_LR == pytest.approx(rate)
+    said = "SOLVER.IMS_PER_BATCH 16 -> 2" in caplog.text and "is 1:" in caplog.text
+    assert said == (images == 2)
