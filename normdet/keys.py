@@ -128,6 +128,12 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # pretrained weights are checked to see images at the scale they were trained on; () takes
     # images to be of 8 bits. `normdet prepare` measures it.
     cfg.DATASETS.PIXEL_STD = ()
+    # Of image files with several channels (not colours) those that become grey, "1", or red, green
+    # and blue, "1,2,3", counted from 1; "" is "1,2,2" of two channels and "1,2,3" of more.
+    cfg.INPUT.CHANNELS = ""
+    # Of files with several planes (depth, time, pages) the one that is taken: "middle", "max" (the
+    # brightest value at each pixel) or a number from 1. Training refuses "all" of several.
+    cfg.INPUT.PLANES = "all"
     # Train on a random one of the 8 flips and right-angle turns: for images without an up.
     cfg.INPUT.RANDOM_D4 = False
     # Large images: train on random squares of this many pixels of them, evaluate and predict in

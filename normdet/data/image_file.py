@@ -1,66 +1,171 @@
-"""PNG, JPEG, BMP and TIFF, of 8 to 32 bits or float, also TIFF stacks."""
+"""Image files as pixels: PNG, JPEG, BMP, WebP and TIFF, of 8 to 32 bits or float, also stacks.
+
+Every route reads through this file: training, prepare, predict, doctor and convert. What an image
+is does not depend on who asks.
+"""
 
 import contextlib
 import logging
 from collections.abc import Iterator
+from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-import tifffile
 from PIL import Image, ImageOps
 
+from normdet.data import tiff
+from normdet.data.choice import DEFAULT, Choice
 from normdet.data.slices import Slice, Source, check_size, native
 from normdet.errors import NormdetError
-from normdet.files.faults import Report
+from normdet.files.faults import Report, unreadable
 
 logger = logging.getLogger(__name__)
 
 TIFF_SUFFIXES = (".tif", ".tiff")
-SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", *TIFF_SUFFIXES)
+SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", *TIFF_SUFFIXES)
 
+# The largest plane of a file that was chosen to be trained on: its size is the user's business.
+ANY_SIZE = 1 << 40
 # Pillow's modes that are pixels as they are, and what others are turned into.
 _PLAIN_MODES = ("L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _CONVERTED = {"1": "L", "LA": "L", "La": "L"}
+_ORIENTATION = 0x0112
+# Bytes at the end of a file in which its closing marks are looked for.
+_END = 1 << 16
 
 
-def read(source: Source, *, max_pixels: int, report: Report) -> Iterator[Slice]:
-    """The image of a file, or the pages of a TIFF."""
+@dataclass(frozen=True)
+class Header:
+    """What a file says of its images, as the readers below give them.
+
+    Attributes:
+        height: in pixels, once turned upright.
+        width: the same.
+        count: images; one but for stacks.
+        deep: whether 8 bits a channel would lose something.
+    """
+
+    height: int
+    width: int
+    count: int
+    deep: bool
+
+
+def read(
+    source: Source, *, max_pixels: int, report: Report, choice: Choice = DEFAULT
+) -> Iterator[Slice]:
+    """The images of a file."""
     (path,) = source.paths
-    pages = list(read_pages(path, max_pixels=max_pixels))
+    pages = read_pages(path, max_pixels=max_pixels, choice=choice)
     for index, pixels in enumerate(pages):
         name = source.name if len(pages) == 1 else f"{source.name}_{index:04d}"
         yield Slice(pixels, name, None, None, None, path, index)
 
 
-def read_pages(path: Path, *, max_pixels: int, indices: bool = False) -> list[np.ndarray]:
-    """Each page `(H, W)` or `(H, W, 3)`; one but for TIFF stacks.
+def read_pages(
+    path: Path, *, max_pixels: int, labels: bool = False, choice: Choice = DEFAULT
+) -> list[np.ndarray]:
+    """Each image of a file, `(H, W)` or `(H, W, 3)` RGB; one but for TIFF stacks.
 
     Args:
         path: the file.
         max_pixels: the largest page that is read.
-        indices: read a file with a palette as places in it, which are labels, not as colours.
+        labels: read numbers as they are stored: places in a palette, white that is zero.
+        choice: of channels and planes, where a file has several.
 
     Raises:
-        NormdetError: a file that is damaged, too large, or has neither 1, 3 nor 4 channels.
+        NormdetError: a file that is damaged, too large, or of a colour space that is not converted.
     """
+    with _sentences(path):
+        if _is_tiff(path):
+            with _own_limit():
+                return tiff.read(path, max_pixels=max_pixels, labels=labels, choice=choice)
+        return [_read_pillow(path, max_pixels, labels)]
+
+
+def read_image(path: Path, choice: Choice = DEFAULT) -> np.ndarray:
+    """The one image of a file, of any size: `(H, W)` or `(H, W, 3)` RGB.
+
+    Raises:
+        NormdetError: as :func:`read_pages`, and a file of several images.
+    """
+    pages = read_pages(path, max_pixels=ANY_SIZE, choice=choice)
+    check_single(path, len(pages))
+    return pages[0]
+
+
+def check_single(path: Path, count: int) -> None:
+    """Refuse a stack where one image is needed.
+
+    Raises:
+        NormdetError: naming the ways out.
+    """
+    if count > 1:
+        raise NormdetError(
+            f"{path} holds {count} planes, and one image is needed: choose by INPUT.PLANES "
+            "(middle, max or a number), or let `normdet prepare` make an image of each"
+        )
+
+
+def read_header(path: Path, *, labels: bool = False, choice: Choice = DEFAULT) -> Header:
+    """What :func:`read_pages` will give, told without reading a pixel.
+
+    Raises:
+        NormdetError: a file whose header is damaged, or a TIFF that is cut short.
+    """
+    with _sentences(path):
+        if _is_tiff(path):
+            height, width, count, dtype = tiff.header(path, labels=labels, choice=choice)
+            return Header(height, width, count, dtype != np.uint8)
+        with _own_limit(), Image.open(path) as image:
+            width, height = image.size
+            if _orientation(image, path) in (5, 6, 7, 8):
+                width, height = height, width
+            return Header(height, width, 1, image.mode.startswith(("I", "F")))
+
+
+def _orientation(image: Image.Image, path: Path) -> int:
+    # A PNG's own method decodes all pixels, in search of a note behind them.
+    ours = image.format != "PNG" or "exif" in image.info or b"eXIf" not in _end(path)
+    exif = Image.Image.getexif(image) if ours else image.getexif()
+    return exif.get(_ORIENTATION, 1)
+
+
+def _end(path: Path) -> bytes:
+    with open(path, "rb") as file:
+        file.seek(-min(_END, file.seek(0, 2)), 2)
+        return file.read()
+
+
+def _is_tiff(path: Path) -> bool:
+    """By content: names lie, and Pillow reads TIFF in its own way."""
     try:
-        if path.suffix.lower() in TIFF_SUFFIXES:
-            return _read_tiff(path, max_pixels)
-        return [_read_pillow(path, max_pixels, indices)]
+        with open(path, "rb") as file:
+            return file.read(4) in tiff.MAGIC
+    except OSError as error:
+        raise unreadable(path, error) from error
+
+
+@contextlib.contextmanager
+def _sentences(path: Path) -> Iterator[None]:
+    """Errors of damaged files, which are nearly any, as one kind."""
+    try:
+        yield
     except NormdetError:
         raise
-    except Exception as error:  # damaged files raise nearly anything
-        raise _unreadable(path, error) from error
+    except Exception as error:
+        lines = str(error).splitlines() or [type(error).__name__]
+        raise NormdetError(f"{path} cannot be read as an image: {lines[0]}") from error
 
 
-def _read_pillow(path: Path, max_pixels: int, indices: bool) -> np.ndarray:
+def _read_pillow(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
     with _own_limit(), Image.open(path) as image:
         check_size(path, image.height, image.width, max_pixels)
         if image.mode == "RGB" and ";16" in str(image.tile):
             logger.warning("%s has 16 bits a colour, of which 8 are read: save TIFF", path)
         # As detectron2 reads it: the orientation that a camera notes is applied.
         image = ImageOps.exif_transpose(image)
-        if image.mode not in _PLAIN_MODES and not (indices and image.mode == "P"):
+        if image.mode not in _PLAIN_MODES and not (labels and image.mode == "P"):
             image = image.convert(_CONVERTED.get(image.mode, "RGB"))
         return native(np.array(image))
 
@@ -74,79 +179,3 @@ def _own_limit() -> Iterator[None]:
         yield
     finally:
         Image.MAX_IMAGE_PIXELS = before
-
-
-def is_deep_tiff(path: Path) -> bool:
-    """Whether the first page of a TIFF has more than 8 bits a channel, or signed ones.
-
-    Pillow cannot be asked: it calls 16 bits of three channels RGB, and reads 8 of them.
-    """
-    try:
-        with tifffile.TiffFile(path) as file:
-            return file.pages.first.dtype not in (bool, np.uint8)
-    except Exception:  # what is broken is named on reading
-        return True
-
-
-def page_count(path: Path) -> int:
-    """How many pages :func:`read_pages` gives, told from the headers.
-
-    Raises:
-        NormdetError: a file that is damaged.
-    """
-    if path.suffix.lower() not in TIFF_SUFFIXES:
-        return 1
-    try:
-        with tifffile.TiffFile(path) as file:
-            return len(_pages(file))
-    except Exception as error:
-        raise _unreadable(path, error) from error
-
-
-def _pages(file: tifffile.TiffFile) -> list[tifffile.TiffPage]:
-    """Those that are no smaller copies of others."""
-    return [page for page in file.pages if not page.is_reduced]
-
-
-def _unreadable(path: Path, error: Exception) -> NormdetError:
-    lines = str(error).splitlines() or [type(error).__name__]
-    return NormdetError(f"{path} cannot be read as an image: {lines[0]}")
-
-
-def _read_tiff(path: Path, max_pixels: int) -> list[np.ndarray]:
-    arrays = []
-    with tifffile.TiffFile(path) as file:
-        pages = _pages(file)
-        for page in pages:
-            check_size(path, page.imagelength, page.imagewidth, max_pixels, len(pages))
-        for page in pages:
-            pixels = _decoded(page, path)
-            if pixels.ndim == 3 and pixels.shape[-1] == 4:
-                pixels = pixels[..., :3]
-            if pixels.ndim != 2 and not (pixels.ndim == 3 and pixels.shape[-1] == 3):
-                raise NormdetError(f"{path} has pages of shape {pixels.shape}: 1 or 3 channels")
-            if pixels.dtype == bool:
-                pixels = pixels.astype(np.uint8) * 255
-            # MINISWHITE, as in scanned film: the larger the darker.
-            if page.photometric == 0 and np.issubdtype(pixels.dtype, np.unsignedinteger):
-                pixels = np.iinfo(pixels.dtype).max - pixels
-            arrays.append(native(pixels))
-    if not arrays:
-        raise NormdetError(f"{path} holds no image")
-    return arrays
-
-
-def _decoded(page: tifffile.TiffPage, path: Path) -> np.ndarray:
-    """The pixels of a page as stored, channels last."""
-    try:
-        pixels = page.asarray()
-    except (ValueError, ImportError):
-        # tifffile needs imagecodecs for LZW and JPEG. Pillow has them, for all but deep colours and
-        # inverted greys.
-        with _own_limit(), Image.open(path) as image:
-            image.seek(page.index)
-            pixels = np.array(image)
-        if pixels.dtype != page.dtype or page.photometric == 0:
-            raise
-        return pixels
-    return np.moveaxis(pixels, 0, -1) if page.axes.startswith("S") else pixels

@@ -7,20 +7,18 @@ from pathlib import Path
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import detection_utils
 from detectron2.data import transforms as T
 from torch import Tensor
 
 from normdet.data import build_augmentation, image_file, image_files
 from normdet.data.channels import to_format
+from normdet.data.image_file import SUFFIXES
 from normdet.data.input_record import window_of
-from normdet.data.mapper import is_deep, read_deep
+from normdet.data.mapper import choice_of, is_deep, read_input
 from normdet.data.slices import MAX_PIXELS, Source
 from normdet.data.window import apply_window, parse_window, window_limits
 from normdet.errors import NormdetError
 from normdet.files.faults import stop
-
-SUFFIXES = (*image_file.SUFFIXES, ".webp")
 
 
 def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
@@ -91,6 +89,7 @@ class Images:
         self.files = files
         self.faults: list[str] = []
         self._format = cfg.INPUT.FORMAT
+        self._choice = choice_of(cfg)
         self._augmentations = T.AugmentationList(build_augmentation(cfg, False))
         self._divisor = max(divisor, 1)
         parse_window(window)  # refused here, not image by image
@@ -130,12 +129,11 @@ class Images:
     def _pixels(self, file: Path) -> np.ndarray:
         """`(H, W, C)` in the channels of `INPUT.FORMAT`, as the model was trained on."""
         window = parse_window(window_of(file, self._window))
-        deep = is_deep(str(file))
-        if window.kind == "none" and deep:
-            return read_deep(str(file), self._format)
-        if window.kind in ("none", "auto") and not deep:
-            return detection_utils.read_image(file, self._format)
+        if window.kind == "none" or (window.kind == "auto" and not is_deep(file, self._choice)):
+            return read_input(file, self._format, self._choice)
         source = Source("image", (file,), file.stem)
-        pages = list(image_file.read(source, max_pixels=MAX_PIXELS, report=stop))
+        pages = list(
+            image_file.read(source, max_pixels=MAX_PIXELS, report=stop, choice=self._choice)
+        )
         pixels = apply_window(pages[0].pixels, window_limits(window, pages))
         return np.ascontiguousarray(to_format(pixels, self._format))

@@ -24,6 +24,7 @@ class InputRecord:
         window: as :func:`normdet.data.window.parse_window` reads it.
         axis: along which volumes are cut.
         neighbours: see :func:`normdet.medical.readers.read_slices`.
+        channels, planes: as :func:`normdet.data.choice.parse_choice` reads them.
     """
 
     classes: list[str]
@@ -31,6 +32,8 @@ class InputRecord:
     window: str = "auto"
     axis: str = "axial"
     neighbours: int = 0
+    channels: str = ""
+    planes: str = "all"
 
 
 def write_record(cfg: CfgNode, folder: Path) -> None:
@@ -42,7 +45,7 @@ def write_record(cfg: CfgNode, folder: Path) -> None:
     classes = list(metadata.get("thing_classes", []))
     ids = metadata.get("thing_dataset_id_to_contiguous_id", {})
     ids = sorted(ids, key=ids.get) or list(range(1, len(classes) + 1))
-    record = InputRecord(classes, ids, **_prepared(Path(cfg.DATASETS.ROOT or ".")))
+    record = InputRecord(classes, ids, **_made(cfg))
     (folder / FILE).write_text(json.dumps(asdict(record), indent=1, ensure_ascii=False) + "\n")
 
 
@@ -57,8 +60,7 @@ def read_record(cfg: CfgNode, folder: Path) -> InputRecord:
     file = folder / FILE
     if not file.is_file():
         names = [f"class {number}" for number in range(1, count + 1)]
-        prepared = _prepared(Path(cfg.DATASETS.ROOT or "."))
-        return InputRecord(names, list(range(1, count + 1)), **prepared)
+        return InputRecord(names, list(range(1, count + 1)), **_made(cfg))
     try:
         record = InputRecord(**json.loads(file.read_text()))
     except (OSError, ValueError, TypeError) as error:
@@ -75,12 +77,18 @@ def window_of(file: Path, window: str) -> str:
     return "none" if (file.parent.parent / PREPARED).is_file() else window
 
 
+def _made(cfg: CfgNode) -> dict:
+    """How the images of `DATASETS.ROOT` were made, by `normdet prepare` or as the config reads."""
+    taken = {"channels": cfg.INPUT.CHANNELS, "planes": cfg.INPUT.PLANES}
+    return taken | _prepared(Path(cfg.DATASETS.ROOT or "."))
+
+
 def _prepared(root: Path) -> dict:
     """What `normdet prepare` did to the images of a data set; {} if it did not make it."""
     try:
         content = json.loads((root / PREPARED).read_text())
     except (OSError, ValueError):
         return {}
-    kinds = {"window": str, "axis": str, "neighbours": int}
+    kinds = {"window": str, "axis": str, "neighbours": int, "channels": str, "planes": str}
     known = content if isinstance(content, dict) else {}
     return {key: known[key] for key, kind in kinds.items() if isinstance(known.get(key), kind)}

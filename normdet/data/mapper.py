@@ -1,4 +1,4 @@
-"""detectron2's DatasetMapper with our augmentations, also for images of more than 8 bits."""
+"""detectron2's DatasetMapper with our augmentations and our reader of images."""
 
 import copy
 from pathlib import Path
@@ -10,33 +10,45 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
-from PIL import Image
 
 from normdet.data.augmentation import build_augmentation
 from normdet.data.channels import to_format
-from normdet.data.image_file import TIFF_SUFFIXES, is_deep_tiff, read_pages
+from normdet.data.choice import DEFAULT, Choice, parse_choice
+from normdet.data.image_file import read_header, read_image
 from normdet.data.rle import Piece
 from normdet.errors import NormdetError
 
 
-class DeepMapper(DatasetMapper):
-    """detectron2's mapper; images that Pillow would clip to 8 bits reach the model in float32.
+class Mapper(DatasetMapper):
+    """detectron2's mapper; images are read as every other route reads them.
 
-    These are 16-bit PNG, and TIFF of 16 bits, 32 bits or float, as `normdet prepare --window none`
-    writes them. `MODEL.PIXEL_MEAN` and `PIXEL_STD` are then in their units.
+    Images of more than 8 bits (16-bit PNG, and TIFF of 16 bits, 32 bits or float, as `normdet
+    prepare --window none` writes them) reach the model in float32. `MODEL.PIXEL_MEAN` and
+    `PIXEL_STD` are then in their units.
+
+    Args:
+        choice: of channels and planes, where a file has several.
     """
+
+    def __init__(self, cfg: CfgNode, is_train: bool, *, choice: Choice = DEFAULT, **options):
+        super().__init__(cfg, is_train, **options)
+        self._choice = choice
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Read, augment and annotate one image."""
-        if not is_deep(dataset_dict["file_name"]):
+        if "sem_seg_file_name" in dataset_dict:
             return super().__call__(dataset_dict)
         dataset_dict = copy.deepcopy(dataset_dict)
-        image = read_deep(dataset_dict["file_name"], self.image_format)
+        image = read_input(dataset_dict["file_name"], self.image_format, self._choice)
         detection_utils.check_image_size(dataset_dict, image)
         augmented = T.AugInput(image)
         transforms = self.augmentations(augmented)
         image = np.ascontiguousarray(augmented.image.transpose(2, 0, 1))
         dataset_dict["image"] = torch.as_tensor(image)
+        if self.proposal_topk is not None:
+            detection_utils.transform_proposals(
+                dataset_dict, image.shape[1:], transforms, proposal_topk=self.proposal_topk
+            )
         if not self.is_train:
             dataset_dict.pop("annotations", None)
         elif "annotations" in dataset_dict:
@@ -44,7 +56,7 @@ class DeepMapper(DatasetMapper):
         return dataset_dict
 
 
-class TileMapper(DeepMapper):
+class TileMapper(Mapper):
     """A mapper whose first augmentation crops; the cost of its masks is that of the crop alone.
 
     detectron2 would draw every mask of the image at full size before it crops, and polygons would
@@ -84,34 +96,31 @@ def _cropped(entry: dict, frame: tuple[int, int, int, int]) -> dict | None:
     return entry
 
 
-def is_deep(path: str) -> bool:
-    """Whether Pillow's 8 bits a channel lose something of an image, told from its header."""
-    suffix = Path(path).suffix.lower()
-    if suffix in TIFF_SUFFIXES:
-        return is_deep_tiff(Path(path))
-    if suffix != ".png":
-        return False
+def is_deep(path: str, choice: Choice = DEFAULT) -> bool:
+    """Whether 8 bits a channel lose something of an image, told from its header."""
     try:
-        with Image.open(path) as image:
-            return image.mode.startswith(("I", "F"))
-    except OSError:
+        return read_header(Path(path), choice=choice).deep
+    except NormdetError:
         return False  # what is broken is named on reading
 
 
-def read_deep(path: str, image_format: str) -> np.ndarray:
-    """An image as float32 `(H, W, C)` in the channels of `INPUT.FORMAT`: RGB, BGR or L.
+def read_input(path: str, image_format: str, choice: Choice = DEFAULT) -> np.ndarray:
+    """An image `(H, W, C)` in the channels of `INPUT.FORMAT`: uint8, or float32 where it is deep.
 
     Raises:
-        NormdetError: an image that cannot be read, holds NaN, or another format.
+        NormdetError: an image that cannot be read, is a stack, or holds NaN.
     """
-    if image_format not in ("BGR", "RGB", "L"):
-        raise NormdetError(f"INPUT.FORMAT {image_format!r}: images of 16 bits need BGR, RGB or L")
-    # The file was chosen to be trained on: its size is the user's business.
-    pixels = read_pages(Path(path), max_pixels=1 << 40)[0]
-    pixels = np.ascontiguousarray(to_format(pixels.astype(np.float32), image_format))
-    if not np.isfinite(pixels).all():
-        raise NormdetError(f"{path} holds values that are not finite: give prepare a --window")
-    return pixels
+    pixels = read_image(Path(path), choice)
+    if pixels.dtype != np.uint8:
+        pixels = pixels.astype(np.float32)
+        if not np.isfinite(pixels).all():
+            raise NormdetError(f"{path} holds values that are not finite: give prepare a --window")
+    return np.ascontiguousarray(to_format(pixels, image_format))
+
+
+def choice_of(cfg: CfgNode) -> Choice:
+    """The channels and planes that a config takes."""
+    return parse_choice(cfg.INPUT.CHANNELS, cfg.INPUT.PLANES)
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
@@ -125,7 +134,7 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
     augmentations = build_augmentation(cfg, is_train)
     if is_train and cfg.INPUT.CROP.ENABLED:
         augmentations.insert(0, T.RandomCrop(cfg.INPUT.CROP.TYPE, cfg.INPUT.CROP.SIZE))
-    return DeepMapper(cfg, is_train, augmentations=augmentations)
+    return Mapper(cfg, is_train, choice=choice_of(cfg), augmentations=augmentations)
 
 
 def build_tile_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
@@ -139,11 +148,11 @@ def build_tile_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
     if cfg.MODEL.KEYPOINT_ON or cfg.MODEL.LOAD_PROPOSALS:
         raise NormdetError("INPUT.TILE is for boxes and masks, not for keypoints or proposals")
     if not is_train:
-        return DeepMapper(cfg, is_train, augmentations=[])
+        return Mapper(cfg, is_train, choice=choice_of(cfg), augmentations=[])
     size = cfg.INPUT.TILE
     crop = T.RandomCrop("absolute", (size, size))
     mapper = TileMapper(
-        cfg, is_train, augmentations=[crop, *build_augmentation(cfg, is_train)],
-        recompute_boxes=cfg.MODEL.MASK_ON, instance_mask_format="bitmask",
+        cfg, is_train, choice=choice_of(cfg),
+        augmentations=[crop, *build_augmentation(cfg, is_train)], recompute_boxes=cfg.MODEL.MASK_ON, instance_mask_format="bitmask",
     )  # fmt: skip
     return mapper

@@ -2,6 +2,7 @@
 
 from collections.abc import Iterator
 
+from normdet.data.choice import DEFAULT, Choice
 from normdet.data.slices import MAX_PIXELS, Slice, Source
 from normdet.data.window import Window, window_limits
 from normdet.files.faults import Report, stop
@@ -14,6 +15,7 @@ def read_windowed(
     *,
     axis: str = "axial",
     neighbours: int = 0,
+    choice: Choice = DEFAULT,
     max_pixels: int = MAX_PIXELS,
     report: Report = stop,
 ) -> Iterator[tuple[Slice, tuple[float, float] | None]]:
@@ -28,7 +30,9 @@ def read_windowed(
     """
     if source.kind == "image":
         slices = list(
-            read_slices(source, neighbours=neighbours, max_pixels=max_pixels, report=report)
+            read_slices(
+                source, neighbours=neighbours, choice=choice, max_pixels=max_pixels, report=report
+            )
         )
         limits = window_limits(window, slices) if slices else None
         yield from ((item, limits) for item in slices)

@@ -74,16 +74,15 @@ def test_compressed_tiff(tmp_path, compression, dtype, channels):
 
 
 def test_compressed_tiff_that_pillow_would_read_as_another_is_refused(tmp_path, monkeypatch):
-    def no_codec(page):
+    def no_codec(page, *args, **kwargs):
         raise ValueError("<COMPRESSION.LZW: 5> requires the 'imagecodecs' package")
 
     deep = np.stack([RAMP * 500] * 3, axis=-1).astype(np.uint16)
     tifffile.imwrite(tmp_path / "a.tif", deep, photometric="rgb")
-    tifffile.imwrite(tmp_path / "b.tif", RAMP.astype(np.uint8), photometric="miniswhite")
     monkeypatch.setattr(tifffile.TiffPage, "asarray", no_codec)
-    for name in ("a.tif", "b.tif"):
-        with pytest.raises(NormdetError, match="requires the 'imagecodecs' package"):
-            list(read_slices(tmp_path / name))
+    monkeypatch.setattr(tifffile.TiffPageSeries, "asarray", no_codec)
+    with pytest.raises(NormdetError, match="requires the 'imagecodecs' package"):
+        list(read_slices(tmp_path / "a.tif"))
 
 
 def test_names_are_unique_and_keep_their_letters(tmp_path):

@@ -8,7 +8,8 @@ import tifffile
 from PIL import Image
 
 from normdet.config import load_config
-from normdet.data.images import SUFFIXES, Images, find_images, named_images
+from normdet.data.image_file import SUFFIXES
+from normdet.data.images import Images, find_images, named_images
 from normdet.errors import NormdetError
 
 CONFIG = "quickstart/base.yaml"

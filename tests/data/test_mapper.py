@@ -11,7 +11,7 @@ from PIL import Image
 
 import normdet
 from normdet.data import build_mapper
-from normdet.data.mapper import is_deep, read_deep
+from normdet.data.mapper import is_deep, read_input
 from normdet.errors import NormdetError
 
 
@@ -50,9 +50,9 @@ def test_sixteen_bits_are_kept(cfg, tmp_path, suffix):
 def test_channels_come_in_the_order_of_the_config(cfg, tmp_path):
     colour = np.stack([DEEP, DEEP // 2, DEEP // 3], axis=-1).astype(np.float32) - 1000
     tifffile.imwrite(tmp_path / "a.tif", colour, photometric="rgb")
-    bgr = read_deep(str(tmp_path / "a.tif"), "BGR")
+    bgr = read_input(str(tmp_path / "a.tif"), "BGR")
     assert np.array_equal(bgr, colour[..., ::-1])
-    assert np.array_equal(read_deep(str(tmp_path / "a.tif"), "RGB"), colour)
+    assert np.array_equal(read_input(str(tmp_path / "a.tif"), "RGB"), colour)
     example = build_mapper(cfg, True)(record(tmp_path / "a.tif"))
     assert np.array_equal(example["image"].numpy().transpose(1, 2, 0), bgr)
 
@@ -97,6 +97,7 @@ def test_values_that_are_no_numbers_are_refused(tmp_path):
     values[3, 4] = np.nan
     tifffile.imwrite(tmp_path / "a.tif", values)
     with pytest.raises(NormdetError, match="a.tif holds values that are not finite"):
-        read_deep(str(tmp_path / "a.tif"), "BGR")
+        read_input(str(tmp_path / "a.tif"), "BGR")
     with pytest.raises(NormdetError, match="need BGR, RGB or L"):
-        read_deep(str(tmp_path / "a.tif"), "YUV-BT.601")
+        tifffile.imwrite(tmp_path / "b.tif", DEEP)
+        read_input(str(tmp_path / "b.tif"), "YUV-BT.601")

@@ -6,8 +6,9 @@ from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
-from PIL import Image
 
+from normdet.data.channels import to_format
+from normdet.data.image_file import read_image
 from normdet.lab.report.figures import Scene
 
 # A prediction less certain than this is not drawn.
@@ -35,8 +36,8 @@ def scene(record: Mapping, predicted: Mapping[str, Mapping[int, Sequence[dict]]]
         name: [e for e in by_image.get(record["image_id"], ()) if e["score"] >= DRAWN_SCORE]
         for name, by_image in predicted.items()
     }
-    with Image.open(record["file_name"]) as image:
-        pixels = np.asarray(image if image.mode in ("L", "I", "F", "I;16") else image.convert("L"))
+    pixels = read_image(Path(record["file_name"]))
+    pixels = to_format(pixels, "L")[..., 0] if pixels.ndim == 3 else pixels
     truth = (obj for obj in record["annotations"] if not obj.get("iscrowd", 0))
     return Scene(
         pixels,

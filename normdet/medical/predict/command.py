@@ -17,6 +17,7 @@ from torch import nn
 
 from normdet.arguments import add_common
 from normdet.config import load_config
+from normdet.data.choice import CHANNEL_FORMS, PLANE_FORMS, parse_choice
 from normdet.data.input_record import InputRecord, read_record, window_of
 from normdet.data.slices import MAX_PIXELS, Slice, Source
 from normdet.data.window import FORMS, apply_window, parse_window, window_limits
@@ -32,6 +33,8 @@ from normdet.medical.readers import find_sources, nifti
 from normdet.medical.windowed import read_windowed
 from normdet.weights.checkpointer import Checkpointer
 
+# Flags that change a model's record of its input.
+_OF_INPUT = ("window", "axis", "neighbours", "channels", "planes")
 # Masks of a whole image are pasted at its full size, all at once.
 MAX_WHOLE = 4096 * 4096
 
@@ -158,6 +161,7 @@ class _Images:
             parse_window(self._window(source)),
             axis=self._record.axis,
             neighbours=self._record.neighbours,
+            choice=parse_choice(self._record.channels, self._record.planes),
             max_pixels=self._args.max_pixels,
             report=self._faults,
         )
@@ -206,7 +210,7 @@ def _config(args: argparse.Namespace) -> tuple[CfgNode, InputRecord]:
     for part in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
         part.SCORE_THRESH_TEST = args.score_threshold
     record = read_record(cfg, beside.parent)
-    changes = {key: getattr(args, key) for key in ("window", "axis", "neighbours")}
+    changes = {key: getattr(args, key) for key in _OF_INPUT}
     record = dataclasses.replace(record, **{k: v for k, v in changes.items() if v is not None})
     if args.classes:
         names = args.classes.split(",")
@@ -216,6 +220,7 @@ def _config(args: argparse.Namespace) -> tuple[CfgNode, InputRecord]:
             )
         record = dataclasses.replace(record, classes=names)
     parse_window(record.window)
+    parse_choice(record.channels, record.planes)
     return cfg, record
 
 
@@ -299,6 +304,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--window", metavar="WINDOW", help=f"{FORMS}; by default that of training")
     add("--axis", choices=list(nifti.AXES), help="along which volumes are cut; as in training")
     add("--neighbours", type=int, metavar="N", help="as given to normdet prepare")
+    add("--channels", metavar="A,B,C", help=f"{CHANNEL_FORMS}; as in training")
+    add("--planes", metavar="N", help=f"{PLANE_FORMS}; as in training")
     add("--classes", metavar="A,B", help="names of the classes; by default those of training")
     add("--on-error", choices=["skip", "stop"], default="skip", help="what to do about a bad image")
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image read")

@@ -15,6 +15,7 @@ from typing import Any
 from rich.console import Console
 from rich.progress import track
 
+from normdet.data.choice import CHANNEL_FORMS, PLANE_FORMS, parse_choice
 from normdet.data.input_record import PREPARED
 from normdet.data.records import check_class_name
 from normdet.data.slices import MAX_PIXELS, Slice
@@ -69,6 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.patient,
         args.axis,
         args.max_pixels,
+        parse_choice(args.channels, args.planes),
     )
     try:
         with journal_beside(out) as journal:
@@ -135,6 +137,8 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str
         "window": args.window,
         "axis": request.axis if request.kind == "nifti" else None,
         "neighbours": args.neighbours,
+        "channels": args.channels,
+        "planes": args.planes,
         "seed": args.seed,
         "faults": faults.count,
         "source_sha256": collected.digest,
@@ -201,6 +205,8 @@ def _settings(request: Request, args: argparse.Namespace) -> dict[str, Any]:
         "max_pixels": request.max_pixels,
         "window": args.window,
         "neighbours": args.neighbours,
+        "channels": args.channels,
+        "planes": args.planes,
         "skip_empty": args.skip_empty,
     }
 
@@ -223,6 +229,7 @@ def _read(
             parse_window(args.window),
             axis=request.axis,
             neighbours=args.neighbours,
+            choice=request.choice,
             max_pixels=request.max_pixels,
             report=faults,
         ):
@@ -382,6 +389,8 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="N",
         help="make the slices N before and N after two of the three channels",
     )
+    add("--channels", default="", metavar="A,B,C", help=f"of image files: {CHANNEL_FORMS}")
+    add("--planes", default="all", metavar="N", help=f"of image files: {PLANE_FORMS}")
     add("--val", type=float, default=0.2, metavar="SHARE", help="of images to validate on")
     add("--test", type=float, default=0.0, metavar="SHARE", help="of images to test on")
     add("--seed", type=int, default=0, help="of the draw of splits")

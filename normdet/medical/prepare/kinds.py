@@ -6,6 +6,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from normdet.data import image_file as image_reader
+from normdet.data.choice import DEFAULT, Choice
 from normdet.errors import NormdetError
 from normdet.files.faults import Report, unreadable
 from normdet.medical.prepare.annotated import coco_stacks, voc_stacks
@@ -41,6 +42,7 @@ class Request:
     patient: str | None
     axis: str
     max_pixels: int
+    choice: Choice = DEFAULT
 
 
 def detect(root: Path) -> str:
@@ -145,5 +147,13 @@ def stacks(request: Request, report: Report) -> Iterator[Stack]:
         return dicom_stacks(root, request.labels, request.rule, patient, limit, report)
     kind = {"images": "image", "nifti": "nifti"}[request.kind]
     return image_stacks(
-        root, request.labels, kind, request.rule, patient, request.axis, limit, report
+        root,
+        request.labels,
+        kind,
+        request.rule,
+        patient,
+        request.axis,
+        limit,
+        report,
+        request.choice,
     )

@@ -9,6 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from normdet.data import image_file as image_reader
+from normdet.data.choice import DEFAULT, Choice
 from normdet.data.slices import Slice, Source
 from normdet.errors import NormdetError
 from normdet.files.faults import Report
@@ -73,19 +74,21 @@ def image_stacks(
     axis: str,
     max_pixels: int,
     report: Report,
+    choice: Choice = DEFAULT,
 ) -> Iterator[Stack]:
     """Images (`kind` `"image"`) or volumes (`"nifti"`), each with its label file."""
     found, place = find_labels(root, labels, report)
     found = [path for path in found if _is_volume(path) == (kind == "nifti")]
     sources = {source.paths[0]: source for source in image_sources(root, labels, kind, report)}
     pairs = pair(sources, root, found, place, report)
-    rule = settled(rule, list(pairs.values()), axis, max_pixels)
+    rule = settled(rule, list(pairs.values()), axis, max_pixels, choice)
     for path, label in pairs.items():
         try:
             if kind == "nifti":
                 nifti.check_same_grid(label, path)
             else:
-                check_pages(label, path, image_reader.page_count(path))
+                header = image_reader.read_header(path, choice=choice)
+                check_pages(label, path, header.count, choice)
         except NormdetError as error:
             report(str(error))
             continue
@@ -93,7 +96,7 @@ def image_stacks(
         key = patient_of(below, patient)
         yield Stack(
             sources[path],
-            label_reader(label, kind, rule, axis, max_pixels),
+            label_reader(label, kind, rule, axis, max_pixels, choice),
             key or str(below),
             top_split(below),
             key is not None,
@@ -102,19 +105,27 @@ def image_stacks(
         )
 
 
-def settled(rule: Labels, files: Sequence[Path], axis: str, max_pixels: int) -> Labels:
+def settled(
+    rule: Labels,
+    files: Sequence[Path],
+    axis: str,
+    max_pixels: int,
+    choice: Choice = DEFAULT,
+) -> Labels:
     """The rule by which all label files of a source are read; damaged ones have no say."""
 
     def values() -> Iterator[np.ndarray]:
         for path in files:
             with contextlib.suppress(NormdetError):  # named when its own turn comes
-                found = [label_values(page) for page in read_labels(path, axis, max_pixels)]
+                found = [label_values(page) for page in read_labels(path, axis, max_pixels, choice)]
                 yield np.unique(np.concatenate(found)) if found else np.zeros(0, int)
 
     return rule.settle(values())
 
 
-def read_labels(path: Path, axis: str, max_pixels: int) -> Sequence[np.ndarray]:
+def read_labels(
+    path: Path, axis: str, max_pixels: int, choice: Choice = DEFAULT
+) -> Sequence[np.ndarray]:
     """The pages of a label image, or the slices of a volume along an axis: each `(H, W)`.
 
     Raises:
@@ -123,7 +134,7 @@ def read_labels(path: Path, axis: str, max_pixels: int) -> Sequence[np.ndarray]:
     if _is_volume(path):
         volume, _ = nifti.load_volume(path, axis=axis, max_pixels=max_pixels)
         return as_labels(volume.reshape(len(volume), -1), str(path)).reshape(volume.shape)
-    pages = image_reader.read_pages(path, max_pixels=max_pixels, indices=True)
+    pages = image_reader.read_pages(path, max_pixels=max_pixels, labels=True, choice=choice)
     return [as_labels(page, str(path)) for page in pages]
 
 
@@ -150,10 +161,19 @@ class label_reader:
         max_pixels: the largest image that is read.
     """
 
-    def __init__(self, path: Path, kind: str, rule: Labels, axis: str, max_pixels: int):
+    def __init__(
+        self,
+        path: Path,
+        kind: str,
+        rule: Labels,
+        axis: str,
+        max_pixels: int,
+        choice: Choice = DEFAULT,
+    ):
         if _is_volume(path) != (kind == "nifti"):
             raise NormdetError(f"{path} cannot be the label of a source of kind {kind}")
         self._path, self._rule, self._axis, self._max = path, rule, axis, max_pixels
+        self._choice = choice
         self._pages: Sequence[np.ndarray] | None = None
 
     def __call__(self, item: Slice, page: int | None = None) -> list[dict]:
@@ -163,7 +183,7 @@ class label_reader:
             NormdetError: a label that is damaged, or of another size.
         """
         if self._pages is None:
-            self._pages = read_labels(self._path, self._axis, self._max)
+            self._pages = read_labels(self._path, self._axis, self._max, self._choice)
         index = item.index if page is None else page
         if index >= len(self._pages):
             raise NormdetError(
@@ -174,13 +194,13 @@ class label_reader:
         return objects_of(labels, self._rule)
 
 
-def check_pages(label: Path, image: Path, count: int) -> None:
+def check_pages(label: Path, image: Path, count: int, choice: Choice = DEFAULT) -> None:
     """Refuse a label that has another number of pages than its image.
 
     Raises:
         NormdetError: naming both numbers; or a label that cannot be read.
     """
-    pages = image_reader.page_count(label)
+    pages = image_reader.read_header(label, labels=True, choice=choice).count
     if pages != count:
         raise NormdetError(f"{label} has {pages} pages, its image {image} {count}")
 
@@ -271,7 +291,7 @@ def _bowl_objects(
 
 
 def _read_mask(path: Path, max_pixels: int) -> np.ndarray:
-    pages = image_reader.read_pages(path, max_pixels=max_pixels)
+    pages = image_reader.read_pages(path, max_pixels=max_pixels, labels=True)
     if len(pages) > 1:
         raise NormdetError(f"{path} has {len(pages)} pages: a mask has one")
     mask = pages[0].any(-1) if pages[0].ndim == 3 else pages[0] != 0

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from normdet.data import image_file as image
+from normdet.data.choice import DEFAULT, Choice
 from normdet.data.slices import MAX_PIXELS, Slice, Source
 from normdet.errors import NormdetError
 from normdet.files.faults import Report, stop
@@ -26,6 +27,7 @@ def read_slices(
     *,
     axis: str = "axial",
     neighbours: int = 0,
+    choice: Choice = DEFAULT,
     max_pixels: int = MAX_PIXELS,
     report: Report = stop,
 ) -> Iterator[Slice]:
@@ -36,6 +38,7 @@ def read_slices(
         axis: of a volume: `"axial"`, `"coronal"` or `"sagittal"`.
         neighbours: if not 0, each grey slice of a volume, series or stack becomes `(H, W, 3)`: the
             slice this many before, itself, and the slice this many after.
+        choice: of channels and planes, where an image file has several.
         max_pixels: the largest image that is read.
         report: called with a sentence on every slice or file that cannot be read and every gap in
             a series; what it does not raise on is passed over.
@@ -50,14 +53,17 @@ def read_slices(
     sources = [source] if isinstance(source, Source) else find_sources(source, report=report)
     for one in sources:
         try:
-            slices = _read(one, axis, max_pixels, report)
+            slices = _read(one, axis, choice, max_pixels, report)
             yield from with_neighbours(slices, neighbours) if neighbours else slices
         except NormdetError as error:
             report(str(error))
 
 
-def _read(source: Source, axis: str, max_pixels: int, report: Report) -> Iterator[Slice]:
+def _read(
+    source: Source, axis: str, choice: Choice, max_pixels: int, report: Report
+) -> Iterator[Slice]:
     if source.kind == "nifti":
         return nifti.read(source, axis=axis, max_pixels=max_pixels, report=report)
-    reader = {"image": image.read, "dicom": dicom.read}[source.kind]
-    return reader(source, max_pixels=max_pixels, report=report)
+    if source.kind == "image":
+        return image.read(source, max_pixels=max_pixels, report=report, choice=choice)
+    return dicom.read(source, max_pixels=max_pixels, report=report)

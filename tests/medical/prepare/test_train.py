@@ -12,7 +12,7 @@ from PIL import Image
 from normdet.cli import main
 from normdet.config import config_file, config_folder, load_config
 from normdet.data import load_coco
-from normdet.data.mapper import read_deep
+from normdet.data.mapper import read_input
 from normdet.weights import save_file
 from normdet.weights.checks import describe
 from tests.medical.prepare.make import blobs, write_bowl, write_segmentation, write_series
@@ -74,7 +74,7 @@ def test_pretrained_weights_on_images_of_16_bits(tmp_path, capsys):
 
     options = [*SMALL, "MODEL.WEIGHTS", str(weights), "OUTPUT_DIR", str(run)]
     cfg = load_config(data / "train.yaml", options)
-    pixels = [read_deep(str(path), "BGR") for path in (data / "images").iterdir()]
+    pixels = [read_input(str(path), "BGR") for path in (data / "images").iterdir()]
     seen = model_input(cfg, pixels)
     assert 50 < seen.std() < 65 and abs(seen.mean()) < 15, "ImageNet's is 57, less its mean"
 
