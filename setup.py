@@ -44,6 +44,7 @@ setup(
         "bench": ["timm>=0.9"],
         "medical": [
             "highdicom>=0.23",
+            "imagecodecs",
             "nibabel>=4",
             "pydicom>=3",
             "pylibjpeg[libjpeg,openjpeg]",

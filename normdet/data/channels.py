@@ -15,7 +15,8 @@ def to_format(pixels: np.ndarray, image_format: str) -> np.ndarray:
 
     Args:
         pixels: `(H, W)` grey or `(H, W, 3)` RGB, of 8 bits or float32.
-        image_format: `INPUT.FORMAT`: `"BGR"`, `"RGB"`, `"L"`, or another of detectron2's for 8 bits.
+        image_format: `INPUT.FORMAT`: `"BGR"`, `"RGB"`, `"L"`, or, of 8 bits, another of
+            detectron2's.
 
     Returns:
         `(H, W, 3)`, or `(H, W, 1)` for `"L"`.

@@ -153,6 +153,7 @@ def build_tile_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
     crop = T.RandomCrop("absolute", (size, size))
     mapper = TileMapper(
         cfg, is_train, choice=choice_of(cfg),
-        augmentations=[crop, *build_augmentation(cfg, is_train)], recompute_boxes=cfg.MODEL.MASK_ON, instance_mask_format="bitmask",
+        augmentations=[crop, *build_augmentation(cfg, is_train)],
+        recompute_boxes=cfg.MODEL.MASK_ON, instance_mask_format="bitmask",
     )  # fmt: skip
     return mapper

@@ -192,8 +192,12 @@ def routes(cfg, folder: Path) -> dict[str, np.ndarray]:
 
     def model(inputs):
         seen.extend(one["image"].numpy().transpose(1, 2, 0) for one in inputs)
-        none = Instances((HEIGHT, WIDTH), pred_boxes=Boxes(np.zeros((0, 4))), scores=Boxes(
-            np.zeros((0, 4))).tensor[:, 0], pred_classes=Boxes(np.zeros((0, 4))).tensor[:, 0])
+        none = Instances(
+            (HEIGHT, WIDTH),
+            pred_boxes=Boxes(np.zeros((0, 4))),
+            scores=Boxes(np.zeros((0, 4))).tensor[:, 0],
+            pred_classes=Boxes(np.zeros((0, 4))).tensor[:, 0],
+        )
         return [{"instances": none}] * len(inputs)  # fmt: skip
 
     list(Detector(model, cfg).stream(read_windowed(source, parse_window("auto"))))
