@@ -17,6 +17,7 @@ from normdet.data.images import Images, find_images, named_images, sample
 from normdet.data.input_record import read_record
 from normdet.engine import Trainer
 from normdet.engine.run import use_device_at_hand
+from normdet.engine.summary import by_dataset, jsonable
 from normdet.errors import NormdetError
 from normdet.files.atomic import atomic_file
 from normdet.options import parse
@@ -87,9 +88,12 @@ def _evaluate(cfg: CfgNode, done: Conversion) -> None:
     if not cfg.DATASETS.TEST:
         raise NormdetError("--evaluate: DATASETS.TEST names no images with annotations")
     for name, model in (("original", done.original), ("converted", done.converted)):
-        results = Trainer.test(cfg, model)
-        flat = {f"{task} AP": found["AP"] for task, found in results.items() if "AP" in found}
-        done.achieved.setdefault(f"AP {name}", {}).update(flat)
+        sets = by_dataset(Trainer.test(cfg, model), cfg.DATASETS.TEST)
+        done.achieved[f"AP {name}"] = {
+            f"{task} AP" + (f" of {dataset}" if len(sets) > 1 else ""): jsonable(found["AP"])
+            for dataset, tasks in sets.items()
+            for task, found in tasks.items()
+        }
 
 
 def _write(done: Conversion, args: argparse.Namespace) -> None:

@@ -100,8 +100,8 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
     """detectron2's training loader for `cfg`, with batches that follow from `seed`.
 
     Datasets and samplers are those of detectron2; `loader.batch_sampler.start` is the
-    batch that the next `iter(loader)` begins with. A batch has `SOLVER.IMS_PER_BATCH` images over
-    all processes.
+    batch that the next `iter(loader)` begins with, `loader.image_sizes` has a file for every size
+    `(H, W)` of image. A batch has `SOLVER.IMS_PER_BATCH` images over all processes.
 
     Raises:
         NormdetError: where there is no dataset, or none of its images has annotations.
@@ -121,7 +121,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
         parts["total_batch_size"] // comm.get_world_size(),
     )
     mapped = MapDataset(DatasetFromList(dataset, copy=False), parts["mapper"])
-    return DataLoader(
+    loader = DataLoader(
         SeededDataset(mapped, seed),
         batch_sampler=stream,
         num_workers=parts["num_workers"],
@@ -131,6 +131,12 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
         # Else every `iter` takes a number from torch's global generator, which a step draws from.
         generator=torch.Generator(),
     )
+    loader.image_sizes = {
+        (record["height"], record["width"]): record["file_name"]
+        for record in dataset
+        if record.get("height") and record.get("width")
+    }
+    return loader
 
 
 def sample_images(cfg: CfgNode, seed: int, count: int) -> list[dict]:

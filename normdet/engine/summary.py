@@ -9,8 +9,8 @@ from tabulate import tabulate
 from torch import nn
 
 from normdet import options
+from normdet.engine.one_value import images_at_once, norms_of_one_batch
 from normdet.keys import add_normdet_config
-from normdet.layers import BatchStatistics
 from normdet.modeling import describe_norms
 from normdet.weights.checkpointer import LoadReport
 
@@ -40,16 +40,9 @@ def config_diff(cfg: CfgNode) -> str:
 
 def batch_of_one(cfg: CfgNode, model: nn.Module, workers: int) -> str:
     """A sentence where a norm that needs a batch is to train on single images, else `""`."""
-    images = cfg.SOLVER.IMS_PER_BATCH // (workers * cfg.SOLVER.ACCUMULATE_STEPS)
-    alone = {
-        str(getattr(norm, "option", type(norm).__name__))
-        for norm in model.modules()
-        if isinstance(norm, BatchStatistics)
-        and norm.needs_batch
-        and not norm.is_frozen
-        and not (norm.sync and workers > 1)
-    }
-    if images > 1 or not alone:
+    norms = norms_of_one_batch(model, workers).values()
+    alone = {str(getattr(norm, "option", type(norm).__name__)) for norm in norms}
+    if images_at_once(cfg, workers) > 1 or not alone:
         return ""
     independent = [n for n in options.names("norm") if not options.METHODS[n].needs_batch]
     return (

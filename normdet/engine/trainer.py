@@ -26,6 +26,7 @@ from normdet.engine.leave_stored import LeaveStored
 from normdet.engine.loader import build_train_loader, derived_seed
 from normdet.engine.log import LoggedOutput
 from normdet.engine.norm_hooks import NormPage, NormScalars
+from normdet.engine.one_value import refuse_one_value
 from normdet.engine.progress import ProgressBar
 from normdet.engine.signals import StopRequest
 from normdet.engine.start import start_norms
@@ -73,13 +74,15 @@ class Trainer(DefaultTrainer):
 
         torch.manual_seed(derived_seed("start", self.seed))
         model = self.build_model(cfg)
+        loader = self.build_train_loader(cfg)
+        refuse_one_value(cfg, model, loader.image_sizes, comm.get_world_size())
         optimizer = self.build_optimizer(cfg, model)
         self.scheduler = self.build_lr_scheduler(cfg, optimizer)
         devices = [comm.get_local_rank()] if cfg.MODEL.DEVICE.startswith("cuda") else None
         model = create_ddp_model(model, broadcast_buffers=False, device_ids=devices)
         self._trainer = TrainStep(
             model,
-            self.build_train_loader(cfg),
+            loader,
             optimizer,
             micro_batches=cfg.SOLVER.ACCUMULATE_STEPS,
             amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,

@@ -1,12 +1,15 @@
 """COCO AP through pycocotools, also for datasets that are no COCO file."""
 
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import MetadataCatalog
 from detectron2.data.datasets.coco import convert_to_coco_json
 from detectron2.evaluation import COCOEvaluator
+from pycocotools.coco import COCO
+from pycocotools.cocoeval import COCOeval
 
 from normdet.errors import NormdetError
 
@@ -29,6 +32,30 @@ class TilesEvaluator(COCOEvaluator):
                 for one in output["detections"]
             ]
             self._predictions.append({"image_id": key, "instances": results})
+
+    def _derive_coco_results(
+        self,
+        coco_eval: COCOeval | None,
+        iou_type: str,
+        class_names: Sequence[str] | None = None,
+    ) -> dict:
+        """AP by name. A model that finds nothing has 0 where there is something to find.
+
+        detectron2 passes `None` for it and would call all its metrics not a number.
+        """
+        if coco_eval is None:
+            coco_eval = self._nothing_found(iou_type)
+        return super()._derive_coco_results(coco_eval, iou_type, class_names)
+
+    def _nothing_found(self, iou_type: str) -> COCOeval:
+        found = COCO()  # `loadRes` takes no empty list
+        found.dataset = {**self._coco_api.dataset, "annotations": []}
+        found.createIndex()
+        measured = COCOeval(self._coco_api, found, iou_type)
+        measured.evaluate()
+        measured.accumulate()
+        measured.summarize()
+        return measured
 
 
 def build_evaluator(

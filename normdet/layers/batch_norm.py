@@ -28,6 +28,8 @@ class _BatchNorm(BatchStatistics):
             return frozen_bn_act(
                 x, self.weight, self.bias, self.running_mean, self.running_var, eps=self.eps
             )
+        if self.training and x.numel() == self.num_features:
+            self.refuse_one_value(x)
         return nn.modules.batchnorm._BatchNorm.forward(self, x)
 
     def frozen(self) -> nn.Module:

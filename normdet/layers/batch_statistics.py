@@ -70,13 +70,25 @@ class BatchStatistics(NormLayer):
         mean, var = pool(*(instance or instance_moments(x)), dim=0)
         if self.pools_workers():
             mean, var, count = pool_workers(mean, var, count)
-        elif self.needs_batch and x.numel() == self.num_features:
+            # The count is read back, which waits for the device, where it could be too small alone.
+            if x.numel() <= self.num_features and count == 1:
+                self.refuse_one_value(x)
+        elif x.numel() == self.num_features:
+            self.refuse_one_value(x)
+        self._learn(mean, var, count)
+        return mean, var, count
+
+    def refuse_one_value(self, x: Tensor) -> None:
+        """Refuse a batch of one value a channel, from which nothing but 0 can come.
+
+        Raises:
+            NormdetError: if the method takes its statistics from the batch alone.
+        """
+        if self.needs_batch:
             raise NormdetError(
                 f"{type(self).__name__} takes more than 1 value per channel when training, got "
                 f"{tuple(x.shape)}; GN, LN and FRN normalize a single example"
             )
-        self._learn(mean, var, count)
-        return mean, var, count
 
     @torch.no_grad()
     def _learn(self, mean: Tensor, var: Tensor, count: Tensor) -> None:

@@ -39,6 +39,8 @@ class EvalNorm(RunningNorm):
         self._learn_blend(x)
         if self.pools_workers():
             return self.normalize_with(x, *self.batch_moments(x)[:2])
+        if x.numel() == self.num_features:
+            self.refuse_one_value(x)
         self.num_batches_tracked.add_(1)
         return F.batch_norm(
             x, self.running_mean, self.running_var, self.weight, self.bias,

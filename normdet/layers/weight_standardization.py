@@ -4,6 +4,7 @@ import torch
 from torch import nn
 from torch.nn.utils import parametrize
 
+from ..errors import NormdetError
 from ..ops import check_dialect, standardize_weight
 from .reparametrized import out_dim
 
@@ -93,7 +94,16 @@ def standardize(module: nn.Module, dialect: str = "jhu") -> nn.Module:
 
     Transposed convolutions, linear layers and deformable convolutions keep their class; their key
     `weight` becomes `parametrizations.weight.original`.
+
+    Raises:
+        NormdetError: each filter has a single weight, of which standardization leaves 0.
     """
+    weight = module.weight
+    if weight.movedim(out_dim(module), 0)[:1].numel() == 1:
+        raise NormdetError(
+            f"a filter of {type(module).__name__} has one weight (weight {tuple(weight.shape)}): "
+            "WS would make it 0, and the layer's output with it; leave WS out here"
+        )
     if isinstance(module, nn.Conv2d):
         return WSConv2d.from_conv(module, dialect)
     method = WeightStandardization(dialect, out_dim(module))

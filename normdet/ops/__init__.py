@@ -169,6 +169,8 @@ def standardize_weight(
         dialect: "jhu" (the authors, mmcv): unbiased deviation, eps (1e-5) added outside the root;
             "timm" (timm, BiT): biased variance, eps (1e-6) inside the root.
         out_dim: which dimension holds the output channels (1 in a transposed convolution).
+
+    A filter of a single weight (a depthwise 1x1) becomes 0 in both: it is its own mean.
     """
     kind, usual = _DIALECTS[check_dialect(dialect)]
     eps = usual if eps is None else eps
@@ -176,6 +178,8 @@ def standardize_weight(
         return reference.standardize_weight(weight, dialect=dialect, eps=eps, out_dim=out_dim)
     # One example whose channels, each a group of its own, are the filters.
     rows = weight.movedim(out_dim, 0)
+    if rows[:1].numel() == 1:
+        kind = "group"  # one value has no unbiased deviation
     standard = library.norm_act(
         rows.flatten(1).unsqueeze(0), None, None, None, None, kind, len(rows), eps, None, backend
     )

