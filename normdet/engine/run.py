@@ -176,6 +176,11 @@ def _evaluate(cfg: CfgNode, resume: bool, allow_unsafe: bool) -> dict:
     model = Trainer.build_model(cfg)
     checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, allow_unsafe=allow_unsafe)
     path = checkpointer.get_checkpoint_file() if resume else ""
+    if resume and not path and cfg.MODEL.WEIGHTS:
+        logger.warning(
+            "--resume: OUTPUT_DIR %s has no checkpoint; MODEL.WEIGHTS %r is evaluated",
+            cfg.OUTPUT_DIR, cfg.MODEL.WEIGHTS,
+        )  # fmt: skip
     path = path or cfg.MODEL.WEIGHTS
     if not path:
         raise NormdetError(

@@ -127,10 +127,16 @@ class Trainer(DefaultTrainer):
 
     def resume_or_load(self, resume: bool = True) -> None:
         """Go on from the last checkpoint of the output folder, or load `MODEL.WEIGHTS`."""
-        resumed = resume and self.checkpointer.has_checkpoint()
-        super().resume_or_load(resume)
+        self.checkpointer.resume_or_load(self.cfg.MODEL.WEIGHTS, resume=resume)
+        if self.checkpointer.resumed:
+            self.start_iter = self.iter + 1
+        if self.start_iter >= self.max_iter:
+            logger.warning(
+                "%s is at iteration %d, SOLVER.MAX_ITER is %d: nothing is left to train",
+                self.checkpointer.resumed, self.start_iter, self.max_iter,
+            )  # fmt: skip
         self.data_loader.batch_sampler.start = self.start_iter
-        self.started = () if resumed else start_norms(self.cfg, self.model, self.seed)
+        self.started = () if self.checkpointer.resumed else start_norms(self.cfg, self.model, self.seed)
 
     def train(self) -> dict:
         """Train to `SOLVER.MAX_ITER` and evaluate.

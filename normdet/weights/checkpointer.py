@@ -21,7 +21,8 @@ from .checks import check_weights
 from .facts import describe
 from .files import UnreadableFileError, load_file, save_file
 from .grey import sum_stem_channels
-from .importers import Imported, import_weights, not_finite, unwrap
+from .importers import Imported, import_weights, unwrap
+from .integrity import carries_checksum, unusable
 
 
 @dataclass
@@ -37,6 +38,7 @@ class LoadReport:
         left_out: the file's tensors that have no counterpart in detectron2, by the file's names,
             and why.
         layout: whose names the file has.
+        verified: whether a checksum told that the file is whole.
         warnings: one sentence each, from :func:`check_weights`.
     """
 
@@ -47,6 +49,7 @@ class LoadReport:
     reinitialized: dict[str, str] = field(default_factory=dict)
     left_out: dict[str, str] = field(default_factory=dict)
     layout: str = ""
+    verified: bool = True
     warnings: list[str] = field(default_factory=list)
 
     def part_sources(self, prefixes: Iterable[str]) -> dict[str, str]:
@@ -70,6 +73,8 @@ class LoadReport:
     def __str__(self) -> str:
         total = len(self.matched) + len(self.missing) + len(self.reinitialized)
         lines = [f"{len(self.matched)} of the model's {total} tensors loaded from {self.source}"]
+        if not self.verified:
+            lines.append("neither the file nor its name has a checksum: damage would not show")
         for why, n in Counter(self.left_out.values()).items():
             lines.append(f"left out: {n} of the file's tensors ({why})")
         lines += [f"{key} starts anew: {why}" for key, why in self.reinitialized.items()]
@@ -95,6 +100,7 @@ class Checkpointer(DetectionCheckpointer):
 
     Attributes:
         report: the :class:`LoadReport` of the last load.
+        resumed: the file that :meth:`resume_or_load` resumed from, or `""`.
     """
 
     def __init__(
@@ -111,6 +117,7 @@ class Checkpointer(DetectionCheckpointer):
         self.allow_unsafe = allow_unsafe
         self.cfg = cfg
         self.report = LoadReport()
+        self.resumed = ""
         self._imported = Imported({})
         self.logger = logging.getLogger(__name__)
 
@@ -171,17 +178,21 @@ class Checkpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from the folder's last checkpoint if asked and there is one, else load `path`.
 
-        Where the last checkpoint is damaged, the run resumes from the latest that is intact and
-        says so.
+        Where the last checkpoint is damaged or gone, the run resumes from the latest that is
+        intact and says so; so it says where there is nothing to resume from. `resumed` then is the
+        file it resumes from, or `""`.
 
         Raises:
             NormdetError: as :meth:`load`, or no checkpoint of the folder is intact.
         """
-        if not (resume and self.has_checkpoint()):
-            return self.load(path, checkpointables=[])
-        last = self.get_checkpoint_file()
+        self.resumed = self._file_to_resume() if resume else ""
+        if not self.resumed:
+            loaded = self.load(path, checkpointables=[])
+            if resume:
+                self.logger.warning("--resume: %s", self._nothing_to_resume(path, loaded))
+            return loaded
         try:
-            return self.load(last)
+            return self.load(self.resumed)
         except UnreadableFileError as error:
             intact = self._latest_intact()
             if intact is None:
@@ -189,7 +200,29 @@ class Checkpointer(DetectionCheckpointer):
                     f"{error}; {self.save_dir} has no intact checkpoint to resume from instead"
                 ) from error
             self.logger.warning("%s; resuming from %s, the latest that is intact", error, intact)
+            self.resumed = intact
             return self.load(intact)
+
+    def _file_to_resume(self) -> str:
+        if self.has_checkpoint():
+            return self.get_checkpoint_file()
+        # Checkpoints that were copied here come without it.
+        intact = self._latest_intact() if os.path.isdir(self.save_dir) else None
+        if intact:
+            self.logger.warning(
+                "%s has no last_checkpoint; resuming from %s, the latest", self.save_dir, intact
+            )
+        return intact or ""
+
+    def _nothing_to_resume(self, path: str, loaded: Mapping[str, Any]) -> str:
+        start = f"with the weights of {path}" if path else "with its start values"
+        text = f"{self.save_dir} has no checkpoint to resume from; the run starts {start}"
+        if "iteration" not in loaded:
+            return text
+        return (
+            f"{text} alone, at iteration 0; to go on with its optimizer after iteration "
+            f"{loaded['iteration'] + 1}, set OUTPUT_DIR to its folder"
+        )
 
     def _latest_intact(self) -> str | None:
         """The readable checkpoint of this run with the highest iteration, at a read of each."""
@@ -217,6 +250,7 @@ class Checkpointer(DetectionCheckpointer):
     def _load_file(self, filename: str) -> dict[str, Any]:
         """Read a file and bring it to `{"model": tensors by name, ...}`, as detectron2 does."""
         source = self.report.source
+        self.report.verified = carries_checksum(Path(filename))
         checkpoint = unwrap(load_file(filename, allow_unsafe=self.allow_unsafe), source)
         if filename.endswith(".pyth"):  # pycls, which names a backbone's tensors alone
             checkpoint["matching_heuristics"] = True
@@ -225,10 +259,8 @@ class Checkpointer(DetectionCheckpointer):
             checkpoint["matching_heuristics"] = True
         if query:
             raise NormdetError(f"{source}: only ?matching_heuristics=True is known")
-        if bad := not_finite(checkpoint["model"]):
-            raise NormdetError(
-                f"{source} is refused, its tensor {bad[0]} has NaN or infinite values"
-            )
+        for name, why in unusable(checkpoint["model"]).items():
+            raise NormdetError(f"{source} is refused, its tensor {name} {why}")
         self._imported = import_weights(checkpoint, source)
         return {**checkpoint, "model": self._imported.model}
 

@@ -21,7 +21,8 @@ from normdet.weights import (
     required_config,
 )
 from normdet.weights.facts import BACKBONE, DIALECT, FORMAT, MEAN, STD, STRIDE, depth, find
-from normdet.weights.importers import not_finite, unwrap
+from normdet.weights.importers import unwrap
+from normdet.weights.integrity import unusable
 
 _CONVENTIONS = {
     STRIDE: "stride in the first 1x1 convolution", FORMAT: "channel order", MEAN: "pixel mean",
@@ -33,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Print what the file named is; with a config also how far a model takes it.
 
     Returns:
-        1 where the file has values that are not finite, else 0.
+        1 where the file has values that no trained network has, else 0.
 
     Raises:
         NormdetError: the file cannot be read, is of a network that detectron2 cannot build, or the
@@ -42,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     checkpoint = unwrap(_read(args.weights, args.allow_unsafe_weights), args.weights)
     imported = import_weights(checkpoint, args.weights)
-    bad = not_finite(checkpoint["model"])
+    bad = unusable(checkpoint["model"])
     for title, value in describe_file(imported, checkpoint["model"], bad).items():
         print(f"{title}: {value}")
     for note in imported.notes:
@@ -65,14 +66,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def describe_file(
-    imported: Imported, tensors: Mapping[str, Any], bad: Sequence[str] = ()
+    imported: Imported, tensors: Mapping[str, Any], bad: Mapping[str, str] | None = None
 ) -> dict[str, str]:
     """What a file is, as titles and their text.
 
     Args:
         imported: what an importer made of it.
         tensors: its tensors by its own names.
-        bad: those that are not finite.
+        bad: those that no trained network has, and what is wrong with each.
     """
     facts = imported.facts
     norm = facts.norms.get(BACKBONE)
@@ -82,7 +83,8 @@ def describe_file(
     text = {
         "layout": imported.layout,
         "tensors": f"{len(tensors)}, {sum(t.numel() for t in tensors.values()):,} numbers",
-        "values": f"NaN or infinite in {', '.join(bad[:3])}" if bad else "all finite",
+        "values": "; ".join(f"{name} {why}" for name, why in list(bad.items())[:3]) if bad
+        else "all finite",
         "backbone": f"ResNet-{layers}" if layers else "not known",
         "norm of the backbone": norm or shown + unknown,
         "batch statistics": (

@@ -19,6 +19,7 @@ import torch
 
 from normdet.errors import NormdetError
 from normdet.files.atomic import atomic_file
+from normdet.weights.integrity import DamagedFileError, check_archive, check_name
 
 
 class UnreadableFileError(NormdetError):
@@ -30,8 +31,8 @@ def load_file(path: str | os.PathLike, *, allow_unsafe: bool = False) -> dict[st
 
     `.safetensors` gives tensors by name; `.pth`, `.pt` and `.pyth` whatever `torch.load` admits as
     plain data, on the CPU; `.pkl` nested containers of numpy arrays. Checksums are verified where
-    the format has them (`.pth` of torch >= 1.6, and the `.safetensors` of :func:`save_file`), at
-    the cost of reading the file once more.
+    the format has them (`.pth` of torch >= 1.6, and the `.safetensors` of :func:`save_file`) or the
+    file's name (:func:`.integrity.check_name`), at the cost of reading the file once more.
 
     Args:
         allow_unsafe: unpickle `.pkl` and `.pth` without restriction, which lets the file run any
@@ -51,12 +52,15 @@ def load_file(path: str | os.PathLike, *, allow_unsafe: bool = False) -> dict[st
     if path.stat().st_size == 0:
         raise UnreadableFileError(f"{path} is empty")
     try:
+        check_name(path)
         loaded = reader(path, allow_unsafe)
     except _Hostile as error:
         raise UnreadableFileError(
             f"{path} is refused because {error}; weights need arrays and plain containers alone "
             "(--allow-unsafe-weights reads a file that you trust)"
         ) from error
+    except DamagedFileError as error:
+        raise UnreadableFileError(f"{path} is damaged: {error}") from error
     # A damaged stream can raise nearly anything, MemoryError and RecursionError included.
     except Exception as error:
         raise UnreadableFileError(
@@ -113,9 +117,7 @@ def _read_torch(path: Path, allow_unsafe: bool) -> Any:
             for name in archive.namelist():
                 if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
                     raise _Hostile(f"its entry {name!r} points outside of it")
-            # torch itself does not look at the checksums it stores.
-            if bad := archive.testzip():
-                raise ValueError(f"the checksum of its entry {bad!r} does not match")
+            check_archive(archive, path.stat().st_size)
     try:
         return torch.load(path, map_location="cpu", weights_only=not allow_unsafe)
     except pickle.UnpicklingError as error:
@@ -254,6 +256,9 @@ def _array(data: Any, dtype: _Dtype, shape: tuple, order: str) -> np.ndarray:
     return flat.astype(dtype.dtype.newbyteorder("=")).reshape(shape, order=order)
 
 
+# What a pickle of arrays has at most: that of a detector has some thousand.
+_MOST_OPCODES = 5_000_000
+
 _ADMITTED = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _Encoded,
@@ -296,6 +301,8 @@ def _check_memo(file: IO[bytes]) -> None:
     The C unpickler allocates up to the highest number it meets: one flipped bit asks for gigabytes.
     """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
+        if count > _MOST_OPCODES:
+            raise ValueError(f"it has more than {_MOST_OPCODES:,} steps, which no weights need")
         if opcode.name in ("PUT", "BINPUT", "LONG_BINPUT") and argument > count:
             raise ValueError("its memo is numbered out of order")
 

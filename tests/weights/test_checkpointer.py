@@ -285,3 +285,44 @@ def test_config_travels_with_the_checkpoint_and_is_checked(tmp_path):
     checkpointer.load(str(tmp_path / "m.pth"))
     (warning,) = checkpointer.report.warnings
     assert "was trained with GN and MODEL.RESNETS.NORM is FRN+TLU" in warning
+
+
+def warnings_of(caplog):
+    found = [r.getMessage() for r in caplog.records if r.levelname == "WARNING"]
+    caplog.clear()
+    return found
+
+
+def test_a_resume_with_nothing_to_resume_says_so(tmp_path, caplog):
+    run = make_run(tmp_path / "empty")
+    run[2].resume_or_load("", resume=True)
+    (warning,) = warnings_of(caplog)
+    assert f"--resume: {tmp_path}/empty has no checkpoint to resume from" in warning
+    assert "starts with its start values" in warning and run[2].resumed == ""
+    run[2].resume_or_load("", resume=False)
+    assert not warnings_of(caplog)
+
+
+def test_a_checkpoint_given_as_weights_is_not_taken_for_one_to_resume(tmp_path, caplog):
+    (tmp_path / "a").mkdir()
+    make_run(tmp_path / "a", range(3))[2].save("m", iteration=2)
+    fresh = make_run(tmp_path / "b")
+    fresh[2].resume_or_load(str(tmp_path / "a" / "m.pth"), resume=True)
+    (warning,) = warnings_of(caplog)
+    assert "at iteration 0" in warning
+    assert "to go on with its optimizer after iteration 3, set OUTPUT_DIR" in warning
+
+
+@pytest.mark.parametrize("lost", ["last_checkpoint", "model_2.pth"])
+def test_it_resumes_from_what_is_left_of_its_folder(tmp_path, caplog, lost):
+    run = make_run(tmp_path)
+    for step in range(3):
+        train(run, [step])
+        run[2].save(f"model_{step}", iteration=step)
+    (tmp_path / lost).unlink()
+    resumed = make_run(tmp_path, seed=9)
+    last = 2 if lost == "last_checkpoint" else 1
+    assert resumed[2].resume_or_load("", resume=True)["iteration"] == last
+    assert resumed[2].resumed.endswith(f"model_{last}.pth") and resumed[1].iter == last
+    (warning,) = warnings_of(caplog)
+    assert f"resuming from {tmp_path}/model_{last}.pth" in warning

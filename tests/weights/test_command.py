@@ -70,7 +70,7 @@ def test_values_that_are_not_finite_are_named(tmp_path, capsys):
     state["layer2.0.conv1.weight"][0, 0] = torch.nan
     save_file(state, tmp_path / "w.pth")
     assert main(["inspect", str(tmp_path / "w.pth")]) == 1
-    assert "NaN or infinite in layer2.0.conv1.weight" in capsys.readouterr().out
+    assert "layer2.0.conv1.weight has NaN or infinite values" in capsys.readouterr().out
 
 
 def test_bad_input_is_one_sentence(tmp_path, capsys):

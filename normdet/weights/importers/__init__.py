@@ -21,6 +21,7 @@ from normdet.weights.facts import (
     shown_norms,
 )
 from normdet.weights.files import UnreadableFileError
+from normdet.weights.integrity import check_tensor
 
 from . import caffe2, mmdetection, resnets, torchvision_detectors
 from .layout import CLASSIFIER, Imported, Layout
@@ -119,11 +120,6 @@ def _complete(imported: Imported, checkpoint: Mapping[str, Any], source: str) ->
     return replace(known, shown=shown, folded=is_folded(imported.model, norm))
 
 
-def not_finite(weights: Mapping[str, torch.Tensor]) -> list[str]:
-    """The names of the tensors that have NaN or infinite values."""
-    return [k for k, v in weights.items() if v.is_floating_point() and not v.isfinite().all()]
-
-
 def _as_tensors(weights: Any, source: str) -> dict[str, torch.Tensor]:
     """Check that `weights` are tensors by name, numpy's included."""
     if not isinstance(weights, dict):
@@ -138,9 +134,16 @@ def _as_tensors(weights: Any, source: str) -> dict[str, torch.Tensor]:
             raise UnreadableFileError(
                 f"{source}: {name!r} is a {type(value).__name__}, not a tensor"
             )
-        half = value.dtype in (torch.float16, torch.bfloat16)
-        tensors[name] = value.float() if half else value
+        try:
+            check_tensor(name, value)
+        except NormdetError as error:
+            raise UnreadableFileError(f"{source} is refused, its tensor {error}") from error
+        tensors[name] = value.float() if _is_narrow(value) else value
     return _with_versions(tensors, weights)
+
+
+def _is_narrow(tensor: torch.Tensor) -> bool:
+    return tensor.is_floating_point() and tensor.element_size() < 4
 
 
 def _with_versions(tensors: dict[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
@@ -151,4 +154,4 @@ def _with_versions(tensors: dict[str, Any], state: Mapping[str, Any]) -> dict[st
     return tensors
 
 
-__all__ = ["CLASSIFIER", "LAYOUTS", "Imported", "Layout", "import_weights", "not_finite", "unwrap"]
+__all__ = ["CLASSIFIER", "LAYOUTS", "Imported", "Layout", "import_weights", "unwrap"]

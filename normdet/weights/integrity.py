@@ -1,0 +1,129 @@
+"""Whether a weights file is whole: checksums that it or its name carries, and what no network has.
+
+Formats differ in what they carry: `.pth` of torch >= 1.6 and the `.safetensors` that normdet
+writes have checksums of their numbers, other files have none. What remains for these is the hash in
+a published file's name, and values that no training leaves behind.
+"""
+
+import hashlib
+import re
+import zipfile
+from collections.abc import Mapping
+from pathlib import Path
+
+import torch
+
+from normdet.errors import NormdetError
+
+# Torch stores its entries as they are; an archive that grows more than this on reading is a trap.
+MOST_GROWTH = 20
+# A pickle of names and sizes: that of a detector has 0.3 MB.
+MOST_PICKLE = 32 << 20
+# Trained weights stay far below; of the 32 bits of a float, a flipped high one leads beyond.
+LARGEST = 1e8
+# These follow the scale of what is normalized, which can be raw pixels of 16 bits.
+_FREE = ("running_mean", "running_var", "num_batches_tracked", "steps", "stored", "cell_anchors")
+
+
+class DamagedFileError(ValueError):
+    """What is wrong with a file, in words that may follow its name."""
+
+
+def check_name(path: Path) -> None:
+    """Compare a file with the hash in its name, where the name ends in one.
+
+    Names such as `resnet50-0676ba61.pth` end in the first digits of the file's SHA-256: so do those
+    of torchvision, timm and mmdetection. Eight digits without a letter are taken for a date.
+
+    Raises:
+        DamagedFileError: the file has another hash.
+    """
+    stated = _hash_in_name(path)
+    if not stated:
+        return
+    with open(path, "rb") as file:
+        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
+        if digest is None:  # Python 3.10
+            digest = hashlib.sha256()
+            while block := file.read(1 << 20):
+                digest.update(block)
+    if not digest.hexdigest().startswith(stated):
+        raise DamagedFileError(
+            f"its name says that its SHA-256 begins with {stated}, it begins with "
+            f"{digest.hexdigest()[: len(stated)]}: fetch it again, or rename it if you changed it"
+        )
+
+
+def _hash_in_name(path: Path) -> str:
+    found = re.search(r"-([0-9a-f]{8,64})$", path.name.removesuffix(path.suffix))
+    return found[1] if found and not (found[1].isdecimal() or found[1].isalpha()) else ""
+
+
+def carries_checksum(path: Path) -> bool:
+    """Whether a file or its name has a checksum that covers all its numbers."""
+    if _hash_in_name(path) or (path.suffix != ".pkl" and zipfile.is_zipfile(path)):
+        return True
+    with open(path, "rb") as file:
+        header = int.from_bytes(file.read(8), "little")
+        return path.suffix == ".safetensors" and b'"crc32"' in file.read(min(header, 100 << 20))
+
+
+def check_archive(archive: zipfile.ZipFile, size: int) -> None:
+    """Verify the checksums of a `.pth`, which torch itself does not.
+
+    Args:
+        archive: opened.
+        size: of its file, in bytes.
+
+    Raises:
+        DamagedFileError: a checksum does not match, or the archive unpacks to far more than it is.
+    """
+    total = sum(entry.file_size for entry in archive.infolist())
+    if total > MOST_GROWTH * size + (1 << 20):
+        raise DamagedFileError(
+            f"it unpacks to {total / 1e9:.1f} GB from {size / 1e6:.1f} MB, which no weights do"
+        )
+    for entry in archive.infolist():
+        if entry.filename.endswith("data.pkl") and entry.file_size > MOST_PICKLE:
+            raise DamagedFileError(
+                f"its entry {entry.filename!r} has {entry.file_size / 1e6:.0f} MB of names and "
+                "sizes, which no weights need"
+            )
+    if bad := archive.testzip():
+        raise DamagedFileError(f"the checksum of its entry {bad!r} does not match")
+
+
+def check_tensor(name: str, tensor: torch.Tensor) -> None:
+    """Refuse a tensor that is no plain array of numbers, before anything is computed of it.
+
+    Raises:
+        NormdetError: sparse, quantized, complex or without numbers, or a view that repeats them.
+    """
+    if tensor.is_meta:
+        raise NormdetError(f"{name!r} has a size and no numbers")
+    if tensor.layout != torch.strided or tensor.is_quantized or tensor.is_complex():
+        kinds = {"complex": tensor.is_complex(), "quantized": tensor.is_quantized, "sparse": True}
+        kind = next(kind for kind, is_one in kinds.items() if is_one)
+        raise NormdetError(f"{name!r} is a {kind} tensor, not a plain one")
+    asked, held = tensor.numel() * tensor.element_size(), tensor.untyped_storage().nbytes()
+    if asked > max(held, 1 << 20):
+        raise NormdetError(f"{name!r} asks for {asked / 1e9:.3f} GB and the file has {held} bytes")
+
+
+def unusable(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
+    """The tensors whose values no trained network has, and what is wrong with each.
+
+    One pass over each, without a copy.
+    """
+    found = {}
+    for name, tensor in weights.items():
+        if not tensor.is_floating_point() or not tensor.numel():
+            continue
+        low, high = (float(value) for value in torch.aminmax(tensor.detach()))
+        if not (abs(low) < float("inf") and abs(high) < float("inf")):
+            found[name] = "has NaN or infinite values"
+        elif name.endswith("running_var") and low < 0:
+            found[name] = "has negative variances"
+        elif max(-low, high) > LARGEST and not any(word in name for word in _FREE):
+            found[name] = f"has values up to {max(-low, high):.2g}, which no trained network has"
+    return found
