@@ -136,7 +136,8 @@ class Trainer(DefaultTrainer):
                 self.checkpointer.resumed, self.start_iter, self.max_iter,
             )  # fmt: skip
         self.data_loader.batch_sampler.start = self.start_iter
-        self.started = () if self.checkpointer.resumed else start_norms(self.cfg, self.model, self.seed)
+        if not self.checkpointer.resumed:
+            self.started = start_norms(self.cfg, self.model, self.seed)
 
     def train(self) -> dict:
         """Train to `SOLVER.MAX_ITER` and evaluate.
