@@ -106,6 +106,8 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # change the function of the network least (normdet.start_from_data); 0 leaves weight 1, bias 0.
     node.START.IMAGES = 8
     node.START.PARTS = START_PARTS
+    # Parts whose new norms keep unit scale: KEEP alone is done to them.
+    node.START.UNIT_PARTS = ()
     # Where such norms learn their epsilon (LEARNED_EPS): the share of what they divide by that
     # stays as it is on average. 0 is the norm as its authors have it.
     node.START.KEEP = 0.0
@@ -192,8 +194,8 @@ def set_norm(cfg: CfgNode, text: str, parts: Iterable[str] | None = None) -> Non
     Args:
         cfg: with our keys (:func:`add_normdet_config`).
         text: an option such as `"GN"` or `"FRN+TLU"`.
-        parts: names out of :data:`PARTS`, or `["all"]`; the usual ones by default. `FrozenBN`
-            without `parts` goes to the backbone alone: a head has no statistics to freeze.
+        parts: names out of :data:`PARTS`, or `["all"]`; the usual ones by default. Without `parts`
+            `FrozenBN` and `AffineBN` go to the backbone alone: a head has no statistics to fix.
 
     Raises:
         NormdetError: on an unknown option or part.
@@ -206,8 +208,9 @@ def set_norm(cfg: CfgNode, text: str, parts: Iterable[str] | None = None) -> Non
         if part not in PARTS:
             raise NormdetError(f"unknown part {part!r} to normalize: one of {', '.join(PARTS)}")
     use_normdet_parts(cfg)
+    fixed = option.norm != "" and METHODS[option.norm].needs_statistics
     for part in chosen:
-        bare = parts is None and option.norm == "FrozenBN" and part != "backbone"
+        bare = parts is None and fixed and part != "backbone"
         put(cfg, PARTS[part], "" if bare else str(option))
 
 
@@ -244,10 +247,10 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.NORMDET.START has IMAGES {start.IMAGES}, KEEP {start.KEEP}: a count from 0 on, "
             "and a share from 0 to below 1"
         )
-    for part in start.PARTS:
+    for part in (*start.PARTS, *start.UNIT_PARTS):
         if part not in PARTS:
             raise NormdetError(
-                f"MODEL.NORMDET.START.PARTS: unknown part {part!r}: one of {', '.join(PARTS)}"
+                f"MODEL.NORMDET.START: unknown part {part!r}: one of {', '.join(PARTS)}"
             )
     if not all(value > 0 for value in cfg.DATASETS.PIXEL_STD):
         raise NormdetError(

@@ -34,6 +34,7 @@ class Method:
         params: its parameters and their defaults; they become the config keys
             `MODEL.NORMDET.<NAME>.<PARAM>`.
         needs_batch: whether training needs more than one value per channel in a worker's batch.
+        needs_statistics: whether all it normalizes by are statistics that its weights bring.
         needs_space: whether it has nothing to average where layers are fully connected.
         excludes: methods it has no meaning with, and why.
         takes_plain: whether a weight that was trained without a weight method keeps its function
@@ -49,6 +50,7 @@ class Method:
     build: Callable[..., nn.Module] | None = None
     params: Mapping[str, Any] = field(default_factory=dict)
     needs_batch: bool = False
+    needs_statistics: bool = False
     needs_space: bool = False
     excludes: Mapping[str, str] = field(default_factory=dict)
     takes_plain: bool = False
@@ -64,6 +66,10 @@ def _by_dims(one: type, two: type, three: type) -> Callable[..., nn.Module]:
 
 def _frozen_bn(channels: int, dims: int, activation: str | None, eps: float) -> nn.Module:
     return layers.FrozenBatchNorm2d(channels, eps, activation)
+
+
+def _affine_bn(channels: int, dims: int, activation: str | None, eps: float) -> nn.Module:
+    return layers.AffineBatchNorm2d(channels, eps, activation)
 
 
 def _learned_eps(family: str, value: str, dims: int, allowed: tuple[str, ...]) -> bool:
@@ -124,7 +130,15 @@ METHODS: dict[str, Method] = {
             statistics="none: the pretrained running averages, fixed",
             cost="nothing kept, one multiply-add",
             when="pretrained backbone, images like ImageNet, nothing to learn: the baseline",
-            build=_frozen_bn, params={"EPS": 1e-5},
+            build=_frozen_bn, params={"EPS": 1e-5}, needs_statistics=True,
+        ),
+        Method(
+            "AffineBN", "norm",
+            paper="Batch Normalization, 1502.03167; in eval mode as mmdetection trains it",
+            statistics="none: the pretrained running averages, fixed",
+            cost="keeps x; one multiply-add",
+            when="as FrozenBN, where the affine should learn: mmdetection's default",
+            build=_affine_bn, params={"EPS": 1e-5}, needs_statistics=True,
         ),
         Method(
             "BN", "norm",

@@ -9,7 +9,7 @@ from normdet.errors import NormdetError
 from normdet.options import METHODS, names, parse, table, valid_options
 
 
-@pytest.mark.parametrize("text", ["FrozenBN", "BN", "SyncBN", "GN", "LN", "IN", "FRN"])
+@pytest.mark.parametrize("text", ["FrozenBN", "AffineBN", "BN", "SyncBN", "GN", "LN", "IN", "FRN"])
 def test_the_norms_are_there_with_every_modifier(text):
     for modifiers in ("", "+TLU", "+WS", "+TLU+WS"):
         assert str(parse(text + modifiers)) == text + modifiers

@@ -26,7 +26,7 @@ from .views import Views
 
 RUNGS = ("closed", "calibrated", "distilled", "annealed")
 # Norms at whose test time a network can be taken over: one affine a channel, or what images tell.
-_SOURCES = ("FrozenBN", "BN", "SyncBN", "EvalNorm", "BRN", "GN", "LN", "IN", "FRN")
+_SOURCES = ("FrozenBN", "AffineBN", "BN", "SyncBN", "EvalNorm", "BRN", "GN", "LN", "IN", "FRN")
 # Norms that can be softened by a learned epsilon, and left for by and by.
 PER_EXAMPLE = ("GN", "LN", "IN", "FRN")
 

@@ -2,6 +2,7 @@
 
 from .activation import TLU, AddAct
 from .adaptive_weight_standardization import AdaptiveWeightStandardization, standardize_adaptively
+from .affine_batch_norm import AffineBatchNorm2d
 from .base import NormLayer, after_step
 from .batch_instance_norm import BatchInstanceNorm
 from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, FrozenBatchNorm2d, freeze_batch_norm
@@ -25,6 +26,7 @@ __all__ = [
     "TLU",
     "AdaptiveWeightStandardization",
     "AddAct",
+    "AffineBatchNorm2d",
     "BatchInstanceNorm",
     "BatchNorm1d",
     "BatchNorm2d",

@@ -324,4 +324,5 @@ def without_weight_method(option: str) -> str:
 
 def is_bn(option: str) -> bool:
     """Whether its test time is BN's, under any of detectron2's names or as BRN and EvalNorm."""
-    return re.fullmatch(r"(Frozen|Sync|nnSync|naiveSync)?BN(_N)?|BRN|EvalNorm", option) is not None
+    kin = r"(Frozen|Affine|Sync|nnSync|naiveSync)?BN(_N)?|BRN|EvalNorm"
+    return re.fullmatch(kin, option) is not None

@@ -62,7 +62,7 @@ def test_no_images_leave_norms_as_they_are_built(untested):  # noqa: F811
 
 
 def test_unknown_parts_are_refused(untested):  # noqa: F811
-    with pytest.raises(NormdetError, match=r"START\.PARTS: unknown part 'heads'"):
+    with pytest.raises(NormdetError, match=r"START: unknown part 'heads'"):
         untested("parts", "MODEL.NORMDET.START.PARTS", "('heads',)")
 
 

@@ -12,7 +12,7 @@ SHAPES = {0: (3, 8), 1: (3, 8, 7), 2: (2, 8, 5, 3), 3: (2, 8, 2, 3, 4)}
 CASES = [
     (norm, dims)
     for norm in (
-        "FrozenBN", "BN", "SyncBN", "GN", "LN", "IN", "FRN",
+        "FrozenBN", "AffineBN", "BN", "SyncBN", "GN", "LN", "IN", "FRN",
         "BRN", "BIN", "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN",
     )
     for dims in SHAPES

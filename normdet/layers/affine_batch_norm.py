@@ -1,0 +1,29 @@
+"""Batch norm of fixed statistics whose affine trains: mmdetection's default (`norm_eval=True`)."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+from .batch_norm import FrozenBatchNorm2d
+
+
+class AffineBatchNorm2d(FrozenBatchNorm2d):
+    """`(x - running_mean) / sqrt(running_var + eps) * weight + bias`, weight and bias trained.
+
+    Training and test are the same function. State-dict keys are BN's. Weights whose statistics are
+    folded into the affine train as well: the affine is all there is. Takes any `(N, C, *S)`; saves
+    `x` for the gradient of `weight`.
+    """
+
+    def __init__(self, num_features: int, eps: float = 1e-5, activation: str | None = None):
+        super().__init__(num_features, eps, activation)
+        for name in ("weight", "bias"):
+            value = self._buffers.pop(name)
+            self.register_parameter(name, nn.Parameter(value))
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        self._check_input(x)
+        statistics = self.running_mean, self.running_var
+        if x.numel():
+            x = F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps)
+        return self.activate(x)
