@@ -1,5 +1,6 @@
 """detectron2's parts with any norm option; importing this registers them."""
 
+from . import detector  # noqa: F401  (registers)
 from .box_head import NormdetFastRCNNConvFCHead, normalize_box_head
 from .describe import PartRow, describe_norms, part_of
 from .fpn import (

@@ -1,0 +1,107 @@
+"""The parts of a detectron2 detector for :func:`normdet.normalize`: their names, and bare ones."""
+
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+from detectron2.modeling.backbone import FPN
+from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
+from detectron2.modeling.proposal_generator.rpn import RPN, StandardRPNHead
+from detectron2.modeling.roi_heads import (
+    FastRCNNConvFCHead,
+    KRCNNConvDeconvUpsampleHead,
+    MaskRCNNConvUpsampleHead,
+)
+from torch import nn
+
+from ..config import PART_TENSORS, PARTS, USUAL_PARTS
+from ..options import NormOption
+from ..surgery import Bare, knows_bare_parts
+from .box_head import normalize_box_head
+from .fpn import normalize_fpn
+from .keypoint_head import normalize_keypoint_head
+from .mask_head import normalize_mask_head
+from .retinanet import normalize_retinanet_head
+from .rpn_head import normalize_rpn_head
+
+_NONE = NormOption()
+
+
+@knows_bare_parts
+def bare_parts(model: nn.Module, option: NormOption, parts: list[str] | None) -> Bare | None:
+    """What a detector of detectron2 has to normalize beside the norms it has.
+
+    Args:
+        parts: names out of :data:`normdet.config.PARTS` or of modules; None for the usual parts.
+    """
+    if not _is_detector(model):
+        return None
+    if parts == ["all"]:
+        parts = list(PARTS)
+    wanted = USUAL_PARTS if parts is None else [part for part in parts if part in PARTS]
+    # A head has no statistics to freeze.
+    found = {} if option.norm == "FrozenBN" else _bare(model, option)
+    dress = {name: act for part in wanted for name, act in found.get(part, {}).items()}
+    if parts is None:
+        return Bare(None, dress)
+    modules = [part for part in parts if part not in PARTS]
+    names = [name for name, _ in model.named_modules()]
+    prefixes = [prefix for part in wanted for prefix in PART_TENSORS[part]]
+    modules += [name for name in names if any(f"{name}.".startswith(p) for p in prefixes)]
+    return Bare(modules, dress)
+
+
+def _is_detector(model: nn.Module) -> bool:
+    return hasattr(model, "backbone") and any(
+        isinstance(module, FPN | RPN | RetinaNetHead) for module in model.modules()
+    )
+
+
+def _bare(model: nn.Module, option: NormOption) -> dict[str, dict[str, Callable[[], Any]]]:
+    """For every part, what normalizes its modules that have no norms."""
+    found: dict[str, dict[str, Callable[[], Any]]] = {part: {} for part in PARTS}
+    levels = _levels(model)
+    for name, module in model.named_modules():
+        if isinstance(module, FPN):
+            if not _normed(module.lateral_convs):
+                found["fpn"][name] = partial(normalize_fpn, module, option, _NONE)
+            if hasattr(module.top_block, "p6") and not hasattr(module.top_block, "p6_norm"):
+                found["fpn_top"][f"{name}.top_block"] = partial(
+                    normalize_fpn, module, _NONE, option
+                )
+        elif isinstance(module, StandardRPNHead) and not _normed([module.conv]):
+            found["rpn_head"][name] = partial(normalize_rpn_head, module, option, levels)
+        elif isinstance(module, FastRCNNConvFCHead):
+            if module.conv_norm_relus and not _normed(module.conv_norm_relus):
+                found["box_head"][name] = partial(normalize_box_head, module, option, _NONE)
+            if module.fcs and not hasattr(module, "fc_norm1"):
+                found["box_fc"][f"{name}.fc"] = partial(normalize_box_head, module, _NONE, option)
+        elif isinstance(module, MaskRCNNConvUpsampleHead):
+            if not _normed(module.conv_norm_relus):
+                found["mask_head"][name] = partial(normalize_mask_head, module, option, _NONE)
+            if not hasattr(module, "deconv_norm"):
+                found["mask_deconv"][f"{name}.deconv"] = partial(
+                    normalize_mask_head, module, _NONE, option
+                )
+        elif isinstance(module, KRCNNConvDeconvUpsampleHead):
+            if not hasattr(module, "conv_fcn_norm1"):
+                found["keypoint_head"][name] = partial(normalize_keypoint_head, module, option)
+        elif isinstance(module, RetinaNetHead) and len(module.cls_subnet) == 2 * sum(
+            isinstance(layer, nn.Conv2d) for layer in module.cls_subnet
+        ):
+            found["retinanet_head"][name] = partial(
+                normalize_retinanet_head, module, option, levels
+            )
+    return found
+
+
+def _normed(convs) -> bool:
+    layers = [layer for conv in convs for layer in conv.modules()]
+    return any(getattr(layer, "norm", None) is not None for layer in layers)
+
+
+def _levels(model: nn.Module) -> int:
+    """How many feature maps a shared head sees in turn."""
+    if hasattr(model, "head_in_features"):
+        return len(model.head_in_features)
+    return len(getattr(getattr(model, "proposal_generator", None), "in_features", [0]))
