@@ -8,6 +8,7 @@ import importlib
 
 from .errors import NormdetError
 from .moved import keep_old_names
+from .noise import keep_quiet
 from .registration import register_with_detectron2
 from .version import __version__
 
@@ -15,6 +16,7 @@ _HOME = {
     "NormOption": "options",
     "add_normdet_config": "keys",
     "config_file": "config",
+    "get_default_optimizer_params": "solver",
     "normalize": "surgery",
     "parse": "options",
     "set_norm": "keys",
@@ -28,6 +30,7 @@ __all__ = [
     "__version__",
     "add_normdet_config",
     "config_file",
+    "get_default_optimizer_params",
     "normalize",
     "parse",
     "set_norm",
@@ -36,6 +39,7 @@ __all__ = [
 
 register_with_detectron2()
 keep_old_names()
+keep_quiet()
 
 
 def __getattr__(name: str):

@@ -3,31 +3,16 @@
 import argparse
 import importlib
 import os
-import re
 import shutil
 import signal
 import sys
-import warnings
 from collections.abc import Sequence
 from pathlib import Path
 
 from normdet.arguments import train_arguments
 from normdet.errors import NormdetError
+from normdet.noise import NOISE, NOISY_MODULES
 from normdet.version import __version__
-
-# How third-party notices begin that no user of normdet can act on.
-_NOISE = (
-    ("`torch.jit.script", FutureWarning),
-    ("`torch.jit.script", DeprecationWarning),
-    ("`torch.cuda.amp.", FutureWarning),
-    ("`broadcast_buffers` is deprecated", FutureWarning),
-    ("torch.meshgrid", UserWarning),
-    ("pkg_resources is deprecated", UserWarning),
-    ("pkg_resources is deprecated", DeprecationWarning),
-    ("The given NumPy array is not writable", UserWarning),  # masks, which are only read
-)
-# Modules of torch that log a warning on being imported by detectron2.
-_NOISY_MODULES = ("torch.utils.cpp_extension", "torch.fx._symbolic_trace")
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -94,14 +79,11 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _quiet_warnings() -> None:
-    """Silence known third-party notices, in this process and in those it starts."""
-    rules = []
-    for prefix, category in _NOISE:
-        warnings.filterwarnings("ignore", re.escape(prefix), category)
-        rules.append(f"ignore:{prefix}:{category.__name__}")
+def _keep_workers_quiet() -> None:
+    """Silence known notices of other packages in the processes that this one starts, too."""
+    rules = [f"ignore:{prefix}:{category.__name__}" for prefix, category in NOISE]
     _prepend("PYTHONWARNINGS", rules)
-    _prepend("TORCH_LOGS", [f"-{module}" for module in _NOISY_MODULES])
+    _prepend("TORCH_LOGS", [f"-{module}" for module in NOISY_MODULES])
 
 
 def _prepend(variable: str, rules: list[str]) -> None:
@@ -146,7 +128,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     was stopped. Other exceptions pass: they are bugs, and their traceback is wanted.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    _quiet_warnings()
+    _keep_workers_quiet()
     try:
         if argv and argv[0] in _TRAINING:
             _train(train_arguments(argv[1:], argv[0], _sentence(_TRAINING[argv[0]])))

@@ -2,6 +2,7 @@
 
 import difflib
 import importlib.resources
+import io
 import itertools
 import os
 from collections.abc import Iterable, Sequence
@@ -12,6 +13,7 @@ from detectron2.config import CfgNode, get_cfg
 
 from . import keys
 from .errors import NormdetError
+from .files.numbers import read_numbers
 from .keys import add_normdet_config, check_config, set_norm, use_normdet_parts
 
 
@@ -62,8 +64,27 @@ def merged_config(name: str) -> str:
     return comment + yaml.safe_dump(merged, default_flow_style=None)
 
 
+class _Loader(yaml.SafeLoader):
+    """YAML's safe loader, which also reads the numbers that detectron2's zoo spells for `eval`."""
+
+
+def _read_numbers(loader: yaml.SafeLoader, node: yaml.Node):
+    (text,) = loader.construct_sequence(node)
+    return read_numbers(text)
+
+
+_Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _read_numbers)
+
+
 class _File(CfgNode):
     """A config that is read from a file, with the folders it names by their place beside it."""
+
+    @classmethod
+    def _open_cfg(cls, filename: str) -> io.StringIO:
+        """The file as plain YAML."""
+        with super()._open_cfg(filename) as file:
+            content = yaml.load(file, Loader=_Loader)
+        return io.StringIO(yaml.safe_dump(content, sort_keys=False))
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:

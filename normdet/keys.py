@@ -29,6 +29,7 @@ PARTS: dict[str, str] = {
     "mask_deconv": "MODEL.NORMDET.MASK_DECONV_NORM",
     "keypoint_head": "MODEL.NORMDET.KEYPOINT_HEAD_NORM",
     "retinanet_head": "MODEL.RETINANET.NORM",
+    "sem_seg_head": "MODEL.SEM_SEG_HEAD.NORM",
 }
 
 # What the names of a part's tensors begin with. A backbone's file may leave out the first words.
@@ -44,11 +45,18 @@ PART_TENSORS: dict[str, tuple[str, ...]] = {
     "mask_deconv": ("roi_heads.mask_head.deconv.",),
     "keypoint_head": ("roi_heads.keypoint_head.",),
     "retinanet_head": ("head.",),
+    "sem_seg_head": ("sem_seg_head.",),
 }
 
 # What the flag sets when no parts are named: the parts that the published GN and SyncBN models of
 # detectron2 normalize, so that a row of ours differs from theirs in the norm alone.
-USUAL_PARTS = ("backbone", "fpn", "box_head", "mask_head", "retinanet_head")
+USUAL_PARTS = ("backbone", "fpn", "box_head", "mask_head", "retinanet_head", "sem_seg_head")
+
+# What a part's key says in detectron2 where no norm is asked for, if that is not none.
+STOCK_NORM = {"sem_seg_head": "GN"}
+
+# The detectors that have a part; others are built without it, and its key says nothing of them.
+DETECTORS_WITH = {"sem_seg_head": ("PanopticFPN", "SemanticSegmentor")}
 
 # The parts whose new norms start from data: what follows them was made for the scale that their
 # layers have without a norm. The box head is left out: unit scale suits its predictor better.
@@ -70,6 +78,7 @@ BUILDERS: dict[str, tuple[str, ...]] = {
     "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
     "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "MODEL.ROI_KEYPOINT_HEAD.NAME": ("KRCNNConvDeconvUpsampleHead",),
+    "MODEL.SEM_SEG_HEAD.NAME": ("SemSegFPNHead",),
 }
 
 
@@ -210,8 +219,15 @@ def set_norm(cfg: CfgNode, text: str, parts: Iterable[str] | None = None) -> Non
     use_normdet_parts(cfg)
     fixed = option.norm != "" and METHODS[option.norm].needs_statistics
     for part in chosen:
+        if parts is None and not has_part(cfg, part):
+            continue
         bare = parts is None and fixed and part != "backbone"
-        put(cfg, PARTS[part], "" if bare else str(option))
+        put(cfg, PARTS[part], STOCK_NORM.get(part, "") if bare else str(option))
+
+
+def has_part(cfg: CfgNode, part: str) -> bool:
+    """Whether the detector may have the part, as far as its architecture tells."""
+    return cfg.MODEL.META_ARCHITECTURE in DETECTORS_WITH.get(part, (cfg.MODEL.META_ARCHITECTURE,))
 
 
 def check_config(cfg: CfgNode) -> None:

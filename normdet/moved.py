@@ -20,6 +20,7 @@ MOVED = {
     "inference": "evaluation",
     "inspect_weights": "weights.command",
     "lock": "files.lock",
+    "modeling.per_level": "layers.per_level",
     "predict": "medical.predict",
     "prepare": "medical.prepare",
     "prepare.faults": "files.faults",

@@ -335,12 +335,16 @@ class NormOption:
     def __bool__(self) -> bool:
         return bool(self.norm)
 
-    def build_norm(self, channels: int, *, activate: bool = False, dims: int = 2) -> nn.Module:
+    def build_norm(
+        self, channels: int, *, activate: bool = False, dims: int = 2, levels: int = 1
+    ) -> nn.Module:
         """The norm of a layer with `channels` outputs.
 
         Args:
             activate: fuse the option's activation behind it.
             dims: spatial dimensions, 0 for fully connected `(N, C)`.
+            levels: how many maps the layer is applied to in turn; batch statistics are kept for
+                each.
 
         Raises:
             NormdetError: if the norm has no meaning there.
@@ -353,6 +357,10 @@ class NormOption:
         activation = self.activation if activate else None
         module = method.build(channels, dims, activation, **self._params(self.norm))
         module.option = str(self)
+        if levels > 1 and module.batch_statistics:
+            alike = (self.build_norm(channels, dims=dims) for _ in range(levels))
+            module = layers.PerLevelNorm(alike, activation)
+            module.option = str(self)
         return module
 
     def build_scalars(self, channels: int, *, activate: bool = False, **which: bool) -> nn.Module:

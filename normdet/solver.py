@@ -5,12 +5,13 @@ from collections.abc import Iterator
 import torch
 from detectron2.config import CfgNode
 from detectron2.layers.batch_norm import LayerNorm
-from detectron2.solver import get_default_optimizer_params
+from detectron2.solver import build
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
 
 from .layers import NormLayer, WeightMethod
 
+_detectron2_groups = build.get_default_optimizer_params
 # Norms that are not ours but may stand in a model of ours; torch's own detectron2 finds.
 _FOREIGN_NORMS = (LayerNorm,)
 
@@ -27,14 +28,36 @@ def norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from module.parameters(recurse=False)
 
 
-def optimizer_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
-    """detectron2's parameter groups, but no norm's parameter decays unless it is asked to.
+def get_default_optimizer_params(
+    model: nn.Module, *, weight_decay_norm: float | None = None, **options
+) -> list[dict]:
+    """detectron2's parameter groups, but `weight_decay_norm` holds for every norm's parameters.
 
-    What a norm's `rates` names trains at that multiple of the learning rate.
-    `SOLVER.WEIGHT_DECAY_NORM` (0 by default) holds for all norms; detectron2's own builder knows a
-    closed tuple of torch's types and decays the rest with the weights.
+    detectron2's own knows a closed tuple of torch's norms and decays the rest with the weights.
+    What a norm's `rates` names trains at that multiple of the learning rate. For LazyConfig:
+    `L(normdet.get_default_optimizer_params)(base_lr=0.02, weight_decay_norm=0.0)`.
+
+    Args:
+        weight_decay_norm: None decays norms as weights.
+        options: see `detectron2.solver.get_default_optimizer_params`.
     """
-    groups = get_default_optimizer_params(
+    groups = _detectron2_groups(model, weight_decay_norm=weight_decay_norm, **options)
+    ours, rates = set(norm_parameters(model)), _own_rates(model)
+    single = []
+    for group in groups:
+        for p in group["params"]:
+            own = {**group, "params": [p]}
+            if p in rates and "lr" in group:
+                own["lr"] = group["lr"] * rates[p]
+            if p in ours and weight_decay_norm is not None:
+                own["weight_decay"] = weight_decay_norm
+            single.append(own)
+    return _merged(single)
+
+
+def optimizer_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
+    """:func:`get_default_optimizer_params` as the config's `SOLVER` says."""
+    return get_default_optimizer_params(
         model,
         base_lr=cfg.SOLVER.BASE_LR,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
@@ -42,14 +65,6 @@ def optimizer_groups(cfg: CfgNode, model: nn.Module) -> list[dict]:
         bias_lr_factor=cfg.SOLVER.BIAS_LR_FACTOR,
         weight_decay_bias=cfg.SOLVER.WEIGHT_DECAY_BIAS,
     )
-    ours, rates = set(norm_parameters(model)), _own_rates(model)
-    single = []
-    for group in groups:
-        for p in group["params"]:
-            lr = group["lr"] * rates.get(p, 1.0)
-            decay = cfg.SOLVER.WEIGHT_DECAY_NORM if p in ours else group["weight_decay"]
-            single.append({**group, "params": [p], "lr": lr, "weight_decay": decay})
-    return _merged(single)
 
 
 def _own_rates(model: nn.Module) -> dict[nn.Parameter, float]:
@@ -81,3 +96,8 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
     )
     return maybe_add_gradient_clipping(cfg, sgd)
+
+
+def decay_no_norm_in_detectron2() -> None:
+    """Let detectron2's own `build_optimizer`, as `DefaultTrainer` calls it, know our norms too."""
+    build.get_default_optimizer_params = get_default_optimizer_params

@@ -27,8 +27,13 @@ def norms(cfg) -> dict[str, str]:
 def test_the_flag_fills_every_usual_part(cfg):
     normdet.set_norm(cfg, "FRN+TLU")
     filled = {part for part, norm in norms(cfg).items() if norm == "FRN+TLU"}
-    assert filled == set(USUAL_PARTS)
-    assert str(norm_option(cfg, "res5_head")) == "FRN+TLU"
+    assert filled == set(USUAL_PARTS) - {"sem_seg_head"}  # which no Mask R-CNN has
+    cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
+    normdet.set_norm(cfg, "FRN+TLU")
+    assert cfg.MODEL.SEM_SEG_HEAD.NORM == "FRN+TLU"
+    normdet.set_norm(cfg, "FrozenBN")
+    assert cfg.MODEL.SEM_SEG_HEAD.NORM == "GN"  # detectron2's own
+    assert str(norm_option(cfg, "res5_head")) == "FrozenBN"  # as the backbone
 
 
 def test_the_flag_names_our_builders(cfg):
@@ -45,6 +50,7 @@ def test_every_builder_of_ours_is_registered():
         BACKBONE_REGISTRY,
         META_ARCH_REGISTRY,
         ROI_HEADS_REGISTRY,
+        SEM_SEG_HEADS_REGISTRY,
         roi_heads,
     )
     from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
@@ -57,6 +63,7 @@ def test_every_builder_of_ours_is_registered():
         "MODEL.ROI_BOX_HEAD.NAME": roi_heads.ROI_BOX_HEAD_REGISTRY,
         "MODEL.ROI_MASK_HEAD.NAME": roi_heads.ROI_MASK_HEAD_REGISTRY,
         "MODEL.ROI_KEYPOINT_HEAD.NAME": roi_heads.ROI_KEYPOINT_HEAD_REGISTRY,
+        "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
     }
     for key, stock in BUILDERS.items():
         for name in stock:
@@ -84,7 +91,8 @@ def test_frozen_bn_freezes_the_backbone_and_leaves_the_heads_bare(cfg):
     normdet.set_norm(cfg, "GN")
     normdet.set_norm(cfg, "FrozenBN")
     assert norms(cfg)["backbone"] == "FrozenBN"
-    assert {norms(cfg)[part] for part in USUAL_PARTS if part != "backbone"} == {""}
+    heads = set(USUAL_PARTS) - {"backbone", "sem_seg_head"}
+    assert {norms(cfg)[part] for part in heads} == {""}
 
 
 def test_chosen_parts_alone(cfg):
@@ -198,3 +206,32 @@ def test_config_file_finds_and_suggests():
     with pytest.raises(NormdetError, match=r"did you mean coco/mask_rcnn_R_50_FPN_3x_gn\.yaml"):
         normdet.config_file("coco/mask_rcnn_R50_FPN_3x_gn.yaml")
     assert len(config_names()) == len(set(config_names())) > 40
+
+
+def test_anchor_sizes_that_the_zoo_spells_for_eval_are_read_safely(tmp_path):
+    file = tmp_path / "config.yaml"
+    spelled = '!!python/object/apply:eval ["[[x, x * 2] for x in [32, 64]]"]'
+    file.write_text(f"MODEL:\n  ANCHOR_GENERATOR:\n    SIZES: {spelled}\n")
+    assert load_config(file).MODEL.ANCHOR_GENERATOR.SIZES == [[32, 64], [64, 128]]
+    file.write_text("MODEL:\n  WEIGHTS: !!python/object/apply:os.getcwd []\n")
+    with pytest.raises(NormdetError, match="getcwd"):
+        load_config(file)
+    file.write_text(file.read_text().replace("os.getcwd []", 'eval ["open(0)"]'))
+    with pytest.raises(NormdetError, match="no list of numbers"):
+        load_config(file)
+
+
+def test_a_start_without_notices_of_other_packages():
+    code = """
+import normdet, torch
+from detectron2.config import get_cfg
+from detectron2.engine import DefaultTrainer
+from detectron2.modeling import build_model
+cfg = get_cfg()
+normdet.add_normdet_config(cfg)
+cfg.MODEL.DEVICE = "cpu"
+normdet.set_norm(cfg, "GN")
+build_model(cfg).backbone(torch.rand(1, 3, 64, 64))
+"""
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stderr == ""

@@ -13,7 +13,7 @@ PACKAGE = Path(__file__).resolve().parents[1] / "normdet"
 WINGS = ("lab", "medical")
 # What knows nothing of detectron2, at import or ever.
 NOT_AT_IMPORT = ("keys", "options", "layers", "ops", "files.atomic", "files.lock", "files.faults")
-NEVER = ("options", "layers", "ops")
+NEVER = ("options", "layers", "ops", "surgery")
 
 
 def imports(file: Path, *, at_run_time: bool = True) -> Iterator[str]:

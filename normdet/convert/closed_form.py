@@ -14,9 +14,9 @@ from torch import Tensor, nn
 from normdet.errors import NormdetError
 from normdet.layers import GroupNorm, SwitchNorm, WSConv2d
 from normdet.layers.per_example import PerExampleNorm, StoredMoments
+from normdet.layers.per_level import PerLevelNorm
 from normdet.layers.reparametrized import out_dim
 from normdet.modeling.normalized import learned_weight, put_weight, used_weight
-from normdet.modeling.per_level import PerLevelNorm
 
 from .channels import Samples, arrange, channel_scales
 from .sites import (

@@ -12,8 +12,8 @@ from normdet.layers.batch_norm import _BatchNorm
 from normdet.layers.batch_renorm import BatchRenorm
 from normdet.layers.batch_statistics import of_no_data
 from normdet.layers.per_example import PerExampleNorm
+from normdet.layers.per_level import PerLevelNorm
 from normdet.modeling.normalized import layer_before, learned_weight, used_weight
-from normdet.modeling.per_level import PerLevelNorm
 from normdet.modeling.resnet import BasicBlock, DeformBottleneckBlock
 
 # Norms that are one affine a channel at test time, from stored moments.

@@ -15,6 +15,7 @@ from .group_norm import GroupNorm, InstanceNorm, LayerNorm, groups_for
 from .inplace_abn import InPlaceABN
 from .mean_only_batch_norm import MeanOnlyBatchNorm
 from .per_example import PerExampleNorm, StoredMoments, leave_stored
+from .per_level import PerLevelNorm
 from .reparametrized import Reparametrized, WeightMethod, reparametrize
 from .spectral_norm import SpectralNorm, spectral_norm
 from .switch_norm import SwitchNorm
@@ -46,6 +47,7 @@ __all__ = [
     "MeanOnlyBatchNorm",
     "NormLayer",
     "PerExampleNorm",
+    "PerLevelNorm",
     "Reparametrized",
     "SpectralNorm",
     "StoredMoments",

@@ -14,9 +14,10 @@ from .res5_heads import NormdetRes5ROIHeads
 from .resnet import build_normdet_resnet_backbone, normalize_resnet
 from .retinanet import NormdetRetinaNet, normalize_retinanet_head
 from .rpn_head import NormdetStandardRPNHead, normalize_rpn_head
-from .stock import explain_stock_refusals
+from .sem_seg_head import NormdetSemSegFPNHead, normalize_sem_seg_head
+from .stock import teach_stock_detectors
 
-explain_stock_refusals()
+teach_stock_detectors()
 
 __all__ = [
     "NormdetFastRCNNConvFCHead",
@@ -24,6 +25,7 @@ __all__ = [
     "NormdetMaskRCNNConvUpsampleHead",
     "NormdetRes5ROIHeads",
     "NormdetRetinaNet",
+    "NormdetSemSegFPNHead",
     "NormdetStandardRPNHead",
     "PartRow",
     "build_normdet_resnet_backbone",
@@ -37,5 +39,6 @@ __all__ = [
     "normalize_resnet",
     "normalize_retinanet_head",
     "normalize_rpn_head",
+    "normalize_sem_seg_head",
     "part_of",
 ]

@@ -17,14 +17,18 @@ _PARTS = {
     "backbone": r"backbone\.bottom_up\.",
     "FPN top": r"backbone\.top_block\.",
     "FPN": r"backbone\.",
-    "RPN head": r"proposal_generator\.",
+    "RPN head": r"proposal_generator\.rpn_head\.",
     "res5 on regions": r"roi_heads\.res5\.",
     "box head": r"roi_heads\.box_head\.",
     "box predictor": r"roi_heads\.box_predictor\.",
     "mask head": r"roi_heads\.mask_head\.",
     "keypoint head": r"roi_heads\.keypoint_head\.",
     "RetinaNet head": r"head\.",
-    "other": r"",
+    "semantic head": r"sem_seg_head\.",
+    "instance head": r"ins_embed_head\.",
+    "proposals": r"proposal_generator\.",
+    "regions": r"roi_heads\.",
+    "detector": r"",
 }
 
 PARTS = tuple(_PARTS)

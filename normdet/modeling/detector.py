@@ -14,7 +14,7 @@ from detectron2.modeling.roi_heads import (
 )
 from torch import nn
 
-from ..config import PART_TENSORS, PARTS, USUAL_PARTS
+from ..keys import PART_TENSORS, PARTS, USUAL_PARTS
 from ..options import NormOption
 from ..surgery import Bare, knows_bare_parts
 from .box_head import normalize_box_head
@@ -32,7 +32,7 @@ def bare_parts(model: nn.Module, option: NormOption, parts: list[str] | None) ->
     """What a detector of detectron2 has to normalize beside the norms it has.
 
     Args:
-        parts: names out of :data:`normdet.config.PARTS` or of modules; None for the usual parts.
+        parts: names out of :data:`normdet.keys.PARTS` or of modules; None for the usual parts.
     """
     if not _is_detector(model):
         return None

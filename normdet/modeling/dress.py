@@ -9,7 +9,6 @@ from torch import nn
 
 from ..keys import put
 from ..options import NormOption
-from .per_level import build_shared_norm
 
 
 def without_norms(cfg: CfgNode, *keys: str) -> CfgNode:
@@ -50,7 +49,7 @@ def dress_conv(
             conv.activation = option.build_activation(conv.out_channels)
         return conv
     conv.bias = None
-    conv.norm = build_shared_norm(option, conv.out_channels, activate=activate, levels=levels)
+    conv.norm = option.build_norm(conv.out_channels, activate=activate, levels=levels)
     conv.activation = None
     return replace_child(parent, conv, option.build_weight(conv))
 

@@ -8,14 +8,13 @@ from ..keys import norm_option
 from ..options import NormOption
 from .dress import without_norms
 from .lean import lean
-from .per_level import build_shared_norm
 
 
 def _normalize_subnet(subnet: nn.Sequential, option: NormOption, levels: int) -> nn.Sequential:
     layers: list[nn.Module] = []
     for conv in subnet:
         if isinstance(conv, nn.Conv2d):
-            norm = build_shared_norm(option, conv.out_channels, activate=True, levels=levels)
+            norm = option.build_norm(conv.out_channels, activate=True, levels=levels)
             # detectron2 keeps the bias and gives the activation a place: so do the keys.
             layers += [option.build_weight(conv), norm, nn.Identity()]
     return nn.Sequential(*layers)

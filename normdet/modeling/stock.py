@@ -1,19 +1,31 @@
-"""A clear refusal where a stock builder meets a name that only ours can honour.
+"""Stock configs with our names: detectron2's own detectors take our parts where only these can.
 
-detectron2's `get_norm` looks names up in a closed table, so `NORM: FRN+TLU` in a stock builder ends
-in `KeyError: 'FRN+TLU'`. Here the same failure says which builder to use. Names that detectron2
-knows pass through untouched.
+With `add_normdet_config(cfg)` and `MODEL.RESNETS.NORM: FRN+TLU` a stock config builds the detector
+that :func:`normdet.set_norm` would have built, in `DefaultTrainer`, `DefaultPredictor` and
+`build_model`. A config that detectron2 can honour by itself is built by itself.
+
+A stock builder that is called alone looks names up in a closed table, which ends in
+`KeyError: 'FRN+TLU'`. Here the same failure says which builder to use.
 """
 
 import functools
 from collections.abc import Callable
 from types import ModuleType
 
+from detectron2.config import CfgNode
 from detectron2.modeling.backbone import fpn, resnet
-from detectron2.modeling.meta_arch import retinanet
+from detectron2.modeling.meta_arch import panoptic_fpn, rcnn, retinanet, semantic_seg
 from detectron2.modeling.roi_heads import box_head, mask_head
 
 from ..errors import NormdetError
+from ..keys import AS_BACKBONE, PARTS, get, use_normdet_parts
+from ..solver import decay_no_norm_in_detectron2
+from .retinanet import NormdetRetinaNet
+
+# What detectron2's `get_norm` knows.
+STOCK_NORMS = (
+    "", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN"
+)  # fmt: skip
 
 _ADVICE: dict[ModuleType, str] = {
     resnet: "MODEL.RESNETS.NORM {!r} needs MODEL.BACKBONE.NAME 'build_normdet_resnet_backbone' or "
@@ -25,7 +37,46 @@ _ADVICE: dict[ModuleType, str] = {
     mask_head: "MODEL.ROI_MASK_HEAD.NORM {!r} needs MODEL.ROI_MASK_HEAD.NAME "
     "'NormdetMaskRCNNConvUpsampleHead'",
     retinanet: "MODEL.RETINANET.NORM {!r} needs MODEL.META_ARCHITECTURE 'NormdetRetinaNet'",
+    semantic_seg: "MODEL.SEM_SEG_HEAD.NORM {!r} needs MODEL.SEM_SEG_HEAD.NAME "
+    "'NormdetSemSegFPNHead'",
 }
+_DETECTORS = (
+    rcnn.GeneralizedRCNN, rcnn.ProposalNetwork, panoptic_fpn.PanopticFPN, retinanet.RetinaNet,
+    semantic_seg.SemanticSegmentor,
+)  # fmt: skip
+
+
+def asks_for_ours(cfg: CfgNode) -> bool:
+    """Whether a config has a norm that detectron2 alone would refuse or ignore."""
+    if "NORMDET" not in cfg.MODEL:
+        return False
+    for key in PARTS.values():
+        fine = ("", AS_BACKBONE) if key.startswith("MODEL.NORMDET.") else STOCK_NORMS
+        if get(cfg, key) not in fine:
+            return True
+    return False
+
+
+def _with_our_parts(cfg: CfgNode) -> CfgNode:
+    cfg = cfg.clone()
+    cfg.defrost()
+    use_normdet_parts(cfg)
+    return cfg
+
+
+def _taking_our_names(from_config: Callable) -> Callable:
+    """A detector's `from_config` that builds our parts where the config asks for them."""
+
+    @functools.wraps(from_config)
+    def build(cls, cfg, *args, **kwargs):
+        if asks_for_ours(cfg):
+            cfg = _with_our_parts(cfg)
+            if cls is retinanet.RetinaNet:
+                return NormdetRetinaNet.from_config(cfg, *args, **kwargs)
+        return from_config(cls, cfg, *args, **kwargs)
+
+    build.takes_ours = True
+    return build
 
 
 def _explained(get_norm: Callable, advice: str) -> Callable:
@@ -43,8 +94,13 @@ def _explained(get_norm: Callable, advice: str) -> Callable:
     return explained
 
 
-def explain_stock_refusals() -> None:
-    """Make detectron2's builders name ours when they meet an unknown norm. Idempotent."""
+def teach_stock_detectors() -> None:
+    """Let detectron2's detectors, builders and optimizer take our names. Idempotent."""
     for module, advice in _ADVICE.items():
         if not hasattr(module.get_norm, "explains"):
             module.get_norm = _explained(module.get_norm, advice)
+    for detector in _DETECTORS:
+        from_config = detector.__dict__["from_config"].__func__
+        if not hasattr(from_config, "takes_ours"):
+            detector.from_config = classmethod(_taking_our_names(from_config))
+    decay_no_norm_in_detectron2()

@@ -23,12 +23,8 @@ def new_norm(site: Site, option: NormOption, *, activate: bool, fresh: bool) -> 
     old = site.norm
     dims = known.dims_of(old, site.conv)
     channels = known.channels_of_norm(old)
-    if known.is_per_level(old):
-        from ..modeling.per_level import build_shared_norm
-
-        norm = build_shared_norm(option, channels, activate=activate, levels=len(old))
-    else:
-        norm = option.build_norm(channels, activate=activate, dims=dims)
+    levels = len(old) if known.is_per_level(old) else 1
+    norm = option.build_norm(channels, activate=activate, dims=dims, levels=levels)
     if not fresh:
         take_over(old, norm)
     tensors = [t for t in (*old.parameters(), *old.buffers()) if t.is_floating_point()]

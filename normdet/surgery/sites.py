@@ -49,9 +49,9 @@ class Site:
         norm: the norm itself.
         places: the modules it is a child of, and its name there.
         conv: the convolution or linear layer before it; None if there is none.
-        conv_places: the modules that is a child of, and its name there.
-        activation: `"ReLU"`, `"TLU"`, another activation's name, `""` where none follows directly, or None
-            where nothing tells.
+        conv_places: the modules that it is a child of, and its name there.
+        activation: `"ReLU"`, `"TLU"`, another activation's name, `""` where none follows directly,
+            or None where nothing tells.
         place: where the activation stands.
     """
 
@@ -152,9 +152,8 @@ class Finder:
             if unit.norm in self._open:
                 self._open[unit] = site
         else:
-            site.activation = known.activation_name(unit.activation) or type(
-                unit.activation
-            ).__name__
+            name = known.activation_name(unit.activation)
+            site.activation = name or type(unit.activation).__name__
             site.place = Place(unit, ("activation",))
 
     def _look_at_level(self, module: nn.Module, level: Level | RecordedLevel) -> None:

@@ -15,7 +15,7 @@ import torch
 from fvcore.common.config import CfgNode
 
 from normdet.errors import NormdetError
-from normdet.keys import PART_TENSORS
+from normdet.keys import PART_TENSORS, has_part
 from normdet.keys import PARTS as PART_KEYS
 from normdet.layers.batch_statistics import of_no_data
 from normdet.options import names
@@ -103,7 +103,8 @@ def published_facts(source: str, author: str = "") -> Facts | None:
 
 def describe(cfg: CfgNode) -> dict[str, Any]:
     """What a checkpoint says of itself: plain values that :func:`read_description` reads back."""
-    norms = {key: str(value) for key in PARTS if (value := find(cfg, key)) is not None}
+    keys = [key for part, key in PART_KEYS.items() if has_part(cfg, part)]
+    norms = {key: str(value) for key in keys if (value := find(cfg, key)) is not None}
     settings = {key: find(cfg, key) for key in (STRIDE, FORMAT, MEAN, STD, DIALECT)}
     settings[IMAGE_STD] = find(cfg, IMAGE_STD) or None
     return {

@@ -34,6 +34,7 @@ ROWS = {
     "mask_deconv": ("mask_rcnn", "mask head"),
     "keypoint_head": ("keypoints", "keypoint head"),
     "retinanet_head": ("retinanet", "RetinaNet head"),
+    "sem_seg_head": ("panoptic", "semantic head"),
 }
 SMALL = [
     "MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", "",
@@ -49,6 +50,10 @@ def config(detector: str, *opts) -> CfgNode:
         extra = ["MODEL.KEYPOINT_ON", True, "MODEL.MASK_ON", False]
         extra += ["MODEL.ROI_HEADS.NUM_CLASSES", 1, "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", [16, 16]]
         return load_config(CONFIGS["mask_rcnn"], [*SMALL, *extra, *opts])
+    if detector == "panoptic":
+        return load_config(
+            CONFIGS["mask_rcnn"], [*SMALL, "MODEL.META_ARCHITECTURE", "PanopticFPN", *opts]
+        )
     return load_config(CONFIGS[detector], [*SMALL, *opts])
 
 

@@ -1,4 +1,4 @@
-"""The networks of the documentation's table, small inputs for them, and one training loss of each."""
+"""The networks of the documentation's table, with small inputs and a training loss of each."""
 
 import sys
 import types
@@ -92,8 +92,8 @@ def point_rend() -> nn.Module:
         "MODEL.DEVICE", "cpu", "MODEL.RESNETS.NORM", "BN", "MODEL.BACKBONE.FREEZE_AT", 0,
         "MODEL.ROI_MASK_HEAD.NAME", "PointRendMaskHead", "MODEL.ROI_MASK_HEAD.POOLER_TYPE", "",
         "MODEL.ROI_MASK_HEAD.FC_DIM", 64, "MODEL.ROI_MASK_HEAD.NUM_FC", 2,
-        "MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION", 7, "MODEL.ROI_MASK_HEAD.IN_FEATURES", "['p2']",
-        "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", True, "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,
+        "MODEL.ROI_MASK_HEAD.OUTPUT_SIDE_RESOLUTION", 7, "MODEL.ROI_MASK_HEAD.POINT_HEAD_ON", True,
+        "MODEL.ROI_MASK_HEAD.IN_FEATURES", "['p2']", "MODEL.ROI_HEADS.BATCH_SIZE_PER_IMAGE", 16,
         "MODEL.RPN.POST_NMS_TOPK_TRAIN", 20, "MODEL.RPN.POST_NMS_TOPK_TEST", 20,
     ])  # fmt: skip
     return build_model(cfg)
@@ -153,11 +153,11 @@ def spread_statistics(model: nn.Module) -> nn.Module:
 
 
 def features(model: nn.Module) -> list[torch.Tensor]:
-    """What the network, or a detector's backbone, makes of one input, and its shared heads of it."""
+    """What a network, or a detector's backbone and shared heads, makes of one input."""
     generator = torch.Generator().manual_seed(1)
     if type(model).__name__ == "PanopticDeepLabSemSegHead":
-        maps = {name: torch.rand(2, 8, s, s, generator=generator) for name, s in (("res2", 16), ("res5", 4))}
-        return [model.layers(maps)]
+        fine, coarse = (torch.rand(2, 8, side, side, generator=generator) for side in (16, 4))
+        return [model.layers({"res2": fine, "res5": coarse})]
     y = backbone_of(model)(torch.rand(2, 3, 64, 64, generator=generator))
     out = [y] if isinstance(y, torch.Tensor) else list(y.values())
     if hasattr(model, "sem_seg_head"):
@@ -199,8 +199,8 @@ def loss(model: nn.Module) -> torch.Tensor:
     if type(model).__module__.startswith("torchvision.models.detection"):
         masks = torch.zeros(1, 64, 64, dtype=torch.uint8)
         masks[:, 8:40, 8:40] = 1
-        targets = [{"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1]), "masks": masks}]
-        return sum(model([torch.rand(3, 64, 64)], targets).values())
+        target = {"boxes": torch.tensor([[8.0, 8.0, 40.0, 40.0]]), "labels": torch.tensor([1])}
+        return sum(model([torch.rand(3, 64, 64)], [{**target, "masks": masks}]).values())
     return sum(f.square().mean() for f in features(model))
 
 
@@ -208,7 +208,7 @@ def infer(model: nn.Module) -> None:
     model.eval()
     with torch.no_grad():
         if type(model).__module__.startswith("detectron2.modeling.meta_arch"):
-            model([{k: v for k, v in item.items() if k != "instances"} for item in detectron2_inputs()])
+            model(detectron2_inputs())
         elif type(model).__module__.startswith("torchvision.models.detection"):
             model([torch.rand(3, 64, 64)])
         else:

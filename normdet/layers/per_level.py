@@ -1,10 +1,11 @@
 """Batch statistics in a head shared over FPN levels: one set a level, one affine for all."""
 
+from collections.abc import Iterable
+
 from torch import Tensor, nn
 
-from ..layers import NormLayer
 from ..ops import act
-from ..options import NormOption
+from .base import NormLayer
 
 
 class PerLevelNorm(NormLayer, nn.ModuleList):
@@ -15,20 +16,19 @@ class PerLevelNorm(NormLayer, nn.ModuleList):
     through all its levels, in order.
 
     Args:
-        levels: how many maps the head is applied to in turn.
-        num_features: channels `C` of each map `(N, C, H, W)`.
+        norms: one a level, alike and without an activation; their affine goes.
+        activation: `None`, `"ReLU"` or `"TLU"`, behind the shared affine.
     """
 
     batch_statistics = True
 
-    def __init__(self, option: NormOption, levels: int, num_features: int, activate: bool = False):
-        super().__init__(option.build_norm(num_features) for _ in range(levels))
+    def __init__(self, norms: Iterable[NormLayer], activation: str | None = None):
+        super().__init__(norms)
         for norm in self:
             norm.weight = norm.bias = None
-        self.num_features = num_features
-        self.option = str(option)
-        self._init_affine(num_features)
-        self._init_activation(num_features, option.activation if activate else None)
+        self.num_features = self[0].num_features
+        self._init_affine(self.num_features)
+        self._init_activation(self.num_features, activation)
         self._level = 0
 
     def forward(self, x: Tensor) -> Tensor:
@@ -39,13 +39,3 @@ class PerLevelNorm(NormLayer, nn.ModuleList):
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, activation={self.activation!r}"
-
-
-def build_shared_norm(
-    option: NormOption, channels: int, *, activate: bool, levels: int = 1
-) -> nn.Module:
-    """The norm of a convolution that is applied to `levels` maps in turn."""
-    norm = option.build_norm(channels, activate=activate)
-    if levels > 1 and norm.batch_statistics:
-        return PerLevelNorm(option, levels, channels, activate)
-    return norm
