@@ -15,7 +15,6 @@ from detectron2.evaluation import DatasetEvaluator, verify_results
 from detectron2.modeling import GeneralizedRCNNWithTTA
 from detectron2.utils import comm
 from detectron2.utils.events import EventStorage
-from fvcore.nn.precise_bn import get_bn_modules
 from rich.console import Console
 from torch import nn
 from torch.utils.data import DataLoader
@@ -27,6 +26,7 @@ from normdet.engine.loader import build_train_loader, derived_seed
 from normdet.engine.log import LoggedOutput
 from normdet.engine.norm_hooks import NormPage, NormScalars
 from normdet.engine.one_value import refuse_one_value
+from normdet.engine.precise import PreciseStatistics
 from normdet.engine.progress import ProgressBar
 from normdet.engine.signals import StopRequest
 from normdet.engine.start import start_norms
@@ -108,10 +108,13 @@ class Trainer(DefaultTrainer):
         cfg.DATALOADER.NUM_WORKERS = 0
         built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
         built.append(LeaveStored(self.model, cfg.MODEL.NORMDET.ANNEAL_UNTIL))
-        if cfg.TEST.PRECISE_BN.ENABLED and get_bn_modules(self.model):
-            loader = self.build_train_loader(cfg)
-            images = cfg.TEST.PRECISE_BN.NUM_ITER
-            built.append(hooks.PreciseBN(cfg.TEST.EVAL_PERIOD, self.model, loader, images))
+        if cfg.TEST.PRECISE_BN.ENABLED:
+            built.append(
+                PreciseStatistics(
+                    cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg),
+                    cfg.TEST.PRECISE_BN.NUM_ITER, self.seed,
+                )
+            )  # fmt: skip
         if comm.is_main_process():
             period = cfg.SOLVER.CHECKPOINT_PERIOD
             built.append(hooks.PeriodicCheckpointer(self.checkpointer, period))

@@ -16,12 +16,13 @@ from contextlib import ExitStack, contextmanager
 from typing import Any
 
 import torch
-from detectron2.utils.events import EventStorage
 from torch import Tensor, nn
 
-from ..layers import BatchStatistics, FrozenBatchNorm2d, NormLayer, PerExampleNorm
+from ..layers import FrozenBatchNorm2d, NormLayer, PerExampleNorm
+from ..layers.population import Population, learning_norms
 from ..layers.reparametrized import linear
 from .normalized import layer_before, learned_weight, used_weight
+from .training_pass import training_pass
 
 
 class _Moments:
@@ -61,27 +62,26 @@ class _Site:
         self.own = _Moments(channels, device)
         self._spread, self._calls = 0.0, 0
         self._seen: Tensor | None = None
+        self._populations = [Population(part) for part in learning_norms(norm).values()]
 
     @contextmanager
     def open(self) -> Iterator[None]:
         """Measure every call of the norm inside."""
         activation = self.norm.activation, self.norm.tau
         self._put_activation(None, None)
-        batch_norms = [m for m in self.norm.modules() if isinstance(m, BatchStatistics)]
-        momenta = [getattr(m, "momentum", None) for m in batch_norms]
         handles = [
             self.layer.register_forward_pre_hook(self._see),
             self.norm.register_forward_hook(lambda *call: self._measure(activation, *call)),
         ]
-        handles += [m.register_forward_pre_hook(_averaging()) for m in batch_norms]
-        try:
-            yield
-        finally:
-            for handle in handles:
-                handle.remove()
-            self._put_activation(*activation)
-            for module, momentum in zip(batch_norms, momenta, strict=True):
-                module.momentum = momentum
+        with ExitStack() as stack:
+            for population in self._populations:
+                stack.enter_context(population.watched())
+            try:
+                yield
+            finally:
+                for handle in handles:
+                    handle.remove()
+                self._put_activation(*activation)
 
     def _put_activation(self, activation: str | None, tau: nn.Parameter | None) -> None:
         self.norm.activation, self.norm.tau = activation, tau
@@ -123,20 +123,9 @@ class _Site:
         bias = torch.where(varies, self.plain.mean - weight * self.own.mean, 0.0)
         self.norm.weight.copy_(weight)
         self.norm.bias.copy_(bias)
+        for population in self._populations:
+            population.learn()
         return True
-
-
-def _averaging() -> Callable:
-    """Running averages that weigh all batches alike."""
-    calls = 0
-
-    def hook(norm: BatchStatistics, inputs: tuple) -> None:
-        nonlocal calls
-        if inputs[0].numel():
-            calls += 1
-            norm.momentum = 1 / calls
-
-    return hook
 
 
 def new_norms(model: nn.Module, prefixes: Collection[str] | None = None) -> dict[str, NormLayer]:
@@ -214,31 +203,7 @@ def start_from_data(
 
 
 def _run(model: nn.Module, sites: list[_Site], batches: list, forward: Callable | None) -> None:
-    started = {module for site in sites for module in site.norm.modules()}
-    training = model.training
-    others = [module for module in model.modules() if module not in started]
-    # Losses write their curves into detectron2's storage; these are no iteration's.
-    with _untouched(others), EventStorage(), ExitStack() as stack:
+    with ExitStack() as stack:
         for site in sites:
             stack.enter_context(site.open())
-        model.train()
-        try:
-            for batch in batches:
-                (forward or model)(batch)
-        finally:
-            model.train(training)
-
-
-@contextmanager
-def _untouched(modules: list[nn.Module]) -> Iterator[None]:
-    """Whatever counts or averages while a model runs is put back: buffers and plain attributes."""
-    buffers = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
-    attributes = [dict(vars(m)) for m in modules]
-    try:
-        yield
-    finally:
-        for buffer, value in buffers:
-            buffer.copy_(value)
-        for module, values in zip(modules, attributes, strict=True):
-            vars(module).clear()
-            vars(module).update(values)
+        training_pass(model, batches, forward)

@@ -155,3 +155,18 @@ def test_a_config_for_eight_workers_fits_those_there_are(
     assert solver.BASE_LR == pytest.approx(rate)
     said = "SOLVER.IMS_PER_BATCH 16 -> 2" in caplog.text and "is 1:" in caplog.text
     assert said == (images == 2)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["BN", "SwitchNorm"])
+def test_exact_statistics_are_taken_at_the_end_and_repeat_themselves(untested, norm):
+    keys = ("TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2")
+    states = []
+    for name, more in (("a", keys), ("b", keys), ("averages", ())):
+        cfg = untested(name, "SOLVER.MAX_ITER", "2", *more, norm=norm)
+        Trainer(cfg).train()
+        states.append(finished(cfg)["model"])
+    exact, again, averages = states
+    assert same(exact, again)
+    differing = {key for key in exact if not torch.equal(exact[key], averages[key])}
+    assert differing and all("running" in key for key in differing)

@@ -1,0 +1,76 @@
+"""Run a model on batches in training mode, to look at it or to learn statistics, and no more."""
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+from detectron2.utils.events import EventStorage
+from torch import nn
+
+from ..layers.population import Population, learning_norms
+
+
+@torch.no_grad()
+def training_pass(
+    model: nn.Module,
+    batches: Iterable[Any],
+    forward: Callable[[Any], Any] | None = None,
+    but: Collection[nn.Module] = (),
+) -> None:
+    """Run `batches` in training mode and without gradients, and leave no trace.
+
+    Args:
+        forward: what runs a batch; the model itself by default.
+        but: modules whose buffers and attributes keep what the pass makes of them.
+    """
+    kept = set(but)
+    others = [module for module in model.modules() if module not in kept]
+    # Losses write their curves into detectron2's storage; these are no iteration's.
+    with _untouched(others), EventStorage():
+        model.train()
+        for batch in batches:
+            (forward or model)(batch)
+
+
+@contextmanager
+def _untouched(modules: list[nn.Module]) -> Iterator[None]:
+    """Whatever counts or averages while a model runs is put back: buffers and plain attributes."""
+    buffers = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
+    attributes = [dict(vars(m)) for m in modules]
+    try:
+        yield
+    finally:
+        for buffer, value in buffers:
+            buffer.copy_(value)
+        for module, values in zip(modules, attributes, strict=True):
+            vars(module).clear()
+            vars(module).update(values)
+
+
+@torch.no_grad()
+def update_statistics(
+    model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
+) -> list[str]:
+    """Replace the running averages of every norm that has some by the moments of `batches`.
+
+    While weights change, running averages lag behind them; with fixed weights these are exact
+    (PreciseBN, 2105.07576, section 3). Works for BN, SyncBN, BRN, BIN, SwitchNorm, EvalNorm,
+    InPlaceABN and MeanOnlyBN. With several processes each runs its own batches, and all end with
+    the same numbers.
+
+    Args:
+        batches: inputs of the model as in training; some hundred do.
+        forward: what runs a batch; the model itself in training mode by default.
+
+    Returns:
+        The names of the norms that learned; those that saw nothing keep what they had.
+    """
+    populations = {name: Population(norm) for name, norm in learning_norms(model).items()}
+    if not populations:
+        return []
+    with ExitStack() as stack:
+        for population in populations.values():
+            stack.enter_context(population.watched())
+        training_pass(model, batches, forward)
+    return [name for name, population in populations.items() if population.learn()]
