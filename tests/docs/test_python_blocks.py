@@ -1,0 +1,46 @@
+"""The Python of the pages runs, block after block as a reader would type it.
+
+Training is cut to two steps of small images, and weights from detectron2's servers are not fetched:
+the model keeps its start values. All else is real.
+"""
+
+import shutil
+
+import pytest
+from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.engine import DefaultTrainer
+
+from normdet import options
+
+from .pages import blocks, pages_with
+
+
+@pytest.fixture
+def place(tmp_path, monkeypatch, quickstart_data):
+    """A folder with the data that pages speak of, where training is short."""
+    shutil.copytree(quickstart_data, tmp_path / "my_data")
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(options, "METHODS", dict(options.METHODS))
+    load, build = DetectionCheckpointer.load, DefaultTrainer.__init__
+
+    def load_local(self, path, *args, **kwargs):
+        return load(self, "" if path.startswith("detectron2://") else path, *args, **kwargs)
+
+    def short(self, cfg):
+        cfg = cfg.clone()
+        cfg.SOLVER.MAX_ITER, cfg.SOLVER.STEPS, cfg.DATALOADER.NUM_WORKERS = 2, (), 0
+        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (64,), 64
+        build(self, cfg)
+
+    monkeypatch.setattr(DetectionCheckpointer, "load", load_local)
+    monkeypatch.setattr(DefaultTrainer, "__init__", short)
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("page", pages_with("python"))
+def test_every_block_runs(page, place):
+    names = {"__name__": "__main__"}
+    for block in blocks(page, "python"):
+        code = compile("\n" * block.line + block.text, page, "exec")
+        exec(code, names)
