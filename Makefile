@@ -8,7 +8,7 @@ PY := .venv/bin/python
 STARTER := $(shell for python in python3 python3.13 python3.12 python3.11 python3.10 "$(PYTHON)"; do \
 	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
 
-.PHONY: help setup demo test bench gpu check
+.PHONY: help setup demo test bench gpu check docs tables
 .DEFAULT_GOAL := help
 
 help:
@@ -18,6 +18,8 @@ help:
 	@echo "make bench   time the layers and their kernels on this machine"
 	@echo "make gpu     run the GPU tests, then time the kernels and a training step on the GPU"
 	@echo "make check   look for errors of style with ruff"
+	@echo "make docs    build the site: docs/_build/html/index.html"
+	@echo "make tables  write the tables of the README and of docs/ anew, from results/ and the code"
 	@echo "PYTHON=... picks the Python that .venv is made with, PY=... another environment"
 
 ifneq ($(PY),.venv/bin/python)
@@ -51,3 +53,11 @@ gpu: setup
 
 check: setup
 	$(PY) -m ruff check .
+
+docs: setup
+	$(PY) -m sphinx -W --keep-going -q -b html -d docs/_build/doctrees docs docs/_build/html $(ARGS)
+	@echo "the site: docs/_build/html/index.html"
+
+# What is measured goes to results/ as CSV; the tables of the README and of docs/ are made of it.
+tables: setup
+	$(PY) -m docs.tables $(ARGS)

@@ -53,6 +53,15 @@ setup(
         "lab": ["scipy>=1.9"],
         "compare": ["scipy>=1.9"],  # the name that lab had
         "ray": ["ray>=2.9"],
+        "docs": [
+            "furo",
+            "ipykernel",
+            "myst-nb>=1.3",
+            "nbclient",
+            "scipy>=1.9",  # the tables' intervals
+            "sphinx>=8.1",
+            "sphinx-copybutton",
+        ],
     },
     entry_points={"console_scripts": ["normdet = normdet.cli:main"]},
     classifiers=[

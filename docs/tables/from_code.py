@@ -3,14 +3,14 @@
 import inspect
 import re
 from collections.abc import Iterator
-from pathlib import Path
 from typing import Any
 
 from detectron2.config import CfgNode, get_cfg
 
 import normdet
 from normdet import cli
-from normdet.config import PARTS, USUAL_PARTS, config_folder, config_names, get
+from normdet.config import config_folder, config_names
+from normdet.keys import PARTS, USUAL_PARTS, get
 from normdet.options import METHODS
 
 from .markdown import table
@@ -64,11 +64,14 @@ def keys() -> str:
 def parameters() -> str:
     """The parameters of every method and their defaults."""
     rows = [
-        [f"`MODEL.NORMDET.{method.name}.{name}`", _value(value)]
+        [
+            f"`MODEL.NORMDET.{method.name}.`",
+            ", ".join(f"`{name} {value}`" for name, value in method.params.items()),
+        ]
         for method in METHODS.values()
-        for name, value in method.params.items()
+        if method.params
     ]
-    return table(["key", "default"], rows)
+    return table(["keys", "names and defaults"], rows)
 
 
 def configs() -> str:
@@ -79,6 +82,25 @@ def configs() -> str:
         if name.split("/")[1] not in ("schedules", "weights"):
             rows.append([f"`{name}`", _header(text)])
     return table(["config", ""], rows)
+
+
+_PUBLISHED = re.compile(
+    r"# (?P<what>.+) Published(?P<at> at \w+)?: box (?P<box>[\d.]+), mask (?P<mask>[\d.]+) "
+    r"\((?P<source>.+)\)\.$"
+)
+
+
+def published() -> str:
+    """What others measured on COCO, from the first lines of the configs that repeat it."""
+    rows = []
+    for file in sorted((config_folder() / "coco").glob("*.yaml")):
+        if found := _PUBLISHED.match(file.read_text().partition("\n")[0]):
+            what = found["what"].rstrip(".:") + (found["at"] or "")
+            command = f"`normdet train --num-gpus 8 --config-file coco/{file.name}`"
+            rows.append([what, found["box"], found["mask"], found["source"], "not run", command])
+    theirs = "mask AP, others' measurement"
+    headers = ["", "box AP, others' measurement", theirs, "their source", "ours", "command"]
+    return table(headers, rows)
 
 
 def commands() -> str:
@@ -101,18 +123,16 @@ def _header(text: str) -> str:
 
 def _comments() -> Iterator[tuple[str, str]]:
     """Keys and the comments that stand above them in `add_normdet_config`."""
-    found = []
+    comment, complete = [], False
     for line in inspect.getsource(normdet.add_normdet_config).splitlines():
         line = line.strip()
         if line.startswith("#"):
-            found.append(line.lstrip("# "))
+            comment = [*([] if complete else comment), line.lstrip("# ")]
+            complete = False
         elif match := re.match(r"(node|cfg)\.([A-Z][A-Z0-9_.]+) = ", line):
             prefix = {"node": "MODEL.NORMDET.", "cfg": ""}[match[1]]
-            yield prefix + match[2], " ".join(found)
-            # One comment may stand above several keys of a kind.
-            found = found if match[1] == "node" and match[2].endswith("_NORM") else []
-        else:
-            found = []
+            yield prefix + match[2], " ".join(comment)
+            complete = True  # but for the keys that follow at once
 
 
 def _defaults() -> CfgNode:

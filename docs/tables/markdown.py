@@ -4,6 +4,7 @@ from collections.abc import Iterable, Sequence
 
 
 def table(headers: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table whose cells are Markdown."""
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(cell.replace('|', chr(92) + '|') for cell in line)} |" for line in lines)
+    """A table whose cells are Markdown; a bar within one is text."""
+    escaped = [[cell.replace("|", "\\|") for cell in row] for row in (headers, *rows)]
+    head, *body = (f"| {' | '.join(row)} |" for row in escaped)
+    return "\n".join([head, f"| {' | '.join(['---'] * len(headers))} |", *body])

@@ -1,19 +1,8 @@
-#!/usr/bin/env python3
-"""Write the README's tables anew from results/; with --demo DIR take a finished demo into results/.
+"""Tables of what was measured, from the CSV files in results/."""
 
-python results/scripts/update_readme.py [--demo output/demo]
-
-A table stands between `<!-- NAME -->` and `<!-- /NAME -->`, in README.md or results/PROTOCOL.md;
-nothing else is touched.
-"""
-
-import argparse
 import csv
 import json
-import re
-import shutil
 from collections.abc import Sequence
-from functools import partial
 from pathlib import Path
 
 from normdet.lab.compare import analysis
@@ -21,11 +10,13 @@ from normdet.lab.compare.stats import Estimate, paired, signed
 from normdet.lab.compare.table import primary_metric, read
 from normdet.lab.report.figures import Panel, draw_over_batch
 
+from .markdown import table
+
 REPO = Path(__file__).resolve().parents[2]
 RESULTS = REPO / "results"
 
 
-def demo_table() -> str:
+def demo() -> str:
     """The demo's metrics, and its picture."""
     metrics = json.loads((RESULTS / "demo" / "metrics.json").read_text())
     rows = [
@@ -33,23 +24,23 @@ def demo_table() -> str:
         for norm, tasks in metrics.items()
     ]
     picture = "![Predictions of both models beside the truth](results/demo/predictions.png)"
-    return f"{_table(['norm', 'box AP', 'box AP50', 'mask AP', 'mask AP50'], rows)}\n\n{picture}"
+    return f"{table(['norm', 'box AP', 'box AP50', 'mask AP', 'mask AP50'], rows)}\n\n{picture}"
 
 
-def norms_table(name: str) -> str:
+def norms(name: str) -> str:
     """Every option's AP in the demo's detector, from one of its tables."""
     keys = ["option", "seed", "box_AP", "mask_AP", "note"]
     rows = [
         [line[key] or ("" if key == "note" else "none") for key in keys]
         for line in _lines(RESULTS / name)
     ]
-    return _table(["option", "seed", "box AP", "mask AP", ""], rows)
+    return table(["option", "seed", "box AP", "mask AP", ""], rows)
 
 
-def bench_table() -> str:
+def bench() -> str:
     """Forward and backward of FRN+TLU over its peers, on every CPU that was measured."""
     parts = []
-    for path in sorted(RESULTS.glob("bench-ops-*.csv")):
+    for path in sorted(RESULTS.rglob("bench-ops-*.csv")):
         lines = _lines(path)
         parts += [f"On {_about(lines[0])}:", _ratios(lines)]
     return "\n\n".join(parts)
@@ -77,13 +68,44 @@ def _ratios(lines: list[dict[str, str]]) -> str:
         [shape, *(f"{times[shape, 'normdet auto'] / times[shape, peer]:.2f}" for peer in peers)]
         for shape in shapes
     ]
-    return _table(["shape", *(f"over {peer}" for peer in peers)], rows)
+    return table(["shape", *(f"over {peer}" for peer in peers)], rows)
 
 
-def step_table() -> str:
+def operators() -> str:
+    """Forward and backward of every operator, and its time over that of its fastest peer."""
+    parts = []
+    for path in sorted(RESULTS.rglob("bench-ops-*.csv")):
+        lines = _lines(path)
+        parts += [f"On {_about(lines[0])}:", _operators(lines)]
+    return "\n\n".join(parts)
+
+
+def _operators(lines: list[dict[str, str]]) -> str:
+    times: dict[tuple[str, str], dict[str, float]] = {}
+    for line in lines:
+        kind = line["mode"], line["dtype"], line["layout"]
+        # Weights have shapes of their own; what is alone has nothing to stand beside.
+        if kind == ("both", "float32", "contiguous") and line["median_ms"] and line["op"] != "WS":
+            found = times.setdefault((line["op"], line["shape"]), {})
+            found[line["provider"]] = float(line["median_ms"])
+    ops, shapes = (list(dict.fromkeys(key[place] for key in times)) for place in (0, 1))
+    rows = [[op, *(_beside_peers(times.get((op, shape), {})) for shape in shapes)] for op in ops]
+    return table(["", *shapes], rows)
+
+
+def _beside_peers(times: dict[str, float]) -> str:
+    """Our time, and its ratio to the fastest that is not ours."""
+    ours = next((time for name, time in times.items() if name.startswith("normdet auto")), None)
+    peers = [time for name, time in times.items() if not name.startswith("normdet")]
+    if ours is None:
+        return ""
+    return f"{ours:.2f} ({ours / min(peers):.2f})" if peers else f"{ours:.2f}"
+
+
+def step() -> str:
     """A whole training step under each norm over one under FrozenBN, on every CPU measured."""
     parts = []
-    for path in sorted(RESULTS.glob("bench-step-*.csv")):
+    for path in sorted(RESULTS.rglob("bench-step-*.csv")):
         lines = _lines(path)
         parts += [f"On {_about(lines[0])}:", _steps(lines)]
     return "\n\n".join(parts)
@@ -111,7 +133,7 @@ def _steps(lines: list[dict[str, str]]) -> str:
                 cells.append(f"{ratio:.2f}")
         rows.append([norm, *cells])
     headers = ["norm", "time", "kept for backward", "peak", "inference, over BN", "largest batch"]
-    return _table(headers, rows)
+    return table(headers, rows)
 
 
 _METHODS = (
@@ -139,7 +161,7 @@ def _spread(values: list[float] | None, digits: int) -> str:
     return mean + (ends if len(values) > 1 else "")
 
 
-def agreement_table() -> str:
+def agreement() -> str:
     """First names that an ImageNet network keeps, and the error of its last features."""
     found = _conversion("resnet50-imagenet")
     targets = list(dict.fromkeys(target for target, *_ in found))
@@ -149,10 +171,10 @@ def agreement_table() -> str:
         [f"{t}, error of res5", *(_spread(found.get((t, m, "error res5")), 2) for m in methods)]
         for t in targets
     ]
-    return _table(["target", *methods], rows + errors)
+    return table(["target", *methods], rows + errors)
 
 
-def kept_table() -> str:
+def kept() -> str:
     """AP of detectors trained with BN, after each conversion without labels."""
     found = _conversion("R18-FPN, BN")
     rows = []
@@ -168,7 +190,7 @@ def kept_table() -> str:
         texts = [f"{_spread(v, 1)}, {k}" for v, k in zip(values, kept, strict=True)]
         rows.append([target, method, *texts])
     rows.sort(key=lambda row: (row[0] != "BN", row[0], _METHODS.index(row[1])))
-    return _table(["norm", "converted by", "box AP, share kept", "mask AP, share kept"], rows)
+    return table(["norm", "converted by", "box AP, share kept", "mask AP, share kept"], rows)
 
 
 _DATA = {"nuclei": ("nuclei", "mask"), "bccd": ("blood cells", "box")}
@@ -176,7 +198,7 @@ _SIZES = (1, 2)
 _COLUMNS = [(dataset, size) for dataset in _DATA for size in _SIZES]
 
 
-def finetune_table() -> str:
+def finetune() -> str:
     """The last AP of each kind of start, over frozen BN's too, and the picture of the way there."""
     values: dict[tuple[str, str, int], dict[str, float]] = {}
     for row in _lines(RESULTS / "conversion.csv"):
@@ -195,7 +217,7 @@ def finetune_table() -> str:
     for name, task in _DATA.values():
         headers += [f"{name}, {task} AP", "over FrozenBN"]
     picture = "![AP against iterations from each kind of start](results/conversion_finetune.png)"
-    return f"{_table(headers, rows)}\n\n{picture}"
+    return f"{table(headers, rows)}\n\n{picture}"
 
 
 def _ways(dataset: str, arms: list[str], values: dict) -> Panel:
@@ -221,7 +243,7 @@ def _over(values: dict, dataset: str, arm: str, last: int) -> tuple[str, str]:
     return _spread(list(found.values()), 1), _interval(less)
 
 
-def medical_table() -> str:
+def medical() -> str:
     """AP and AP50 of every norm on the medical sets, and what some of the models predict."""
     lines = _lines(RESULTS / "medical.csv")
     found = {
@@ -243,7 +265,7 @@ def medical_table() -> str:
         for dataset in _DATA
         if (path := RESULTS / f"medical_{dataset}.png").exists()
     ]
-    return "\n\n".join([_table(["start", "norm", *_column_heads()], rows), *pictures])
+    return "\n\n".join([table(["start", "norm", *_column_heads()], rows), *pictures])
 
 
 # In tables: what is common first, then what was made of it.
@@ -293,6 +315,31 @@ def _column_heads() -> list[str]:
     ]
 
 
+def doctor() -> str:
+    """How far stages of an ImageNet network lie from what it has stored, by kind of images."""
+    found: dict[tuple[str, str], list[dict[str, str]]] = {}
+    for line in _lines(RESULTS / "doctor.csv"):
+        found.setdefault((line["images"], line["short_side"]), []).append(line)
+    rows = []
+    for (images, side), lines in found.items():
+        distances = [float(line["distance"]) for line in lines]
+        levels = ", ".join(dict.fromkeys(line["level"] for line in lines))
+        spread = f"{min(distances):.2f} to {max(distances):.2f}"
+        noise = f"{max(float(line['noise_2']) for line in lines):.2f}"
+        rows.append([images, side, spread, levels, noise])
+    return table(["images", "pixels", "distance", "verdicts", "highest noise at 2"], rows)
+
+
+def reports() -> str:
+    """The comparisons that have a report."""
+    rows = []
+    for path in sorted((RESULTS / "compare").glob("*/report.md")):
+        lines = path.read_text().splitlines()
+        title = lines[0].removeprefix("# Which norm: ")
+        rows.append([f"[{title}]({path.parent.name}.md)", lines[2].partition(": ")[0]])
+    return table(["data", "norms and runs"], rows)
+
+
 # Of results/PROTOCOL.md: the start, what differences are to, the runs, and the primary contrasts.
 _TABLES = (
     ("random weights", "GN", ("nuclei", "blood_cells"), ("BN", "FRN+TLU")),
@@ -301,18 +348,20 @@ _TABLES = (
 )  # fmt: skip
 
 
-def contrasts_table() -> str:
+def contrasts(planned_alone: bool = False) -> str:
     """AP of every norm less the baseline's, seed by seed, with 95% intervals; * past Holm's."""
     rows = []
     for start, baseline, names, primary in _TABLES:
         found = [_contrasts(name, baseline, primary) for name in names]
         for norm in dict.fromkeys(norm for cells in found for norm, _ in cells):
+            if planned_alone and norm not in primary:
+                continue
             cells = [cells.get((norm, size), "") for cells in found for size in _SIZES]
             rows.append([start, f"{norm} less {baseline}", *cells])
-    return _table(["start", "", *_column_heads()], rows)
+    return table(["start", "", *_column_heads()], rows)
 
 
-def ablations_table() -> str:
+def ablations() -> str:
     """Mask AP of FRN+TLU's variants on nuclei, and less FRN+TLU's own, seed by seed."""
     runs = read(RESULTS / "compare" / "frn" / "runs.csv")
     groups = analysis.groups(runs, primary_metric(runs))
@@ -325,7 +374,7 @@ def ablations_table() -> str:
         ]
         for group in sorted(groups, key=lambda group: group.norm != "FRN+TLU")
     ]
-    return _table(["", "mask AP", "less FRN+TLU"], rows)
+    return table(["", "mask AP", "less FRN+TLU"], rows)
 
 
 def _starred(comparison: analysis.Comparison) -> str:
@@ -348,71 +397,3 @@ def _contrasts(name: str, baseline: str, primary: Sequence[str]) -> dict[tuple[s
 def _interval(less: Estimate) -> str:
     interval = "" if less.half is None else f" ({signed(less.low)} to {signed(less.high)})"
     return f"{signed(less.mean)}{interval}"
-
-
-_PUBLISHED = re.compile(
-    r"# (?P<what>.+) Published(?P<at> at \w+)?: box (?P<box>[\d.]+), mask (?P<mask>[\d.]+) "
-    r"\((?P<source>.+)\)\.$"
-)
-
-
-def published_table() -> str:
-    """What others measured on COCO, from the first lines of the configs that repeat it."""
-    rows = []
-    for file in sorted((REPO / "configs" / "coco").glob("*.yaml")):
-        if found := _PUBLISHED.match(file.read_text().partition("\n")[0]):
-            what = found["what"].rstrip(".:") + (found["at"] or "")
-            command = f"`normdet train --num-gpus 8 --config-file coco/{file.name}`"
-            rows.append([what, found["box"], found["mask"], found["source"], "not run", command])
-    theirs = "mask AP, others' measurement"
-    headers = ["", "box AP, others' measurement", theirs, "their source", "ours", "command"]
-    return _table(headers, rows)
-
-
-def _table(headers: list[str], rows: list[list[str]]) -> str:
-    lines = [headers, ["---"] * len(headers), *rows]
-    return "\n".join(f"| {' | '.join(line)} |" for line in lines)
-
-
-BLOCKS = {
-    "demo": demo_table,
-    "norms": partial(norms_table, "quickstart_norms.csv"),
-    "evalnorm": partial(norms_table, "evalnorm_nuclei.csv"),
-    "bench": bench_table,
-    "step": step_table,
-    "agreement": agreement_table,
-    "kept": kept_table,
-    "finetune": finetune_table,
-    "medical": medical_table,
-    "contrasts": contrasts_table,
-    "ablations": ablations_table,
-    "published": published_table,
-}
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--demo", type=Path, help="the folder of a finished demo")
-    args = parser.parse_args()
-    if args.demo:
-        (RESULTS / "demo").mkdir(parents=True, exist_ok=True)
-        for name in ("metrics.json", "predictions.png", "curves.png"):
-            shutil.copyfile(args.demo / name, RESULTS / "demo" / name)
-    for page in (REPO / "README.md", RESULTS / "PROTOCOL.md"):
-        page.write_text(_filled(page.read_text()))
-
-
-def _filled(text: str) -> str:
-    """A page with its tables as results/ has them."""
-    for name, table in BLOCKS.items():
-        pattern = rf"(<!-- {name} -->\n).*?(<!-- /{name} -->)"
-        if re.search(pattern, text, re.DOTALL):
-            block = f"\n{table()}\n\n"
-            text = re.sub(
-                pattern, lambda m, block=block: m[1] + block + m[2], text, flags=re.DOTALL
-            )
-    return text
-
-
-if __name__ == "__main__":
-    main()
