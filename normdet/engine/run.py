@@ -48,7 +48,7 @@ def train(args: argparse.Namespace) -> dict | None:
         args: as :func:`normdet.arguments.train_arguments` reads them.
 
     Returns:
-        The results, `{task: {metric: value}}`, by dataset if there are several; None where other
+        The metrics of each task, by dataset if there are several; None where other
         processes computed them (they are in `OUTPUT_DIR/results.json`) and after a dry run.
 
     Raises:

@@ -233,7 +233,7 @@ class Trainer(DefaultTrainer):
         """Evaluate `model` on `DATASETS.TEST`, in tiles or with augmentation if `cfg` asks.
 
         Returns:
-            On rank 0 `{task: {metric: value}}`, by dataset if there are several; {} elsewhere.
+            On rank 0 the metrics of each task, by dataset if there are several; {} elsewhere.
         """
         if cfg.INPUT.TILE:
             if cfg.TEST.AUG.ENABLED:

@@ -1,8 +1,10 @@
 """Images of any kind as slices: PNG, JPEG, BMP, TIFF; DICOM files and series; NIfTI volumes.
 
+::
+
     for source in find_sources("folder"):
-        for slice_ in read_slices(source):
-            grey = apply_window(slice_.pixels, ...)     # normdet.data.window
+        for item in read_slices(source):
+            grey = apply_window(item.pixels, ...)     # normdet.data.window
 
 Reading keeps the file's precision; a window is applied by the caller.
 """

@@ -1,0 +1,33 @@
+"""The notebooks run from their first cell to their last, in an empty folder."""
+
+import pytest
+
+from .pages import REPO
+
+nbformat = pytest.importorskip("nbformat")
+nbclient = pytest.importorskip("nbclient")
+NOTEBOOKS = sorted((REPO / "docs" / "notebooks").glob("*.ipynb"))
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(1800)
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_cell_runs(path, tmp_path, monkeypatch, quickstart_data):
+    monkeypatch.setenv("PYTHONPATH", str(REPO))
+    monkeypatch.setenv("NORMDET_DATA", str(quickstart_data.parent.absolute()))
+    notebook = nbformat.read(path, as_version=4)
+    resources = {"metadata": {"path": str(tmp_path)}}
+    nbclient.NotebookClient(
+        notebook, timeout=1500, kernel_name="python3", resources=resources
+    ).execute()
+    texts = [o["text"] for cell in notebook.cells for o in cell.get("outputs", []) if "text" in o]
+    assert any("box AP" in text or "in truth" in text for text in texts)
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_shown_was_run_to_the_end_and_names_no_machine(path):
+    notebook = nbformat.read(path, as_version=4)
+    cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
+    assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))
+    text = path.read_text()
+    assert not [place for place in ("/home/", "/root/", "/tmp/", "/usr/") if place in text]
