@@ -26,6 +26,8 @@ nb_execution_mode = "off"
 # Without these, a page with a widget would load scripts from a network.
 nb_ipywidgets_js = {}
 
+# What torch says of every `forward` says nothing of ours.
+autodoc_inherit_docstrings = False
 autodoc_member_order = "bysource"
 autodoc_typehints = "description"
 autodoc_typehints_description_target = "documented"
@@ -34,6 +36,7 @@ napoleon_use_ivar = True
 
 html_theme = "furo"
 html_title = "normdet"
+html_favicon = "_static/icon.svg"
 html_static_path = ["_static"]
 html_css_files = ["normdet.css"]
 html_show_sphinx = False
