@@ -8,6 +8,7 @@ from torch import nn
 
 from normdet.layers import BatchNorm2d
 from normdet.modeling.dress import dress_conv
+from normdet.modeling.normalized import learned_weight
 from normdet.modeling.start import new_norms, start_from_data
 from normdet.options import parse
 from tests.modeling.test_parts import config
@@ -210,3 +211,33 @@ def test_a_part_at_unit_scale_is_softened_alone():
         _, unit = moments([plain(x) for x in batches()])
         _, own = moments([layer(x) for x in batches()])
     assert own.mean() == pytest.approx(float(unit.mean()), rel=0.25)
+
+
+@pytest.mark.parametrize("text", ["LN+WS", "FRN+TLU", "BN"])
+def test_fully_connected_layers_and_deconvolutions_are_started(text):
+    """What the predictors see has the moments of the plain layers, in a detector's own heads."""
+    keys = ("MODEL.NORMDET.BOX_FC_NORM", "MODEL.NORMDET.MASK_DECONV_NORM")
+    cfg = config("mask_rcnn", *(word for key in keys for word in (key, text)))
+    torch.manual_seed(0)
+    model = build_model(cfg)
+    heads = model.roi_heads
+    boxes, masks = torch.rand(40, 32, 7, 7), torch.rand(6, 32, 14, 14)
+
+    def forward(_):
+        heads.box_head(boxes)
+        return heads.mask_head.layers(masks)
+
+    names = start_from_data(model, [None], prefixes=["roi_heads."], forward=forward)
+    assert names == ["roi_heads.box_head.fc_norm1", "roi_heads.mask_head.deconv_norm"]
+    norm, layer = heads.box_head.fc_norm1, heads.box_head.fc1
+    seen = []
+    norm.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    layer.register_forward_pre_hook(lambda _, inputs: seen.append(inputs[0]))
+    activation, norm.activation, tau, norm.tau = norm.activation, None, norm.tau, None
+    with torch.no_grad():
+        heads.box_head.train()(boxes)
+        own_mean, own_std = moments([norm(seen[1])])
+        mean, std = moments([nn.functional.linear(seen[0], learned_weight(layer))])
+    assert activation and (tau is None) == (text != "FRN+TLU")
+    torch.testing.assert_close(own_mean, mean, atol=1e-3, rtol=1e-3)
+    torch.testing.assert_close(own_std, std, atol=1e-3, rtol=1e-3)
