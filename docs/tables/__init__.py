@@ -16,6 +16,7 @@ BLOCKS = {
     "keys": from_code.keys,
     "methods": from_code.methods,
     "names": from_code.names,
+    "networks": from_code.networks,
     "parameters": from_code.parameters,
     "parts": from_code.parts,
     "published": from_code.published,

@@ -103,6 +103,17 @@ def published() -> str:
     return table(headers, rows)
 
 
+def networks() -> str:
+    """The networks that `normdet.normalize` is tested on, library by library."""
+    from tests.surgery.networks import NETWORKS
+
+    found: dict[str, list[str]] = {}
+    for name in NETWORKS:
+        library, _, rest = name.partition(" ")
+        found.setdefault(library, []).append(rest)
+    return table(["from", "networks"], [[name, ", ".join(rest)] for name, rest in found.items()])
+
+
 def commands() -> str:
     """Every command with its one line of help."""
     parser = cli._parser()

@@ -1,13 +1,15 @@
 """The Python of the pages runs, block after block as a reader would type it.
 
 Training is cut to two steps of small images, and weights from detectron2's servers are not fetched:
-the model keeps its start values. All else is real.
+the model keeps its start values. Without a GPU configs name the CPU. All else is real.
 """
 
 import shutil
 
 import pytest
+import torch
 from detectron2.checkpoint import DetectionCheckpointer
+from detectron2.config import defaults
 from detectron2.engine import DefaultTrainer
 
 from normdet import options
@@ -20,7 +22,9 @@ def place(tmp_path, monkeypatch, quickstart_data):
     """A folder with the data that pages speak of, where training is short."""
     shutil.copytree(quickstart_data, tmp_path / "my_data")
     monkeypatch.chdir(tmp_path)
-    monkeypatch.setattr(options, "METHODS", dict(options.METHODS))
+    methods = dict(options.METHODS)
+    if not torch.cuda.is_available():
+        monkeypatch.setitem(defaults._C.MODEL, "DEVICE", "cpu")
     load, build = DetectionCheckpointer.load, DefaultTrainer.__init__
 
     def load_local(self, path, *args, **kwargs):
@@ -34,7 +38,9 @@ def place(tmp_path, monkeypatch, quickstart_data):
 
     monkeypatch.setattr(DetectionCheckpointer, "load", load_local)
     monkeypatch.setattr(DefaultTrainer, "__init__", short)
-    return tmp_path
+    yield tmp_path
+    options.METHODS.clear()
+    options.METHODS.update(methods)
 
 
 @pytest.mark.slow
