@@ -115,8 +115,6 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # change the function of the network least (normdet.start_from_data); 0 leaves weight 1, bias 0.
     node.START.IMAGES = 8
     node.START.PARTS = START_PARTS
-    # Parts whose new norms keep unit scale: KEEP alone is done to them.
-    node.START.UNIT_PARTS = ()
     # Where such norms learn their epsilon (LEARNED_EPS): the share of what they divide by that
     # stays as it is on average. 0 is the norm as its authors have it.
     node.START.KEEP = 0.0
@@ -263,7 +261,7 @@ def check_config(cfg: CfgNode) -> None:
             f"MODEL.NORMDET.START has IMAGES {start.IMAGES}, KEEP {start.KEEP}: a count from 0 on, "
             "and a share from 0 to below 1"
         )
-    for part in (*start.PARTS, *start.UNIT_PARTS):
+    for part in start.PARTS:
         if part not in PARTS:
             raise NormdetError(
                 f"MODEL.NORMDET.START: unknown part {part!r}: one of {', '.join(PARTS)}"

@@ -1,7 +1,6 @@
 """New norms start from the run's own training images, before the first step."""
 
 import logging
-from collections.abc import Iterable
 
 import torch.distributed as dist
 from detectron2.config import CfgNode
@@ -28,15 +27,14 @@ def start_norms(cfg: CfgNode, model: nn.Module, seed: int) -> list[str]:
     """
     start = cfg.MODEL.NORMDET.START
     model = getattr(model, "module", model)
-    unit = _prefixes(start.UNIT_PARTS)
-    prefixes = [*_prefixes(start.PARTS), *unit]
+    prefixes = [prefix for part in start.PARTS for prefix in PART_TENSORS[part]]
     if not (start.IMAGES and prefixes and new_norms(model, prefixes)):
         return []
     images = sample_images(cfg, seed, start.IMAGES)
     size = cfg.SOLVER.IMS_PER_BATCH // (comm.get_world_size() * cfg.SOLVER.ACCUMULATE_STEPS)
     batches = [images[k : k + size] for k in range(0, len(images), size)]
     with seeded(derived_seed("start from data", seed)):
-        names = start_from_data(model, batches, prefixes=prefixes, unit=unit, keep=start.KEEP)
+        names = start_from_data(model, batches, prefixes=prefixes, keep=start.KEEP)
     if comm.get_world_size() > 1:
         norms = dict(model.named_modules())
         for name in names:
@@ -44,7 +42,3 @@ def start_norms(cfg: CfgNode, model: nn.Module, seed: int) -> list[str]:
                 dist.broadcast(value, src=0)
     logger.info("%d new norms start from %d training images", len(names), len(images))
     return names
-
-
-def _prefixes(parts: Iterable[str]) -> list[str]:
-    return [prefix for part in parts for prefix in PART_TENSORS[part]]

@@ -107,12 +107,10 @@ class _Site:
         finally:
             self._put_activation(None, None)
 
-    def soften(self, keep: float) -> bool:
-        """Set the learned epsilon to `keep` of what the norm divides by; False without one."""
-        if not self._calls or getattr(self.norm, "eps_l", None) is None:
-            return False
-        self.norm.eps_l.fill_(self._spread / self._calls * keep / (1 - keep))
-        return True
+    def soften(self, keep: float) -> None:
+        """Set the learned epsilon, if there is one, to `keep` of what the norm divides by."""
+        if self._calls and getattr(self.norm, "eps_l", None) is not None:
+            self.norm.eps_l.fill_(self._spread / self._calls * keep / (1 - keep))
 
     def start(self) -> bool:
         """Set the affine of channels that vary; False where nothing was seen."""
@@ -152,7 +150,6 @@ def start_from_data(
     batches: Iterable[Any],
     *,
     prefixes: Collection[str] | None = None,
-    unit: Collection[str] = (),
     keep: float = 0.0,
     forward: Callable[[Any], Any] | None = None,
 ) -> list[str]:
@@ -166,8 +163,6 @@ def start_from_data(
         model: a detector or any module; new norms are those of :func:`new_norms`.
         batches: inputs of the model as in training; 8 images do.
         prefixes: the names of the norms to start begin with one of these; all by default.
-        unit: of these, by the same beginnings, the outputs stay at unit scale: `keep` alone is
-            done to them.
         keep: with a learned epsilon (`LEARNED_EPS`), the share of what a per-example norm divides
             by that stays as it is on average: 0 for the norm as its authors have it.
         forward: what runs a batch; the model itself in training mode by default.
@@ -187,19 +182,13 @@ def start_from_data(
     if not sites:
         return []
     batches = list(batches)
-    at_unit = [site for site in sites if site.name.startswith(tuple(unit))]
-    matched = [site for site in sites if site not in at_unit]
-    started = set()
     if keep:
         _run(model, sites, batches, forward)
-        softened = [site for site in sites if site.soften(keep)]
-        for site in set(softened).intersection(at_unit):
-            site.norm.weight.fill_((1 - keep) ** -0.5)  # what is kept divides by as much more
-            started.add(site.name)
-        matched = [_Site(site.name, site.norm, site.layer) for site in matched]
-    _run(model, matched, batches, forward)
-    started.update(site.name for site in matched if site.start())
-    return [site.name for site in sites if site.name in started]
+        for site in sites:
+            site.soften(keep)
+        sites = [_Site(site.name, site.norm, site.layer) for site in sites]
+    _run(model, sites, batches, forward)
+    return [site.name for site in sites if site.start()]
 
 
 def _run(model: nn.Module, sites: list[_Site], batches: list, forward: Callable | None) -> None:

@@ -201,18 +201,6 @@ def test_a_detector_of_new_head_norms_keeps_the_scale_of_its_features():
     assert seen("GN", False) != pytest.approx(plain, rel=0.25)
 
 
-def test_a_part_at_unit_scale_is_softened_alone():
-    text, params = "FRN+TLU", {"FRN": {"LEARNED_EPS": "always"}}
-    plain, layer = Layer(text), Layer(text, **params)
-    assert start_from_data(layer, batches(), unit=["conv"], keep=0.0) == []
-    assert start_from_data(layer, batches(), unit=["conv"], keep=0.75) == ["conv.norm"]
-    assert (layer.conv.norm.weight == 2).all() and (layer.conv.norm.bias == 0).all()
-    with torch.no_grad():
-        _, unit = moments([plain(x) for x in batches()])
-        _, own = moments([layer(x) for x in batches()])
-    assert own.mean() == pytest.approx(float(unit.mean()), rel=0.25)
-
-
 @pytest.mark.parametrize("text", ["LN+WS", "FRN+TLU", "BN"])
 def test_fully_connected_layers_and_deconvolutions_are_started(text):
     """What the predictors see has the moments of the plain layers, in a detector's own heads."""
