@@ -1,4 +1,4 @@
-"""The arguments that several commands have: one spelling and one meaning of each."""
+"""The arguments that several commands share, each with one spelling and one meaning."""
 
 import argparse
 from collections.abc import Sequence

@@ -18,7 +18,7 @@ from .keys import add_normdet_config, check_config, set_norm, use_normdet_parts
 
 
 def __getattr__(name: str):
-    """Keys were here once, and can still be had by `normdet.config`."""
+    """Keys used to be here; `normdet.config.NAME` still finds them."""
     if name.startswith("_") or not hasattr(keys, name):
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
     return getattr(keys, name)
@@ -88,7 +88,7 @@ class _File(CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
-        """As detectron2 does; a base is read by this too, and so knows its own place."""
+        """As detectron2 does. Bases are read by this too: each knows its own folder."""
         content = super().load_yaml_with_base(filename, allow_unsafe=allow_unsafe)
         datasets = content.get("DATASETS")
         if isinstance(datasets, dict) and "ROOT" in datasets:

@@ -1,4 +1,4 @@
-"""Modules that were imported by another name once, and still can be."""
+"""Old names of modules that have moved; they can still be imported."""
 
 import importlib
 import importlib.abc

@@ -43,7 +43,7 @@ def _watched(sites: list[Site], act: Callable[[Site, Tensor], None]) -> Iterator
 def measure(
     original: nn.Module, converted: nn.Module, views: Views, images: Tensor
 ) -> tuple[dict[str, Samples], dict[str, Patches]]:
-    """What single examples are before each norm of the original, or where it would stand.
+    """The moments of single examples before each norm of the original, or where it would stand.
 
     Args:
         original: in test mode.

@@ -1,9 +1,9 @@
-"""What a convolution's channels may become before a norm that mixes them, at no cost in function.
+"""Scale, sign and order channels before a group norm, without changing the function.
 
 A group norm divides a channel by the moments of its whole group, which follow the image. The
 original network's channels can be scaled (signs included) and, inside a block, reordered without
-changing what it computes; so they are, such that the moments of each group change as little from
-image to image as channels of these moments allow.
+changing what it computes. This is used to make the moments of each group change as little as
+possible from image to image.
 """
 
 from dataclasses import dataclass
@@ -14,7 +14,7 @@ from torch import Tensor
 from normdet.layers import GroupNorm, InPlaceABN
 from normdet.layers.per_example import PerExampleNorm
 
-# No channel is scaled up beyond this many times what the layer's others are: a dead one stays so.
+# The most a channel is scaled up relative to the layer's others: a dead channel stays dead.
 _RANGE = 100.0
 # How much a group's mean square counts beside its mean when channels are put together.
 _SQUARES = 0.25
@@ -32,11 +32,11 @@ def channel_scales(norm, mean: Tensor, square: Tensor, gain: Tensor, soft: bool)
     """What to multiply each channel by, `(C,)`, before the signs of groups are chosen.
 
     Args:
-        norm: what the channels go into.
+        norm: the norm that the channels go into.
         mean: of each channel, `(C,)`.
         square: its mean square, `(C,)`.
         gain: the original's scale, for norms whose gain is positive.
-        soft: whether an epsilon of the size of the variance is to serve all channels.
+        soft: whether one epsilon, about as large as the variance, must fit all channels.
     """
     if isinstance(norm, InPlaceABN):
         return torch.where(gain < 0, -1.0, 1.0)
@@ -95,7 +95,7 @@ def arrange(
     for channel in largest.tolist():
         own = slice(None) if reorder else slice(channel // size, channel // size + 1)
         now, now_fixed = sums[own], fixed_sums[own]
-        # What the group's squared deviation grows by, all but what does not depend on the choice.
+        # The growth of the group's squared deviation, up to terms that do not depend on the choice.
         grows = 2 * (now_fixed @ fixed[channel]) - 2 * (now @ signed[channel]).abs()
         grows = grows.masked_fill(full[own], torch.inf)
         group = int(grows.argmin()) + (own.start or 0)

@@ -1,4 +1,4 @@
-"""The first rung: the affine under which a norm computes, on average, what stood there before.
+"""The first rung: the affine with which the new norm computes, on average, what the old one did.
 
 The original is `scale * x + shift` per channel. The new norm subtracts `M` and divides by the root
 of `V`, both of which an input of known moments lets it expect
@@ -60,7 +60,7 @@ def convert_norms(
     """
     _copy(original, converted)
     sites = find_sites(original, converted)
-    orders: dict[nn.Module, Tensor] = {}  # of the channels that a layer reads
+    orders: dict[nn.Module, Tensor] = {}  # the new order of the channels that a layer reads
     for site in sites:
         known = (samples or {}).get(site.name)
         if as_before(site):
@@ -78,7 +78,7 @@ def convert_norms(
 
 
 def _copy(original: nn.Module, converted: nn.Module) -> None:
-    """What both have under one name; what the converted norms make of it follows."""
+    """Copy the tensors that both have under one name; the norms are converted afterwards."""
     theirs, ours = original.state_dict(), converted.state_dict()
     shared = {
         key: value for key, value in theirs.items()

@@ -183,7 +183,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--rung", choices=RUNGS,
         help="closed: from stored statistics; calibrated (with images, the default): and from "
         "images; distilled: and some hundred steps on them; annealed: exactly the original, whose "
-        "statistics training leaves by and by",
+        "statistics training replaces step by step",
     )  # fmt: skip
     add(
         "--keep", type=float, default=0.0, metavar="SHARE",

@@ -25,9 +25,9 @@ from .sites import Site
 from .views import Views
 
 RUNGS = ("closed", "calibrated", "distilled", "annealed")
-# Norms at whose test time a network can be taken over: one affine a channel, or what images tell.
+# Norms that can be converted: at test time one affine a channel, or moments measured on images.
 _SOURCES = ("FrozenBN", "AffineBN", "BN", "SyncBN", "EvalNorm", "BRN", "GN", "LN", "IN", "FRN")
-# Norms that can be softened by a learned epsilon, and left for by and by.
+# Norms that take --keep (a learned epsilon) and --rung annealed.
 PER_EXAMPLE = ("GN", "LN", "IN", "FRN")
 
 
@@ -80,7 +80,7 @@ class Conversion:
 
     @property
     def loaded(self) -> list[str]:
-        """The tensors of the parts that the file filled; what started anew there stays out."""
+        """The tensors of the parts that the file filled, without those that kept start values."""
 
         def part(name: str) -> str:
             return ".".join(name.split(".")[:2])

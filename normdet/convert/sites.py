@@ -32,8 +32,8 @@ class Site:
         norm: the converted network's norm.
         old_layer: the original's layer.
         old_norm: the original's norm; `None` where it had none.
-        reader: the one layer of the converted network that reads what comes out, where its input
-            channels may follow an order of these outputs; else `None`.
+        reader: the only layer of the converted network that reads the output, if its input
+            channels may be reordered with it; else `None`.
     """
 
     name: str

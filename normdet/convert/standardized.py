@@ -1,10 +1,9 @@
-"""Filters whose weights sum to zero, as standardization makes them, that compute what others did.
+"""Filters with zero sum, as standardization makes them, that keep what the old ones computed.
 
-Standardization takes a filter's mean away, which the sum of its inputs was multiplied by. Inputs
-are not free: they vary along some directions and hardly along others. So the mean can be taken out
-along the directions that vary least, at the smallest change of the output: with the inputs'
-covariance `S`, `w' = w - S^-1 1 (1^T w) / (1^T S^-1 1)` minimizes `Var((w' - w)^T x)` under
-`1^T w' = 0`.
+Standardization removes a filter's mean, and with it a multiple of the sum of its inputs. Inputs
+vary along some directions and hardly along others. So the mean is removed along the directions that
+vary least, which changes the output least: with the inputs' covariance `S`,
+`w' = w - S^-1 1 (1^T w) / (1^T S^-1 1)` minimizes `Var((w' - w)^T x)` under `1^T w' = 0`.
 """
 
 from dataclasses import dataclass
@@ -13,9 +12,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-# Added to the covariance, as a share of its mean diagonal: no weight grows along what is constant.
+# Added to the covariance, as a share of its mean diagonal: bounds weights on constant inputs.
 _RIDGE = 1e-2
-# Patches an input adds at most to the covariance.
+# The most patches that one input adds to the covariance.
 _PATCHES = 2048
 
 

@@ -24,9 +24,9 @@ logger = logging.getLogger(__name__)
 TIFF_SUFFIXES = (".tif", ".tiff")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", *TIFF_SUFFIXES)
 
-# The largest plane of a file that was chosen to be trained on: its size is the user's business.
+# The largest plane in training: the user chose the file, so its size is not limited.
 ANY_SIZE = 1 << 40
-# Pillow's modes that are pixels as they are, and what others are turned into.
+# Pillow's modes whose pixels are used as they are, and what the others are converted to.
 _PLAIN_MODES = ("L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _CONVERTED = {"1": "L", "LA": "L", "La": "L"}
 _ORIENTATION = 0x0112
@@ -172,7 +172,7 @@ def _read_pillow(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
 
 @contextlib.contextmanager
 def _own_limit() -> Iterator[None]:
-    """Pillow's limit on the size of images lifted: ours is checked on the header."""
+    """Lift Pillow's limit on image size: ours is checked on the header."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:

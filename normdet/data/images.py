@@ -51,7 +51,7 @@ def named_images(
 
     Args:
         paths: as in :func:`find_images`.
-        dataset: as in `DATASETS.TRAIN`, which `root` is `DATASETS.ROOT` of.
+        dataset: a name as in `DATASETS.TRAIN`; its paths are relative to `root`.
 
     Raises:
         NormdetError: both are given, or what is given has no images.
@@ -107,7 +107,7 @@ class Images:
                 image = self._read(file)
             except NormdetError as error:
                 self.faults.append(str(error))
-            # Pillow raises what its many readers raise.
+            # Pillow's readers raise errors of any kind.
             except Exception as error:
                 self.faults.append(f"{file}: {' '.join(str(error).split()) or 'not readable'}")
             else:

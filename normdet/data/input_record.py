@@ -73,7 +73,7 @@ def read_record(cfg: CfgNode, folder: Path) -> InputRecord:
 
 
 def window_of(file: Path, window: str) -> str:
-    """The window that is left to apply to an image: none to one that `normdet prepare` wrote."""
+    """The window to apply: `none` for files that normdet prepared, which are windowed already."""
     return "none" if (file.parent.parent / PREPARED).is_file() else window
 
 

@@ -57,7 +57,7 @@ class Mapper(DatasetMapper):
 
 
 class TileMapper(Mapper):
-    """A mapper whose first augmentation crops; the cost of its masks is that of the crop alone.
+    """A mapper whose first augmentation crops; masks are drawn for the crop alone.
 
     detectron2 would draw every mask of the image at full size before it crops, and polygons would
     need shapely.

@@ -39,7 +39,7 @@ FILES = {
 SPLIT_COLUMN = 320
 TRAIN_TILE, TRAIN_STRIDE = 128, 64
 TEST_TILE = (256, 192)
-# A sliver of a nucleus left by a cut cannot be told from noise.
+# A sliver of a nucleus at a tile's edge looks like noise.
 MIN_PIXELS = 16
 
 

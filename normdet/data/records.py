@@ -40,7 +40,7 @@ class Dataset:
 
 
 def are_finite(values: Iterable[Any]) -> bool:
-    """Whether all are numbers that a float can hold; their sum is, then, but at its very limit."""
+    """Whether all are finite numbers; their sum is then finite too, but for extreme values."""
     try:
         return math.isfinite(sum(values))
     except (TypeError, OverflowError):  # no number, or a whole one of hundreds of digits

@@ -5,7 +5,7 @@ from dataclasses import dataclass
 import numpy as np
 import pycocotools.mask as mask_util
 
-# A run has 32; without an end, a number of millions of characters takes hours to add up.
+# A run has 32 bits. Without this limit a number of millions of characters takes hours.
 _MOST_BITS = 60
 
 

@@ -18,8 +18,8 @@ MAX_PIXELS = 100_000_000
 # A volume may hold this many slices of the largest size.
 MAX_VOXELS_PER_PIXEL = 20
 
-# Drawn anew by each process: a patient's key says nothing about the patient, even to someone who
-# tries every possible number.
+# Each process draws its own: a patient's key tells nothing about the patient, even to someone
+# who tries every possible number.
 _SECRET = secrets.token_bytes(32)
 
 

@@ -116,7 +116,7 @@ def header(path: Path, *, labels: bool, choice: Choice) -> tuple[int, int, int, 
 
 
 def _parts(file: tifffile.TiffFile, path: Path) -> Iterator[_Part]:
-    """What is no smaller copy of something else, and no mask of transparency."""
+    """Pages that are neither smaller copies of others nor masks of transparency."""
     series = file.series
     if series and series[0].kind in _SLIDES:
         series = series[:1]
@@ -266,10 +266,10 @@ def _meant(samples: np.ndarray, page: TiffPage, path: Path) -> np.ndarray:
 
 
 def _inverted(samples: np.ndarray, bits: int) -> np.ndarray:
-    """White is zero, as in scanned film: the larger the darker."""
+    """Invert images in which white is zero, as in scanned film."""
     if samples.dtype.kind == "u":
         return samples.dtype.type((1 << bits) - 1) - samples
-    # Signed numbers and floats have no largest one: their order is turned.
+    # Signed numbers and floats have no largest value: negate them.
     return -samples if samples.dtype.kind == "f" else ~samples
 
 

@@ -115,7 +115,7 @@ def _classes(annotations: Path, report: Callable[[str], None] | None) -> list[st
         try:
             names |= {_name(item) for item in _parse(path).iter("object")}
         except NormdetError:
-            # Named again when its own turn comes.
+            # It is reported when its own turn comes.
             if report is None:
                 raise
     if not names or "" in names:
@@ -124,7 +124,7 @@ def _classes(annotations: Path, report: Callable[[str], None] | None) -> list[st
 
 
 def _name(item: ET.Element) -> str:
-    """The class on one line: how a file is laid out is no part of it."""
+    """The class name on one line: line breaks in the file are not part of it."""
     return " ".join((item.findtext("name") or "").split())
 
 

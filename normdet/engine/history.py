@@ -7,9 +7,9 @@ from normdet.errors import NormdetError
 
 
 def read_history(file: Path) -> list[dict]:
-    """The lines of a run's metrics file; where a resumed run went over a step again, the last.
+    """The lines of a run's metrics file; for a step that a resumed run repeated, the last line.
 
-    A line that a kill cut short is left out, with what a resumed run has put behind it.
+    A line that a kill cut short is left out, and so is what a resumed run appended to it.
 
     Raises:
         NormdetError: the file cannot be read, or is not what the writer leaves.

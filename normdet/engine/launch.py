@@ -20,7 +20,7 @@ from detectron2.utils import comm
 
 from normdet.errors import NormdetError
 
-# How long the other workers may take to end by themselves once one has failed or was stopped.
+# How long the other workers may take to end by themselves after one failed or was stopped.
 GRACE_SECONDS = 20.0
 
 

@@ -78,4 +78,4 @@ class LoggedOutput:
         return len(text)
 
     def flush(self) -> None:
-        """Nothing is held back."""
+        """Nothing is buffered."""

@@ -41,13 +41,13 @@ class NormScalars(HookBase):
         self._sums: dict[str, torch.Tensor] = {}
 
     def before_step(self) -> None:
-        """In a step to be measured, have the outputs looked at."""
+        """Watch the outputs in a step that is measured."""
         if self._period and (self.trainer.iter + 1) % self._period == 0:
             for name, norm in self._norms.items():
                 self._handles.append(norm.register_forward_hook(self._look(name)))
 
     def after_step(self) -> None:
-        """After such a step, write what was seen."""
+        """Write what was seen in such a step."""
         if not self._handles:
             return
         self._leave()
@@ -66,7 +66,7 @@ class NormScalars(HookBase):
         self._sums.clear()
 
     def after_train(self) -> None:
-        """A step that broke off may have left its hooks."""
+        """Remove the hooks that a failed step may have left."""
         self._leave()
 
     def _leave(self) -> None:
@@ -81,7 +81,7 @@ class NormScalars(HookBase):
             square = output.float().square().sum()
             held = torch.zeros_like(square) if clamped is None else clamped.sum()
             seen = torch.stack([square, held, torch.full_like(square, output.numel())]).double()
-            # A shared head is called for every level, and every part of an accumulated batch.
+            # A shared head is called once per level, and once per part of an accumulated batch.
             self._sums[name] = self._sums[name] + seen if name in self._sums else seen
 
         return look

@@ -105,7 +105,7 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> dict:
 
 
 def _from_main(fn: Callable[[], Any]) -> Any:
-    """What `fn` returns on rank 0, in every process; what it refuses there stops them all."""
+    """What `fn` returns on rank 0, in every process; an error there stops all of them."""
     value, error = None, None
     if comm.is_main_process():
         try:
@@ -125,7 +125,7 @@ def _prepare(cfg: CfgNode, folder: Path, args: argparse.Namespace) -> int:
         NormdetError: the folder holds another run, or what is to be resumed was another model.
     """
     record = folder / "config.yaml"
-    # An empty one is of a start that was refused after it was opened, by the weights.
+    # An empty file is left by a start that the weights' check refused after opening it.
     marks = [mark for mark in _MARKS if (folder / mark).exists() and (folder / mark).stat().st_size]
     if marks and not (args.resume or args.eval_only):
         raise NormdetError(

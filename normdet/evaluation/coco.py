@@ -13,7 +13,7 @@ from pycocotools.cocoeval import COCOeval
 
 from normdet.errors import NormdetError
 
-# Detections of an image of tiles that count.
+# How many detections count in an image that is evaluated in tiles.
 MOST_IN_TILES = 100_000
 
 

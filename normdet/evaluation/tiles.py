@@ -132,7 +132,7 @@ def _clear(box: Box, tile: Box, image: Box) -> bool:
 def _compare(
     tiles: Sequence[Box], everything: Sequence[Detection], owner: Sequence[int]
 ) -> tuple[set[tuple[int, int]], set[tuple[int, int]]]:
-    """Pairs of detections of two tiles that are one object, and pairs one of which is inside."""
+    """Pairs of detections of two tiles that are one object, and pairs with one inside the other."""
     by_tile: dict[int, list[int]] = {}
     for index, tile in enumerate(owner):
         by_tile.setdefault(tile, []).append(index)
@@ -178,7 +178,7 @@ def _meeting(
 
 
 def _duplicates(everything: Sequence[Detection], pairs: set[tuple[int, int]]) -> set[int]:
-    """Of each pair the less certain one; what is gone takes nothing with it."""
+    """The less certain detection of each pair; dropped detections suppress nothing."""
     gone: set[int] = set()
     order = sorted(
         (sorted(pair, key=lambda index: (-everything[index].score, index)) for pair in pairs),

@@ -6,12 +6,12 @@ from typing import NoReturn
 
 from normdet.errors import NormdetError
 
-# Called with a sentence on each fault that a reader can go on after; it may raise.
+# Takes a sentence for each fault that a reader can continue after; it may raise.
 Report = Callable[[str], None]
 
 
 def stop(fault: str) -> NoReturn:
-    """The `Report` that goes on after nothing."""
+    """The `Report` that stops at the first fault."""
     raise NormdetError(fault)
 
 
@@ -60,7 +60,7 @@ class Faults:
         """
         if self._stop:
             raise NormdetError(f"{sentence} (--on-error skip goes on without it)")
-        if sentence in self._told:  # what is walked through for images and for labels
+        if sentence in self._told:  # the same file may be met as an image and as a label
             return
         self._told.add(sentence)
         self.count += 1

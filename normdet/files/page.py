@@ -46,7 +46,7 @@ def paragraph(text: str, note: bool = False) -> str:
 
 
 def verdict(text: str) -> str:
-    """What it comes to, set off."""
+    """The conclusion, set off from the text."""
     return f"<p><strong>{escape(text)}</strong></p>"
 
 

@@ -31,7 +31,7 @@ def run_style(index: int) -> dict[str, str]:
     turn = index // len(RUN_COLOURS)
     return {
         "color": RUN_COLOURS[index % len(RUN_COLOURS)],
-        # One more than colours: a point without its line shows which turn it is of.
+        # One more marker than colours, so that colour and marker together tell series apart.
         "marker": "osD^vPX"[index % 7],
         "linestyle": ("-", "--", ":", "-.")[turn % 4],
     }

@@ -1,4 +1,4 @@
-"""Adaptive Weight Standardization: WS that a plain pretrained weight can be trained on under."""
+"""Adaptive Weight Standardization: WS that keeps the function of weights trained without it."""
 
 import torch
 from torch import nn

@@ -9,12 +9,12 @@ from ..errors import NormdetError
 from ..ops import act
 
 ACTIVATIONS = (None, "ReLU", "TLU")
-# Those that hold what is below a threshold at it.
+# Activations that raise every value below a threshold to it.
 CLAMPING = ("ReLU", "TLU")
 
 
 class NormLayer(nn.Module):
-    """Base of every norm: what it normalizes, it may also activate, in one fused module.
+    """Base of every norm. A norm may apply the activation too, in one fused module.
 
     A subclass calls :meth:`_init_activation` in its constructor; `tau` `(C,)` exists only under
     TLU, so that state-dict keys under ReLU are those of the plain norm.
@@ -62,7 +62,7 @@ class NormLayer(nn.Module):
         return {}
 
     def scalars(self) -> dict[str, float]:
-        """Numbers worth a curve."""
+        """Numbers to plot over training."""
         return {}
 
     def expected_moments(self, mean: torch.Tensor, square: torch.Tensor) -> tuple:
@@ -88,7 +88,7 @@ class NormLayer(nn.Module):
         return act(x, self.tau, activation=self.activation)
 
     def clamped(self, output: torch.Tensor) -> torch.Tensor | None:
-        """Which of its outputs the activation holds at its threshold; None without such a one."""
+        """Which outputs the activation holds at its threshold; None if it has no threshold."""
         if self.activation not in CLAMPING:
             return None
         if self.tau is None:

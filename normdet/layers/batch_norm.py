@@ -9,7 +9,7 @@ from .batch_statistics import BatchStatistics
 
 
 class _BatchNorm(BatchStatistics):
-    """torch's BatchNorm, so that tools that look for one find one, with a fused activation."""
+    """torch's BatchNorm with a fused activation: tools that look for torch's class find it."""
 
     def __init__(
         self,
@@ -23,7 +23,7 @@ class _BatchNorm(BatchStatistics):
         self._init_activation(num_features, activation)
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
-        # A worker without a single region still runs its heads: nothing to normalize or learn from.
+        # A worker whose images gave no region runs its heads on an empty batch.
         if x.numel() == 0:
             return frozen_bn_act(
                 x, self.weight, self.bias, self.running_mean, self.running_var, eps=self.eps
@@ -33,7 +33,7 @@ class _BatchNorm(BatchStatistics):
         return nn.modules.batchnorm._BatchNorm.forward(self, x)
 
     def frozen(self) -> nn.Module:
-        """Its frozen form: the averages fixed, and the affine with them."""
+        """The frozen form: fixed averages and a fixed affine."""
         frozen = FrozenBatchNorm2d(self.num_features, self.eps, self.activation)
         frozen.num_batches_tracked = self.num_batches_tracked
         frozen.load_state_dict(self.state_dict())

@@ -14,7 +14,7 @@ _RANKS = {None: None, 0: (2,), 1: (3,), 2: (4,), 3: (5,)}
 def of_no_data(mean: Tensor, var: Tensor) -> bool:
     """Whether statistics `(C,)` are the start values, mean 0 and variance 1, less an epsilon.
 
-    A norm has these before it is trained, and where folding left it none.
+    A norm has these before training, and after its statistics were folded into the affine.
     """
     return not mean.any() and bool(((var - 1).abs() < 2e-5).all())
 
@@ -70,7 +70,7 @@ class BatchStatistics(NormLayer):
         mean, var = pool(*(instance or instance_moments(x)), dim=0)
         if self.pools_workers():
             mean, var, count = pool_workers(mean, var, count)
-            # The count is read back, which waits for the device, where it could be too small alone.
+            # Reading the count waits for the device: done only where it could be too small.
             if x.numel() <= self.num_features and count == 1:
                 self.refuse_one_value(x)
         elif x.numel() == self.num_features:
@@ -122,7 +122,7 @@ class BatchStatistics(NormLayer):
         return affine(x, centre, scale, shift)
 
     def frozen(self) -> nn.Module:
-        """Itself, from now on in test mode: what stands in its place in a frozen stage."""
+        """Put the norm in test mode for good and return it: what a frozen stage has."""
         self.is_frozen = True
         return self.eval()
 

@@ -11,7 +11,7 @@ from .per_example import PerExampleNorm
 
 
 def groups_for(channels: int, num_groups: int) -> int:
-    """How many groups `channels` get where `num_groups` are wished: their greatest common divisor.
+    """The groups that `channels` get if `num_groups` are asked for: the greatest common divisor.
 
     The full number wherever it divides the channels, as in detectron2; else fewer and larger groups
     (80 channels: 16 groups of 5), never more.

@@ -61,7 +61,7 @@ def instance_means(x: Tensor) -> Tensor:
 
 
 def pool(mean: Tensor, var: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """The moments of parts of one size laid together along `dim`; zeros where there are none.
+    """Pool the moments of equally large parts along `dim`; zeros if there are no parts.
 
     Layer moments pool instance moments over channels, batch moments over examples.
     """

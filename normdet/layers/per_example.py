@@ -1,4 +1,4 @@
-"""What the norms of one example share: a learned epsilon, and a way to them from stored moments."""
+"""What per-example norms share: a learned epsilon, and a gradual move from stored moments."""
 
 import torch
 from torch import Tensor, nn
@@ -10,11 +10,11 @@ from .moments import affine
 
 
 class StoredMoments(nn.Module):
-    """The moments a network was trained under, and how far its norm has left them.
+    """The moments a network was trained with, and how far its norm has moved away from them.
 
     Attributes:
         mean: what was subtracted from each channel, `(C,)`.
-        var: by whose root each channel was divided, `(C,)`.
+        var: each channel was divided by its root, `(C,)`.
         t: 0 for the stored moments alone, 1 for the example's own alone; `()`.
     """
 
@@ -31,9 +31,9 @@ class PerExampleNorm(NormLayer):
     Attributes:
         family: the option's name, whose config keys it takes.
         eps_l: the learned epsilon `(1,)`, whose size is added to `eps`; `None` without one.
-        stored: the :class:`StoredMoments` that a converted layer still leaves by and by; `None` in
-            every other, which is then the plain fused norm. Weights that have them bring them
-            along, under the keys `stored.*`.
+        stored: the :class:`StoredMoments` being annealed away; `None` in a layer that was not
+            converted, which is the plain fused norm. Saved with the weights, under the keys
+            `stored.*`.
     """
 
     family = ""
@@ -47,7 +47,7 @@ class PerExampleNorm(NormLayer):
         return self.eps if self.eps_l is None else self.eps + self.eps_l.abs()
 
     def own_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """What an example's channels are centred by and divided by the root of, both `(N, C)`."""
+        """The mean and the variance that each example is normalized by, both `(N, C)`."""
         raise NotImplementedError
 
     def leaving_stored(self, x: Tensor) -> Tensor:

@@ -12,10 +12,10 @@ from .moments import several_workers
 
 
 class Population:
-    """Mean and variance of all that a norm with running averages sees in training while watched.
+    """Mean and variance of everything that a norm sees in training mode while it is watched.
 
-    The norm computes as it does in training, its running averages as they were. The variance is
-    that of the population, which the batches' own means vary in too; batches weigh by their size.
+    The norm computes as it does in training, and keeps its running averages. The variance is that
+    of the population: it includes how batch means differ. Batches are weighted by their size.
 
     Args:
         norm: any norm with running averages; see :func:`learning_norms`.

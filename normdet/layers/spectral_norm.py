@@ -33,7 +33,7 @@ class SpectralNorm(WeightMethod):
         # torch makes its parametrization only on a module that holds the weight.
         holder = nn.Module()
         holder.weight = nn.Parameter(weight.detach().clone())
-        # The random start of the iteration shall not shift every random number after it.
+        # Keep the random start of the iteration from shifting all later random numbers.
         with torch.random.fork_rng(devices=[weight.device] if weight.is_cuda else []):
             parametrizations.spectral_norm(holder, **self.settings)
         return holder.parametrizations.weight[0]

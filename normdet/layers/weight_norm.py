@@ -39,7 +39,7 @@ class WeightNorm(WeightMethod):
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         norm = self._norm(weight)
-        # A filter of zeros, as pruned networks have, stays one instead of becoming NaN.
+        # A filter of zeros, as in pruned networks, stays zero and does not become NaN.
         scale = self.g / norm.clamp(min=torch.finfo(norm.dtype).tiny)
         return (weight * scale).to(weight.dtype)
 

@@ -35,7 +35,7 @@ class WSConv2d(nn.Conv2d):
 
     @classmethod
     def from_conv(cls, conv: nn.Conv2d, dialect: str = "jhu") -> "WSConv2d":
-        """Take over a convolution: its geometry, its very parameters, its norm and activation."""
+        """Take over a convolution: its geometry, parameters, norm and activation."""
         new = cls(
             conv.in_channels, conv.out_channels, conv.kernel_size, conv.stride, conv.padding,
             conv.dilation, conv.groups, bias=False, padding_mode=conv.padding_mode,
@@ -52,14 +52,14 @@ class WSConv2d(nn.Conv2d):
             self._folded = None
             return standardize_weight(self.weight, dialect=self.dialect)
         key = (self.weight.data_ptr(), self.weight._version)
-        # The parameter itself is held too: another in its place may come to lie at its address.
+        # Keep the parameter itself too: a new one may be allocated at the same address.
         if self._folded is None or self._folded[0] is not self.weight or self._folded[1] != key:
             folded = standardize_weight(self.weight.detach(), dialect=self.dialect)
             self._folded = self.weight, key, folded
         return self._folded[2]
 
     def train(self, mode: bool = True) -> "WSConv2d":
-        """Fold anew: an edit of `weight.data` since then has left no other trace."""
+        """Forget the folded weight: an edit of `weight.data` is not noticed otherwise."""
         self._folded = None
         return super().train(mode)
 
@@ -78,7 +78,7 @@ class WSConv2d(nn.Conv2d):
 
 
 class WeightStandardization(nn.Module):
-    """The same as a torch parametrization, for what is no plain 2-D convolution."""
+    """The same as a torch parametrization, for layers other than plain 2-D convolutions."""
 
     def __init__(self, dialect: str = "jhu", out_dim: int = 0):
         super().__init__()

@@ -37,7 +37,7 @@ def read_windowed(
         limits = window_limits(window, slices) if slices else None
         yield from ((item, limits) for item in slices)
         return
-    # The faults are told once, by the reading below.
+    # Faults are reported once, by the reading below.
     first = read_slices(source, axis=axis, max_pixels=max_pixels, report=lambda sentence: None)
     limits = window_limits(window, first)
     again = read_slices(

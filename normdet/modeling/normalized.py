@@ -46,7 +46,7 @@ def learned_weight(layer: nn.Module) -> Tensor:
 
 @torch.no_grad()
 def put_weight(layer: nn.Module, weight: Tensor) -> None:
-    """Give a layer the weight that it learns; what its method keeps beside it is fitted anew."""
+    """Set the weight a layer learns, and refit what its weight method keeps beside it."""
     if isinstance(layer, Reparametrized):
         layer.load_state_dict({"weight": weight}, strict=False)
     else:

@@ -115,7 +115,7 @@ def normalize_resnet(
     """Normalize a detectron2 ResNet built without norms, in place.
 
     Args:
-        depth: 18 to 152, also of one whose last stages are not built.
+        depth: 18 to 152, even if the last stages are not built.
         freeze_at: stages to freeze, the stem first; a frozen stage trains neither its convolutions
             nor its norms, whatever they are.
     """

@@ -26,7 +26,7 @@ def training_pass(
     """
     kept = set(but)
     others = [module for module in model.modules() if module not in kept]
-    # Losses write their curves into detectron2's storage; these are no iteration's.
+    # Losses write curves into detectron2's storage, and this pass belongs to no iteration.
     with _untouched(others), EventStorage():
         model.train()
         for batch in batches:
@@ -35,7 +35,7 @@ def training_pass(
 
 @contextmanager
 def _untouched(modules: list[nn.Module]) -> Iterator[None]:
-    """Whatever counts or averages while a model runs is put back: buffers and plain attributes."""
+    """Restore what changes while a model runs: buffers and plain attributes."""
     buffers = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
     attributes = [dict(vars(m)) for m in modules]
     try:

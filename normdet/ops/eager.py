@@ -1,4 +1,4 @@
-"""The lean forms in torch alone: slower than a kernel, but keeping no more for backward than one.
+"""Lean forms in plain torch: slower than a kernel, but they keep no more for backward.
 
 They serve every device, and they are the algebra that the kernels follow: for each channel of each
 example `y = max((x - mu) * a + b, t)`, whose gradient is `k * a + (x - mu) * p + q` with `k = dy`

@@ -187,7 +187,7 @@ for _name, _run, _fake, _save, _differentiate in (
 
 
 def _shortcut(name, run, save=None, differentiate=None):
-    """The operator, called without torch's dispatcher where nobody is watching.
+    """The operator, called without torch's dispatcher if nothing traces or transforms.
 
     That spares two thirds of the time a call takes before its kernel runs, which a detector with
     a hundred norms would feel. Whatever traces or transforms gets the operator itself.

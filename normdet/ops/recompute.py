@@ -24,7 +24,7 @@ _local = threading.local()
 class recomputed(torch.autograd.graph.saved_tensors_hooks):
     """Context in which the outputs of fused norms are not kept for backward.
 
-    As with all such hooks of torch the innermost rule: in `torch.utils.checkpoint` its own do.
+    The innermost saved-tensor hook wins, so inside `torch.utils.checkpoint` its hooks apply.
     """
 
     def __init__(self):
@@ -44,7 +44,7 @@ class recomputed(torch.autograd.graph.saved_tensors_hooks):
     def _pack(self, x: Tensor):
         find, again = self._made.get(x.data_ptr(), (None, None))
         y = None if find is None else find()
-        # A living y owns its memory still: no other tensor can have come to lie there.
+        # While y lives it owns its memory: no other tensor can be there.
         if y is None or y.grad_fn is None or not _same(x, y):
             return x, x._version
         return partial(again, y.grad_fn)  # the graph holds the node anyway

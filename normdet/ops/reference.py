@@ -88,7 +88,7 @@ def frozen_bn_act(
 ) -> Tensor:
     """A fixed affine, to the bit as detectron2's `FrozenBatchNorm2d` computes it.
 
-    Like there, an input that needs a gradient takes the road that keeps no copy of it.
+    As there, an input that needs a gradient takes the path that keeps no copy of it.
     """
     if x.requires_grad:
         scale, shift = frozen_affine(weight, bias, running_mean, running_var, eps)

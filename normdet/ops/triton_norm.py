@@ -318,7 +318,7 @@ def _whole_tile(v, kind, groups, limits):
     pixels = triton.next_power_of_2(v.s)
     if kind != "rms" and groups != v.c:
         channels = triton.next_power_of_2(v.c // groups)
-        # A channels last group of few channels would be read in slivers.
+        # A group of few channels in channels last would be read in very short pieces.
         fits = channels * pixels <= limits.whole and not (v.last and v.s > 1 and channels < 16)
         return (channels, pixels) if fits else None
     if v.last and v.s > 1:

@@ -53,7 +53,7 @@ class Level:
         return node.op in ("call_function", "call_method") and known.is_addition(node.target)
 
     def readers(self, node: fx.Node) -> Iterator[fx.Node]:
-        """The nodes that read a value, past what hands it on as it is."""
+        """The nodes that read a value, looking through nodes that pass it on unchanged."""
         for user in node.users:
             child = self.child(user)
             if child is not None and known.passes_on(child):
@@ -62,7 +62,7 @@ class Level:
                 yield user
 
     def source(self, node: fx.Node) -> fx.Node:
-        """Where a value comes from, past what hands it on as it is."""
+        """Where a value comes from, looking through nodes that pass it on unchanged."""
         child = self.child(node)
         if child is not None and known.passes_on(child) and isinstance(node.args[0], fx.Node):
             return self.source(node.args[0])
@@ -82,7 +82,7 @@ def level_of(module: nn.Module) -> Level | None:
             module.training = mode  # the module's own; its children are leaves
             graphs.append(Level(module))
         module.training = was
-    except Exception:  # whatever a forward may raise on being shown no tensor
+    except Exception:  # a forward may raise anything if it gets no tensor
         module.training = was
         return None
     training, inference = graphs

@@ -30,7 +30,7 @@ _PER_LEVEL = {"CycleBatchNormList", "PerLevelNorm"}
 # Networks whose convolutions are normalized and, as in their papers, not activated.
 _PYRAMIDS = {"FPN", "FeaturePyramidNetwork", "SimpleFeaturePyramid"}
 
-# The activations an option's own takes the place of.
+# The activations that an option's own activation replaces.
 REPLACED = ("ReLU", "TLU")
 _RELUS = {F.relu, F.relu_, torch.relu, torch.relu_, "relu", "relu_"}
 _OTHER_ACTIVATIONS = {
@@ -48,7 +48,7 @@ _CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.Linear)
 # The forward of these is a convolution and nothing else, with a norm and activation if it has them.
 _PLAIN = {nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear}
 
-# Modules that hand their input on as it is, in inference at least.
+# Modules that pass their input on unchanged, at least in inference.
 _PASSING = (nn.Identity, nn.Dropout, nn.Dropout1d, nn.Dropout2d, nn.Dropout3d)
 _PASSING_NAMES = {"DropPath", "StochasticDepth", "DropBlock2d", "DropBlock3d"}
 # Modules that keep the number of channels.

@@ -237,11 +237,11 @@ class Checkpointer(DetectionCheckpointer):
         return max(iterations, key=iterations.__getitem__, default=None)
 
     def _fetch(self, source: str) -> None:
-        """Have the file at hand, so that what is missing is told in a sentence."""
+        """Fetch the file first, so that a missing one is reported in a sentence."""
         url = urlparse(source)._replace(query="").geturl()
         try:
             local = self.path_manager.get_local_path(url)
-        # Handlers raise what their catalogs and clients raise.
+        # Path handlers raise errors of any kind.
         except Exception as error:
             raise UnreadableFileError(f"{source} cannot be fetched: {error}") from error
         if not os.path.isfile(local):
@@ -317,6 +317,6 @@ def _align(state: Mapping, weights: dict, source: str) -> dict:
     """Bring names that lack their beginning to the model's by detectron2's heuristics."""
     try:
         return align_and_update_state_dicts(state, weights, c2_conversion=False)
-    # How the heuristics end on names that they were not made for.
+    # What the heuristics raise on names they do not know.
     except (AssertionError, IndexError, ValueError) as error:
         raise NormdetError(f"{source}: its names do not match the model's: {error}") from error

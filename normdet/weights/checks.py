@@ -34,8 +34,8 @@ __all__ = ["check_weights", "describe"]
 def check_weights(cfg: CfgNode, weights: Imported | Mapping[str, Any], source: str) -> list[str]:
     """Refuse weights that a config would silently misuse.
 
-    What is only the custom of files of a kind is no reason to refuse: the config's word counts, and
-    the difference is a warning.
+    A convention that is merely usual for such files is no reason to refuse: the config wins, and
+    the difference becomes a warning.
 
     Args:
         cfg: a config with detectron2's keys; normdet's are used where present.
@@ -114,7 +114,7 @@ def _check_settings(cfg: CfgNode, facts: Facts, name: str) -> None:
 
 
 def _differing(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
-    """What the config has otherwise than is usual, or than a detector was trained with."""
+    """Warnings where the config differs from what is usual, or from how a detector was trained."""
     warnings = []
     unlike = (MEAN, DIALECT, IMAGE_STD)
     known = {key: value for key, value in facts.settings.items() if key not in unlike}
@@ -133,7 +133,7 @@ def _differing(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
 
 
 def _seen_darker(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
-    """What is no other scale yet, but costs contrast that another PIXEL_STD would keep."""
+    """A warning if the weights see the images at far less contrast than they were trained on."""
     if not find(cfg, IMAGE_STD) or facts.settings.get(STD) is None:
         return []
     ratio = max(a / b for a, b in zip(*_scales(cfg, facts.settings), strict=True))
@@ -145,7 +145,7 @@ def _seen_darker(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
     ]
 
 
-# In the middle of 1 and 58, the std of pixels that are used as they are and of those that are not.
+# The geometric mean of 1 and 58: the std of pixels divided by their deviation, and of raw ones.
 _RAW_STD = 7.6
 
 
@@ -165,8 +165,8 @@ def _suits(cfg: CfgNode, key: str, settings: Mapping[str, Any]) -> bool:
         return {ours, theirs} != {"RGB", "BGR"}
     if key != STD:
         return _lists(ours) == _lists(theirs)
-    # 1 in place of 57 is another network. Statistics of one's own images are fine, and small if
-    # these are dark; where the std of the images is known, it is usual ones that are fine for dark.
+    # 1 in place of 57 is another network. Statistics of one's own images are fine. Dark images give
+    # small statistics; allow a wider range below if the std of the images is known.
     low, high = (1 / 4, 20) if find(cfg, IMAGE_STD) else (1 / 20, 4)
     return all(b * low < a < b * high for a, b in zip(*_scales(cfg, settings), strict=True))
 

@@ -106,7 +106,7 @@ def describe_file(
 
 
 def differing(cfg: CfgNode, keys: Mapping[str, Any]) -> dict[str, Any]:
-    """The keys that `cfg` has otherwise."""
+    """The keys whose values in `cfg` differ."""
     return {key: value for key, value in keys.items() if _plain(find(cfg, key)) != _plain(value)}
 
 
@@ -122,7 +122,7 @@ def _plain(value: Any) -> Any:
 def _read(source: str, allow_unsafe: bool) -> dict[str, Any]:
     try:
         local = PathManager.get_local_path(source)
-    except Exception as error:  # handlers raise what their catalogs and clients raise
+    except Exception as error:  # path handlers raise errors of any kind
         raise UnreadableFileError(f"{source} cannot be fetched: {error}") from error
     return load_file(local, allow_unsafe=allow_unsafe)
 

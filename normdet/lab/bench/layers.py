@@ -78,7 +78,7 @@ def providers(case: Case, compiled: bool) -> Iterator[tuple[str, list[Provider]]
 
 
 def weight_providers(case: Case, compiled: bool) -> Iterator[tuple[str, list[Provider]]]:
-    """Weight standardization, of a convolution's weight: what it takes beside the layer's rest."""
+    """Weight standardization of a convolution's weight, without the convolution itself."""
     make = _Makers(case.shape[0], case.device, compiled)
     yield "WS", make.standardize()
 
@@ -205,7 +205,7 @@ def _spread(p: Tensor, x: Tensor) -> Tensor:
 
 
 def _plain_frn(x: Tensor, own: list[Tensor]) -> Tensor:
-    """FRN, with TLU where there is a tau, in the words that torch.compile makes the most of."""
+    """FRN, with TLU if there is a tau, written as torch.compile optimizes it best."""
     weight, bias, *tau = (_spread(p, x) for p in own)
     mean_square = x.float().square().mean((2, 3), keepdim=True)
     scale = torch.rsqrt(mean_square + 1e-6).to(x.dtype)
@@ -214,7 +214,7 @@ def _plain_frn(x: Tensor, own: list[Tensor]) -> Tensor:
 
 
 def _plain_frozen(x: Tensor, fixed: list[Tensor]) -> Tensor:
-    """Frozen BN and ReLU likewise."""
+    """Frozen BN and ReLU, written the same way."""
     weight, bias, mean, var = fixed
     scale = weight * (var + 1e-5).rsqrt()
     return F.relu(x * _spread(scale, x) + _spread(bias - mean * scale, x))
@@ -257,7 +257,7 @@ def rows(
             try:
                 kept[provider.name] = measure.kept_bytes(run, provider.own)
                 step()
-            except (RuntimeError, NormdetError) as error:  # a peer that cannot: said, not hidden
+            except (RuntimeError, NormdetError) as error:  # reported, not hidden
                 failed[provider.name] = str(error).strip().splitlines()[0][:80]
                 continue
             forward[provider.name], both[provider.name] = run, step
@@ -277,7 +277,7 @@ def rows(
         for name in forward:
             low, median, high = measure.quartiles(times["forward"][name])
             total = measure.quartiles(times["both"][name])
-            # Backward cannot run without forward: it is what "both" takes beyond it.
+            # Backward cannot run without forward: its time is that of "both" less forward.
             backward = [max(0.0, t - median) for t in total]
             for mode, (a, b, c) in (
                 ("forward", (low, median, high)),

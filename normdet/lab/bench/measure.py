@@ -16,7 +16,7 @@ Step = Callable[[], object]
 def interleaved(
     steps: Mapping[str, Step], device: str, seconds: float, warmup: int = 2, least: int = 5
 ) -> dict[str, list[float]]:
-    """Times in ms of each step, taken in turn so that a busy moment strikes all of them alike.
+    """Times in ms of each step, measured in turn so that a busy moment affects all of them.
 
     Args:
         seconds: how long to measure, for each step.
@@ -32,7 +32,7 @@ def interleaved(
     while time.perf_counter() < end or len(next(iter(times.values()))) < least:
         for name, step in steps.items():
             if flush is not None:
-                flush.zero_()  # 256 MB: nothing of the last round stays in the L2 cache
+                flush.zero_()  # 256 MB, so that nothing of the last round stays in the L2 cache
             times[name].append(_time(step, device))
     return times
 
@@ -90,7 +90,7 @@ def peak_bytes(step: Step, device: str) -> int:
 
 
 def held_bytes(forward: Callable[[], Tensor], device: str) -> int:
-    """Memory of tensors that `forward` leaves behind with its output, for backward above all.
+    """Memory of tensors that `forward` leaves behind with its output, mostly for backward.
 
     Unlike :func:`kept_bytes` it uses no hooks, so that code that hooks what is saved counts too.
     """

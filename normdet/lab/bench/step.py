@@ -163,7 +163,7 @@ def _image(height: int, width: int, seed: int) -> dict:
 
 
 def _largest_batch(norm: str, device: str, size: int, budget: float | None, freeze_at: int) -> int:
-    """Doubles, then halves the gap, until a step no longer fits: each batch is tried, none guessed.
+    """Double, then halve the gap, until a step no longer fits: every batch size is really tried.
 
     Args:
         budget: GB beyond the model, or None for all of the GPU.

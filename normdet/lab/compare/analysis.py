@@ -41,7 +41,7 @@ class Group:
 
     @property
     def lacks(self) -> str:
-        """What of its seeds is no result, in words; nothing where all are there."""
+        """Which seeds have no result, in words; `""` if all have one."""
         counts = {"diverged": self.diverged, "crashed": self.crashed, "not run": self.missing}
         total = len(self.values) + sum(counts.values())
         found = [f"{count} of {total} {word}" for word, count in counts.items() if count]
@@ -60,7 +60,7 @@ class Comparison:
 
     @property
     def significant(self) -> bool:
-        """Whether the family-wise error allows to call it a difference."""
+        """Whether it counts as a difference under the family-wise error."""
         return self.adjusted is not None and self.adjusted < 1 - LEVEL
 
 

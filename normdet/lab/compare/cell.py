@@ -29,7 +29,7 @@ from normdet.files.memory import held_memory
 from normdet.lab.compare.provenance import provenance
 
 DONE, DIVERGED, CRASHED = "done", "diverged", "crashed"
-# What makes a cell finished; a crashed one is tried again by the next command.
+# A cell with one of these is finished; a crashed one is tried again by the next command.
 RESULTS = (DONE, DIVERGED)
 # How often a run is looked at for the memory it holds, at most; a young one grows faster.
 _LOOK_SECONDS = 0.5
@@ -102,7 +102,7 @@ def run_cell(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # Ctrl-C in the terminal is for us to hand on; the lock lives as long as the process.
+            # We pass Ctrl-C on; the lock lives as long as the process.
             start_new_session=True,
             pass_fds=[lock],
         )
@@ -121,7 +121,7 @@ def run_cell(
 
 @contextlib.contextmanager
 def _sole_owner(path: Path, stopping: Callable[[], bool]) -> Iterator[int]:
-    """Hold the cell; the training process inherits the lock, should we be killed before it ends."""
+    """Lock the cell. The training process inherits the lock, in case we are killed first."""
     lock = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
     try:
         while not stopping() and not hold(lock):
@@ -140,7 +140,7 @@ def _wait(process: subprocess.Popen, stopping: Callable[[], bool]) -> tuple[int,
             pid, status, usage = os.wait4(process.pid, os.WNOHANG)
             if pid:
                 process.returncode = os.waitstatus_to_exitcode(status)
-                # Where nobody else tells: this one is never below what we held when we started it.
+                # If nothing else tells: the peak is never below what we held when we started it.
                 scale = 2**20 if sys.platform == "darwin" else 2**10
                 return process.returncode, peak or usage.ru_maxrss / scale
             now = time.monotonic()
@@ -208,7 +208,7 @@ def _last_words(log: Path, code: int) -> str:
 def _cost(folder: Path, log: str) -> dict:
     """Seconds per step and of training, and on a GPU its memory, from what the run logged."""
     cost: dict[str, float] = {}
-    # A kill can leave a line that is cut short; the AP does not hang on it.
+    # A kill can leave a line that is cut short; the AP does not depend on it.
     with contextlib.suppress(NormdetError):
         entries = read_history(folder / "metrics.json")
         times = [entry["time"] for entry in entries if "time" in entry]

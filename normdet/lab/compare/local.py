@@ -48,7 +48,7 @@ class LocalPool:
         self._peaks: dict[tuple[str, int], float] = {}
 
     def learn(self, norm: str, batch_size: int, memory: float) -> None:
-        """Take note that a cell of this norm and batch size has held so many MB."""
+        """Note how many MB a cell of this norm and batch size has held."""
         key = norm, batch_size
         self._peaks[key] = max(self._peaks.get(key, 0), memory)
 
@@ -123,7 +123,7 @@ class LocalPool:
                 self.learn(*_kind(task), held_memory(run.pid)[1])
 
     def _expected(self, task: Task) -> float | None:
-        """What a cell may hold: as its like did, or as other norms at the nearest size known."""
+        """The memory a cell may need: that of its kind, or of other norms at the nearest size."""
         norm, size = _kind(task)
         if (norm, size) in self._peaks or not self._peaks:
             return self._peaks.get((norm, size))
@@ -149,7 +149,7 @@ def _kind(task: Task) -> tuple[str, int]:
 
 
 def _logged_since(task: Task, begun: float) -> bool:
-    """Whether a cell has logged steps of its own: what it resumes has left a log of others."""
+    """Whether a cell has logged steps in this run, not only in the one it resumes."""
     try:
         return (task.folder / "metrics.json").stat().st_mtime > begun
     except OSError:

@@ -20,12 +20,12 @@ from normdet.options import METHODS, parse
 
 # Rates are picked in a run of their own, whose seed is none of those reported.
 TUNING_SEED = 0
-# Keys that say where and how conveniently a run is made, not what comes of it.
+# Keys that say where and how a run is made, and do not change its result.
 NOT_HASHED = {
     "OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
     "DATASETS.PIXEL_STD",
 }  # fmt: skip
-# Keys that hold for all alike: a norm that sets one would see more, or something else, than others.
+# Keys that are equal for all norms: one that sets them would see more, or other, images.
 _SHARED = ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SEED", "OUTPUT_DIR", "DATASETS.")
 
 

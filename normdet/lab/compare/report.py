@@ -87,7 +87,7 @@ class _Report:
         self._earlier: set[str] = set()
 
     def draw(self, folder: Path) -> None:
-        """Write the pictures that there is something for; what runs have left none for stays."""
+        """Write the pictures that runs have data for; older pictures stay otherwise."""
         self._draw(folder, "ap", f"{self._label} over the batch size", self._draw_ap)
         self._draw(folder, "training", "training over the images seen", self._draw_training)
         self._draw(folder, "cost", "time and memory over the batch size", self._draw_cost)
@@ -119,7 +119,8 @@ class _Report:
             curve = pictures.curve(self._out / "cells" / row["run"], row, self._metric)
             if curve:
                 panels.setdefault(_images(row["batch_size"]), []).append(curve)
-            elif row["status"] == DONE:  # some curves beside none would say something of the norms
+            # If one finished run lacks a curve, draw none: a gap would look like the norm's own.
+            elif row["status"] == DONE:
                 return False
         if panels:
             order = sorted(panels, key=lambda title: int(title.split()[0]))
@@ -203,7 +204,7 @@ class _Report:
         if "predictions" in self._figures:
             yield form.heading("Where predictions differ most")
             yield from self._picture(form, "predictions")
-            if "predictions" not in self._earlier:  # or it shows the pair of then
+            if "predictions" not in self._earlier:  # or it would show the earlier pair
                 text = pictures.CAPTION.format(*(group.norm for group in self._pair))
                 yield form.paragraph(text, note=True)
         if any(row["status"] in (DIVERGED, CRASHED) for row in self._rows):
@@ -365,7 +366,7 @@ def _test_records(plan: Plan) -> list[dict]:
     try:
         register_datasets(cfg)
         return DatasetCatalog.get(plan.test)
-    except (NormdetError, OSError):  # the report outlives the data
+    except (NormdetError, OSError):  # the report must not need the data
         return []
 
 

@@ -56,7 +56,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     checkpointer = Checkpointer(model, cfg=cfg, allow_unsafe=args.allow_unsafe_weights)
     checkpointer.load(args.weights, checkpointables=[])
     trained_with = read_record(cfg, Path(args.weights).parent).window
-    # A dataset's files are what training reads, others are as they left the microscope.
+    # A dataset's files are as training reads them; others are as the microscope wrote them.
     window = "none" if args.dataset else trained_with
     images = _reader(files, args.max_images, cfg, model, window)
     reference = None
@@ -121,7 +121,7 @@ def _shown(images: Images, what: str):
 
 
 def _to_name(paths: Sequence[str]) -> list[str]:
-    """The paths, or where they are too many to read in a command the folders that they are in."""
+    """The paths, or the folders they are in if they are too many for a command line."""
     if len(paths) <= NAMED:
         return list(paths)
     return sorted({path if os.path.isdir(path) else os.path.dirname(path) or "." for path in paths})

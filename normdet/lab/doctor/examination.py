@@ -66,7 +66,7 @@ def layers_to_watch(model: nn.Module) -> dict[str, NormLayer]:
 
 
 def untrained_layers(layers: Mapping[str, NormLayer]) -> list[str]:
-    """Those whose stored statistics are those of no data: mean 0 and variance 1."""
+    """The layers whose stored statistics are still the start values: mean 0 and variance 1."""
     return [
         name
         for name, layer in layers.items()
@@ -180,7 +180,7 @@ def _saturated(layers: list[Row]) -> list[str]:
 
 
 def _few_images(count: int, stages: list[Row]) -> list[str]:
-    """How surely the distances are known, where that is not surely enough."""
+    """A note if the distances are known too roughly."""
     noise = max((row.noise[1] for row in stages if 1 in row.noise), default=math.inf)
     if noise / math.sqrt(count) <= FITS / 2:
         return []

@@ -27,14 +27,14 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor) -> "Moments":
-        """Of all values of `x` `(N, C, *S)`, of which there is at least one a channel."""
+        """The moments of all values of `x` `(N, C, *S)`, at least one a channel."""
         count = x[0, 0].numel()
         parts = zip(*(moment.double().cpu() for moment in instance_moments(x)), strict=True)
         return cls.pool([cls(count, mean, var) for mean, var in parts])
 
     @classmethod
     def pool(cls, parts: list["Moments"]) -> "Moments":
-        """The moments of the parts laid together, each with as many values as it has."""
+        """The pooled moments of parts, weighted by their number of values."""
         total = sum(part.count for part in parts)
         mean = sum(part.mean * part.count for part in parts) / total
         var = sum((part.var + (part.mean - mean).square()) * part.count for part in parts) / total

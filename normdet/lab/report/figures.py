@@ -136,7 +136,7 @@ def match(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _outline(axes: Axes, masks: np.ndarray, colour: str, **style) -> None:
     for mask in masks:
-        # A border of nothing around it closes the outline of a nucleus cut by the edge.
+        # An empty border closes the outline of a nucleus at the edge.
         height, width = mask.shape
         axes.contour(
             np.arange(-1, width + 1),
@@ -260,7 +260,7 @@ def draw_training(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
     losses = [y for curve in every for _, y in curve.loss]
     if losses:
-        # The first steps from random weights would leave the rest a line at the bottom.
+        # Losses of the first steps from random weights would flatten all others.
         grid[0, 0].set_ylim(0, 1.3 * float(np.percentile(losses, 95)))
     grid[0, 0].set_ylabel("training loss")
     grid[0, 0].set_xlim(0, None)

@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-# Of a cell that begins with a number, or has none to show.
+# Matches a cell that begins with a number, or that has none to show.
 _NUMBER = re.compile(r"[-+<x]? ?\d|-?$|not run$")
 
 
@@ -48,7 +48,7 @@ def picture(png: Path, text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text whose characters mean themselves."""
+    """Text with Markdown's characters escaped."""
     return re.sub(r"([\\`*_\[\]<>#|])", r"\\\1", text)
 
 

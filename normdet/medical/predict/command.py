@@ -101,7 +101,7 @@ def _run(
 
 
 def _sources(args: argparse.Namespace, faults: Faults) -> list[Source]:
-    """What to predict; nothing that an earlier run wrote, should `--out` lie among the images."""
+    """What to predict, without what an earlier run wrote if `--out` lies among the images."""
     out = args.out.resolve()
     own = {out / name for name in FOLDERS}
     found = find_sources(args.images, report=faults)
@@ -253,7 +253,7 @@ def _settings(args: argparse.Namespace, cfg: CfgNode, record: InputRecord) -> di
 
 
 def _digest(cfg: CfgNode) -> str:
-    """Of all keys that what is found can depend on."""
+    """A digest of all keys that predictions can depend on."""
     seen = cfg.clone()
     seen.MODEL.DEVICE = seen.MODEL.WEIGHTS = ""
     text = "".join(part.dump() for part in (seen.MODEL, seen.INPUT, seen.TEST))
@@ -261,7 +261,7 @@ def _digest(cfg: CfgNode) -> str:
 
 
 def _shown(item: Slice, limits: Limits) -> np.ndarray:
-    """uint8 pixels to draw on: every n-th of an image far larger than its overlay will be."""
+    """uint8 pixels to draw on; an image far larger than its overlay is thinned out first."""
     step = max(1, max(item.pixels.shape[:2]) // (2 * LARGEST))
     small = dataclasses.replace(item, pixels=item.pixels[::step, ::step])
     if limits is None and small.pixels.dtype != np.uint8:

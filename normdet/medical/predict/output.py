@@ -56,7 +56,7 @@ class Output:
         self._check_settings(json.loads(json.dumps(settings)))
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Unlock the folder."""
         self._lock.close()
 
     def _check_settings(self, settings: Mapping[str, Any]) -> None:
@@ -86,7 +86,7 @@ class Output:
         detections: Sequence[Detection],
         overlay: Image.Image,
     ) -> None:
-        """Keep one image's results; its record comes last and says that the others are there.
+        """Keep one image's results. Its record is written last and shows that the others are there.
 
         Raises:
             NormdetError: the disk refuses.

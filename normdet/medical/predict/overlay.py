@@ -1,4 +1,4 @@
-"""A picture of what was found: thin outlines, with class and score where there is room for them."""
+"""A picture of what was found: thin outlines, with class and score where there is room."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from normdet.evaluation.tiles import Detection
 from normdet.files.style import brightened, class_colour
 
-# Of so few classes the bar also names those that were not found.
+# With at most this many classes the bar also names those that were not found.
 _ALL_NAMED = 6
 # The longer side of a picture: smaller images are enlarged, larger ones reduced.
 SMALLEST, LARGEST = 1000, 2400
@@ -58,7 +58,7 @@ def _outline(one: Detection) -> list[np.ndarray]:
     if not one.has_mask:
         x0, y0, x1, y1 = (value - 0.5 for value in one.box)
         return [np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)])]
-    # A border of nothing around it closes the outline.
+    # An empty border closes the outline.
     mask = np.pad(one.piece.mask, 1).astype(np.float32)
     lines = contourpy.contour_generator(z=mask).lines(0.5)
     corner = np.array([one.piece.x - 1, one.piece.y - 1])
@@ -68,7 +68,7 @@ def _outline(one: Detection) -> list[np.ndarray]:
 def _write_score(
     pen: ImageDraw.ImageDraw, one: Detection, name: str, scale: float, font: ImageFont.FreeTypeFont
 ) -> None:
-    """In the middle of an object that is wide enough, so that no text covers a neighbour."""
+    """Write in the middle of an object if it is wide enough, so that no text covers a neighbour."""
     score = f"{one.score:.2f}"[1:] if one.score < 0.995 else "1"
     x0, y0, x1, y1 = (value * scale for value in one.piece.box)
     for text in dict.fromkeys((f"{name}\n{score}".strip(), score)):

@@ -27,7 +27,7 @@ def coco_stacks(
 ) -> Iterator[Stack]:
     """The images of COCO files; a file named train, val or test is that split.
 
-    An image that is named again, in another file or the same, is taken as it was first.
+    If an image is named again, in the same file or another, the first entry counts.
     """
     taken: set[str] = set()
     owners: dict[str, Path] = {}
@@ -50,10 +50,10 @@ def coco_stacks(
 
 
 def voc_stacks(root: Path, patient: str | None, report: Report) -> Iterator[Stack]:
-    """The images of the sets train, val, test and trainval, or of all sets where there is no such.
+    """The images of the sets train, val, test and trainval; of all sets if there are none of these.
 
-    An image is taken once, first by a set whose name tells a split; what trainval has beyond the
-    one of its halves that is there is the other.
+    An image is taken once, first by a set whose name tells a split. Images of trainval that are not
+    in train (or val) form the missing split.
     """
     sets = sorted(path.stem for path in (root / "ImageSets" / "Main").glob("*.txt"))
     chosen = [name for name in ("train", "val", "test", "trainval") if name in sets] or sets

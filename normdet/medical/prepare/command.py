@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if source in (home := Path(os.path.realpath(out)), *home.parents):
         raise NormdetError(f"{out} lies in the source {args.source}: name a place outside of it")
     for given in filter(None, (args.source, args.images, args.labels)):
-        # --overwrite would take it away.
+        # --overwrite would delete it.
         place = Path(os.path.realpath(given))
         if home in (place, *place.parents):
             raise NormdetError(f"{given} lies in {out}: name a place beside it")
@@ -168,7 +168,7 @@ def _collect(
     faults: Faults,
     console: Console,
 ) -> Collected:
-    """What all stacks give, of which those that a stopped run has done are not read again."""
+    """The images of all stacks; stacks that a stopped run finished are not read again."""
     settings = _settings(request, args)
     keys = [key_of(stack, settings) for stack in queue]
     if journal:
@@ -182,7 +182,7 @@ def _collect(
         transient=True,
         disable=not console.is_terminal,
     ):
-        # Let go of when done: a stack may hold its labels.
+        # Released when done: a stack may hold its labels.
         stack, queue[number] = queue[number], None
         one = journal.get(keys[number], stack)
         if one is None or (one.faults and args.on_error == "stop"):
@@ -196,7 +196,7 @@ def _collect(
 
 
 def _settings(request: Request, args: argparse.Namespace) -> dict[str, Any]:
-    """What the images of a stack depend on beside its files."""
+    """What the images of a stack depend on, apart from its files."""
     return {
         "normdet": __version__,
         "kind": request.kind,
@@ -352,7 +352,7 @@ def _summary(
 
 
 def _replace(folder: Path, out: Path, old: Path) -> None:
-    """Move the finished folder to its place; what was there goes only then."""
+    """Move the finished folder to its place, and delete what was there only then."""
     if out.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(out, old)

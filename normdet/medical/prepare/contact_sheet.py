@@ -18,9 +18,9 @@ _PAPER, _INK, _FAINT = "#FFFFFF", "#202020", "#707070"
 _OUTLINED = 20_000_000
 # Pixels along the shorter side that are enough for a cell.
 _SEEN = 4 * _CELL
-# Of grey values: below it what is to be seen lies in black.
+# Grey values: images darker than this are brightened.
 _DARK = 40
-# Names for the legend's line; more are told by their number.
+# Classes that the legend names; of more it gives the number.
 _NAMED = 8
 
 
@@ -38,7 +38,7 @@ def draw(
     chosen = _choose(parts)
     colours = {name: class_colour(index) for index, name in enumerate(categories)}
     if len(categories) == 1:
-        # Of one class, the colours tell instances that touch apart.
+        # With one class, colours tell touching instances apart.
         colours = {}
     cells = [_cell(folder, split, item, colours) for split, item in chosen]
     columns = min(_COLUMNS, len(cells))
@@ -101,7 +101,7 @@ def _cell(folder: Path, split: str, item: Written, colours: Mapping[str, str]) -
 def _picture(path: Path) -> Image.Image:
     """An image of any depth, in 8 bits for the eye: dark ones are brightened."""
     pixels = read_pages(path, max_pixels=1 << 40)[0]
-    # What follows takes many times the memory of the image: of a large one a part tells enough.
+    # The steps below take many times the image's memory: a part of a large image is enough.
     step = max(1, min(pixels.shape[:2]) // _SEEN)
     pixels = np.ascontiguousarray(pixels[::step, ::step])
     if pixels.dtype != np.uint8:
@@ -157,7 +157,7 @@ def _head(
 
 
 def _shortened(name: str, text: ImageDraw.ImageDraw, font, room: float) -> str:
-    """The end of a name that fits: the beginning is the folder's."""
+    """The end of a name, as much as fits: the beginning is that of the folder."""
     if text.textlength(name, font=font) <= room:
         return name
     while name and text.textlength("…" + name, font=font) > room:

@@ -30,7 +30,7 @@ from normdet.medical.prepare.stack import Stack
 from normdet.medical.readers import dicom
 from normdet.medical.readers.find import each_file
 
-# Pixels of masks that are held at a time: a slice of cells may have thousands of segments.
+# Mask pixels held at a time: a slice of cells may have thousands of segments.
 _BLOCK = 1 << 26
 
 
@@ -113,10 +113,10 @@ class Segmentation:
                 self.numbers = [int(number) for number in self._seg.segment_numbers]
                 self._categories = {number: self._category(number) for number in self.numbers}
                 self._shape = int(self._seg.Rows), int(self._seg.Columns)
-                # Of a binary one there is none: its values are 0 and 1.
+                # A binary segmentation has none: its values are 0 and 1.
                 self._most = int(self._seg.get("MaximumFractionalValue") or 1)
             except Exception:
-                # Not chained: the cause may quote a tag.
+                # Not chained: the message of the cause may quote a tag.
                 raise NormdetError(f"{path} is not a segmentation that can be read") from None
 
     def _category(self, number: int) -> str:
@@ -171,7 +171,7 @@ def find_segmentations(
 ) -> dict[Path, tuple[set[str], list[int]]]:
     """Every DICOM-SEG below the folders, with the series it refers to and its segments' numbers.
 
-    Each is read to see that it can be, and let go of: together they may be larger than memory.
+    Each is read once to see that it can be, and released: together they may not fit into memory.
     """
     found = {}
     for path, _ in each_file(folders, report):

@@ -39,7 +39,7 @@ class Journal:
 
     def __init__(self, workshop: Path):
         self.folder = workshop / "data"
-        # Appending: what is written goes to the end, wherever a line was read.
+        # In append mode, lines go to the end wherever the file was read.
         self._file = open(workshop / "journal", "a+b")
         try:
             self._lock(workshop)
@@ -59,7 +59,7 @@ class Journal:
 
     def _lock(self, workshop: Path) -> None:
         held = hold(self._file)
-        # One that just ended may have taken the folder away.
+        # A run that just ended may have deleted the folder.
         with contextlib.suppress(FileNotFoundError):
             here = os.stat(self._file.name)
             if held and os.path.samestat(os.fstat(self._file.fileno()), here):
@@ -74,7 +74,7 @@ class Journal:
         return self._file.seek(0, os.SEEK_END) > 0
 
     def get(self, key: str, stack: Stack) -> Collected | None:
-        """What the stack gave; None if it is not done, or its images are not what they were."""
+        """The stack's images; None if it is not done, or if its images have changed."""
         if key not in self._places:
             return None
         self._file.seek(self._places[key])
@@ -92,7 +92,7 @@ class Journal:
         self._file.flush()
 
     def close(self) -> None:
-        """Let others have the folder."""
+        """Unlock the folder."""
         self._file.close()
 
     def _size(self, file_name: str) -> int | None:
@@ -156,7 +156,7 @@ def _packed_image(item: Written, stack: Stack) -> dict[str, Any]:
         "objects": item.objects,
         "spacing": item.spacing,
         "sums": item.sums.tolist(),
-        # Not the patient but the file that names one.
+        # Not the patient, but the file that names the patient.
         "named_by": None if item.named_by is None else stack.source.paths.index(item.named_by),
     }
 

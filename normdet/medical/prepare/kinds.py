@@ -26,7 +26,7 @@ KINDS = {
     "nifti": "NIfTI volumes with label volumes",
     "dicom": "DICOM with DICOM-SEG or label images",
 }
-# A COCO file is told by its beginning and end: lists of these names.
+# A COCO file is recognized by its beginning and end, which name these lists.
 _PROBE = 1 << 16
 
 
@@ -92,7 +92,7 @@ def _of_folder(root: Path) -> str | None:
             images.setdefault(path.parent, []).append(path)
     if is_bowl(images):
         kinds.add("masks")
-    # Labels of DICOM can be images, or images beside volumes previews: the rarer kind decides.
+    # Labels of DICOM can be images, and images beside volumes can be previews: the rarer kind wins.
     order = ("dicom", "nifti", "masks", "images")
     return next((kind for kind in order if kind in kinds), None)
 
@@ -111,7 +111,7 @@ def _is_coco(path: Path) -> bool:
         with open(path, "rb") as file:
             text = file.read(_PROBE)
             if file.seek(0, 2) > 2 * _PROBE:
-                # Lists in the middle of a large file cannot be seen: those of images come first.
+                # Lists in the middle of a large file are not seen, but those of images come first.
                 return b'"images"' in text or b'"annotations"' in text
             file.seek(0)
             text = file.read()

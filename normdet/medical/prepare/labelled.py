@@ -34,7 +34,7 @@ from normdet.medical.prepare.stack import Stack
 from normdet.medical.readers import find_sources, nifti
 from normdet.medical.readers.find import walk
 
-# JPEG changes values: a label saved so has lost what it said.
+# JPEG changes values, so a label saved as JPEG is lost.
 LABEL_SUFFIXES = (".png", ".bmp", *image_reader.TIFF_SUFFIXES, *nifti.SUFFIXES)
 
 
@@ -112,11 +112,11 @@ def settled(
     max_pixels: int,
     choice: Choice = DEFAULT,
 ) -> Labels:
-    """The rule by which all label files of a source are read; damaged ones have no say."""
+    """The rule by which all label files of a source are read; damaged files are ignored here."""
 
     def values() -> Iterator[np.ndarray]:
         for path in files:
-            with contextlib.suppress(NormdetError):  # named when its own turn comes
+            with contextlib.suppress(NormdetError):  # reported when its own turn comes
                 found = [label_values(page) for page in read_labels(path, axis, max_pixels, choice)]
                 yield np.unique(np.concatenate(found)) if found else np.zeros(0, int)
 

@@ -36,7 +36,7 @@ def is_label(path: Path) -> bool:
     folders, name = path.parts[:-1], stem(path)
     if any(map(_LABEL_FOLDER.search, folders)) or _LABEL_ENDING.search(name):
         return True
-    # In a folder of images a beginning may as well be what the picture shows.
+    # In a folder of images the beginning of a name may say what the picture shows.
     return bool(_LABEL_BEGINNING.search(name)) and not any(map(_IMAGE_FOLDER.search, folders))
 
 
@@ -67,10 +67,10 @@ def labels_by_key(paths: Iterable[Path], root: Path, report: Report) -> dict[tup
 def pair(
     images: Iterable[Path], root: Path, labels: Iterable[Path], place: Path, report: Report
 ) -> dict[Path, Path]:
-    """The label of each image that has one and one only, by their names.
+    """The label of each image that has exactly one, by their names.
 
-    Names that say the same are told apart by the very name where it is shared: `01_mask` is that of
-    `01_mask` where there is an image `01` too.
+    If several images match a label, an identical stem wins: `01_mask` belongs to an image `01_mask`
+    even if there is an image `01` too.
 
     Args:
         images: below `root`.

@@ -39,7 +39,7 @@ class Labels:
             )
 
     def settle(self, files: Iterable[np.ndarray]) -> "Labels":
-        """The one rule for a whole source: no file is read in another way than the next.
+        """The one rule for a whole source: all files are read the same way.
 
         Several classes are the names of values. Else values are instances if any file has two, and
         classes if none has.

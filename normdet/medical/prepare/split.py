@@ -18,9 +18,9 @@ def assign(
 ) -> list[str]:
     """The split of each image.
 
-    Splits that the source has are kept if there are several, or images that it put nowhere beside
-    those to validate or test on: they train. Otherwise groups are drawn at random until their
-    images reach the shares asked for; a share above 0 gets at least one group, and train keeps one.
+    Splits of the source are kept if there are several. Images without a split then train, if the
+    source has a val or test split. Otherwise groups are drawn at random until their images reach
+    the shares asked for; a share above 0 gets at least one group, and train keeps one.
 
     Args:
         groups: of each image; images of a group go together.
@@ -45,7 +45,7 @@ def assign(
     sizes: dict[str, int] = {}
     for group in groups:
         sizes[group] = sizes.get(group, 0) + 1
-    # By the order in which they were met: names may be drawn anew by each run.
+    # In the order they were met, since group names can differ from run to run.
     drawn = list(sizes)
     random.Random(seed).shuffle(drawn)
     chosen: dict[str, str] = {}
@@ -61,7 +61,7 @@ def assign(
 
 
 def divided(groups: Sequence[str], splits: Sequence[str]) -> list[str]:
-    """The groups with images in more than one split: only splits a source states can do that."""
+    """The groups with images in more than one split: only splits stated by the source have such."""
     seen: dict[str, set[str]] = {}
     for group, split in zip(groups, splits, strict=True):
         seen.setdefault(group, set()).add(split)

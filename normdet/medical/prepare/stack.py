@@ -37,7 +37,7 @@ class Stack:
     def group_of(self, patient: str | None) -> tuple[str, bool]:
         """The group of an image whose file names `patient` or none, and whether that is a patient.
 
-        A patient of the stack goes before: the user said how to find it.
+        The patient of the stack wins: the user said how to find it.
         """
         if self.patient or patient is None:
             return self.group, self.patient

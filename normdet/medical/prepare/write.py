@@ -14,7 +14,7 @@ from PIL import Image
 from normdet.medical.prepare.statistics import Intensities, channel_sums
 
 IMAGES = "images"
-# Of a name in bytes: file systems take 255, and some is left for what others append.
+# The longest name in bytes: file systems take 255, less what others may append.
 _LONGEST = 200
 
 
@@ -77,11 +77,11 @@ def write_image(path: Path, pixels: np.ndarray) -> np.ndarray:
         Their channel sums.
     """
     if path.suffix == ".png":
-        # PNG's filters and runs alone: twice as fast as with matches, and smaller.
+        # Run lengths without matches: twice as fast, and smaller.
         Image.fromarray(pixels).save(path, compress_level=1, compress_type=zlib.Z_RLE)
     else:
         photometric = "rgb" if pixels.ndim == 3 else "minisblack"
-        # No metadata: not even the time.
+        # No metadata, not even the time.
         tifffile.imwrite(
             path, pixels, photometric=photometric, compression="zlib", metadata=None, software=False
         )
@@ -123,5 +123,5 @@ def coco_content(written: Sequence[Written], categories: Sequence[str], patients
 
 
 def write_json(path: Path, content: dict, indent: int | None = None) -> None:
-    """UTF-8, names of any script as they are."""
+    """JSON in UTF-8; names of any script stay readable."""
     path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -20,7 +20,7 @@ from normdet.errors import NormdetError
 from normdet.files.faults import Report, missing_extra, unreadable
 
 SUFFIXES = (".dcm", ".dicom", ".ima")
-# All that sorting, grouping and checking need; a header's other tags are not even parsed.
+# The tags that sorting, grouping and checking need; others are not parsed.
 _HEADER = (
     "SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID PatientID Modality Rows Columns "
     "NumberOfFrames ImageOrientationPatient ImagePositionPatient InstanceNumber"
@@ -30,7 +30,7 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _GAP = 1.5
 # Places of missing slices that a message names.
 _SHOWN = 8
-# No scanner is so wide: positions beyond are damaged, and would overflow what is made of them.
+# No scanner is this wide: positions beyond it are damaged, and would overflow later.
 _FARTHEST_MM = 1e6
 
 
@@ -157,7 +157,7 @@ def _report_gaps(places: Sequence[float], name: str, report: Report) -> float | 
         if gap > _GAP * usual
         for index in range(1, round(gap / usual))
     )
-    # One position far off would make a list of millions.
+    # One wrong position would make a list of millions.
     if first := list(itertools.islice(missing, _SHOWN + 1)):
         shown = ", ".join(first[:_SHOWN]) + (", ..." if len(first) > _SHOWN else "")
         report(
@@ -189,7 +189,7 @@ def _frames(
 
 
 def _check_length(data: Any, frames: int, path: Path) -> None:
-    """Refuse more frames than there are pixels for, before anything is done for each.
+    """Refuse more frames than there are pixels for, before any work per frame.
 
     Raises:
         NormdetError: naming what they need and what there is.
@@ -265,7 +265,7 @@ def _pixels(
     window = _window(groups)
     mirror = None
     if photometric == "MONOCHROME1":
-        # The larger the darker: mirrored about the middle of what the bits can hold.
+        # Larger values are darker: mirror them within the range of the bits.
         bits = int(data.get("BitsStored", 8 * array.dtype.itemsize))
         mirror = -1 if data.get("PixelRepresentation", 0) else (1 << bits) - 1
         array = (mirror - array.astype(np.int64)).astype(array.dtype)
@@ -296,7 +296,7 @@ def _spacing(data: Any, groups: list[Any]) -> tuple[float, ...] | None:
 
 
 def _lengths(places: list[Any], name: str, count: int) -> tuple[float, ...] | None:
-    """The first that can be: lengths are above 0."""
+    """The first that is possible: lengths are above 0."""
     found = (_numbers(place, name, count) for place in places)
     return next((values for values in found if values and min(values) > 0), None)
 
@@ -315,7 +315,7 @@ def _first(groups: list[Any], name: str) -> Any:
 
 @contextlib.contextmanager
 def _open(path: Path, pixels: bool) -> Iterator[Any]:
-    """A data set, while pydicom keeps to itself what it would say of its tags."""
+    """A data set, read while pydicom's messages about its tags are silenced."""
     try:
         import pydicom
     except ImportError as error:
@@ -353,7 +353,7 @@ def quiet() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Why pixels could not be read, without a word that may come from a tag."""
+    """Why pixels could not be read, in words that cannot come from a tag."""
     if "missing dependencies" in str(error):
         return (
             "is compressed in a way that no installed decoder reads: "

@@ -104,7 +104,7 @@ def walk(folder: Path, report: Report = stop) -> Iterator[Path]:
 
 
 def stem(path: Path) -> str:
-    """The file's name without `.png`, `.nii.gz`, ...; a number is not such an ending."""
+    """The file's name without `.png`, `.nii.gz`, ...; a number counts as part of the name."""
     if path.name.lower().endswith(".nii.gz"):
         return path.name[: -len(".nii.gz")]
     # Files of DICOM are often named by their UID alone: 1.2.840.1.

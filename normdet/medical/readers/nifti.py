@@ -14,7 +14,7 @@ from normdet.files.faults import Report, missing_extra
 SUFFIXES = (".nii", ".nii.gz")
 # Names of the axes once the volume lies as right, anterior, superior.
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
-# In shortest sides of a voxel: how far headers may round. A label that is off by more is off.
+# How far headers may round, in shortest sides of a voxel. A label that is off by more is refused.
 GRID_TOLERANCE = 0.1
 
 
@@ -76,7 +76,7 @@ def check_same_grid(label: Path, image: Path) -> None:
 
 
 def _grid(path: Path) -> tuple[tuple[int, ...], np.ndarray, float]:
-    """Of a volume turned to right, anterior, superior the sizes and affine, and mm of its unit."""
+    """Sizes and affine of a volume turned to right, anterior, superior, and mm of its unit."""
     image = _open(path)
     from nibabel import orientations
 
@@ -122,7 +122,7 @@ def _unit(image: Any) -> float:
 
 
 def _to_ras(affine: np.ndarray, path: Path) -> np.ndarray:
-    """Of each stored axis the anatomical one and its sign: `(3, 2)`."""
+    """The anatomical axis and sign of each stored axis: `(3, 2)`."""
     from nibabel import orientations
 
     orientation = orientations.io_orientation(affine) if np.isfinite(affine).all() else affine

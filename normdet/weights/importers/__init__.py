@@ -26,7 +26,7 @@ from normdet.weights.integrity import check_tensor
 from . import caffe2, mmdetection, resnets, torchvision_detectors
 from .layout import CLASSIFIER, Imported, Layout
 
-# The first that recognises itself counts; what none does has detectron2's names, or a stranger's.
+# The first layout that matches counts; if none does, names are detectron2's or unknown.
 LAYOUTS = (
     Layout(caffe2.is_caffe2, caffe2.convert),
     Layout(torchvision_detectors.is_torchvision_detector, torchvision_detectors.convert),
@@ -45,7 +45,7 @@ def unwrap(loaded: dict[str, Any], source: str) -> dict[str, Any]:
     """
     for key in ("model", "model_state", "state_dict", "blobs"):
         if key in loaded:
-            # Whatever is named so is the weights' place: a mistake there is told.
+            # A key of this name holds the weights: anything else there is an error.
             checkpoint = {**{k: v for k, v in loaded.items() if k != key}, "model": loaded[key]}
             break
     else:
@@ -75,7 +75,7 @@ def import_weights(checkpoint: Mapping[str, Any], source: str) -> Imported:
         imported.facts = _complete(imported, checkpoint, source)
     except NormdetError:
         raise
-    # How looking at a tensor of another rank, size or type ends.
+    # What a tensor of an unexpected rank, size or type raises.
     except (IndexError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise NormdetError(
             f"{source}: its tensors have shapes or types that its layout does not have: "
