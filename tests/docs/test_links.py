@@ -16,6 +16,13 @@ def test_what_pages_point_to_is_there(page):
     assert not missing
 
 
+@pytest.mark.parametrize("page", PAGES)
+def test_files_of_the_repository_that_pages_name_are_there(page):
+    text = (REPO / page).read_text()
+    named = re.findall(r"`((?:tests|tools|configs|normdet|docs)/[\w./-]*\w/?)`", text)
+    assert not [path for path in named if not (REPO / path).exists()]
+
+
 def test_readme_is_short_and_its_badges_are_true():
     text = (REPO / "README.md").read_text()
     assert len(text.splitlines()) <= 150
