@@ -33,7 +33,7 @@ MOVED = {
 
 
 class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives an old name the very module that has the new one."""
+    """Gives an old name the same module as the new one."""
 
     def find_spec(self, name, path=None, target=None):
         package, _, old = name.partition(".")

@@ -169,7 +169,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_common(parser, "--config-file", required=True, help="the config it was trained with")
     add_common(parser, "--norm")
     add_common(parser, "--norm-parts")
-    add("--out", required=True, type=Path, metavar="FILE", help="where the result goes")
+    add("--out", required=True, type=Path, metavar="FILE", help="the file to write")
     add(
         "--images", action="append", metavar="PATH",
         help="unlabelled images or a folder of them, 16 to 64 do; may be repeated",
@@ -194,16 +194,28 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--parts", type=names, metavar="A,B",
         help="parts that get the norm; by default those that have one",
     )  # fmt: skip
-    add("--steps", type=int, default=300, metavar="N", help="of distillation (300)")
-    add("--rate", type=float, default=1e-4, metavar="R", help="of distillation (1e-4)")
+    add("--steps", type=int, default=300, metavar="N", help="steps of distillation (300)")
+    add(
+        "--rate", type=float, default=1e-4, metavar="R",
+        help="learning rate of distillation (1e-4)",
+    )  # fmt: skip
     add("--all-weights", action="store_true", help="distill every weight, not the norms' alone")
-    add("--size", type=int, default=224, metavar="N", help="pixels a side of what is seen (224)")
-    add("--crop", type=int, default=0, metavar="N", help="the same in distillation (as --size)")
-    add("--batch-size", type=int, default=8, metavar="N", help="in a step of distillation (8)")
-    add("--max-images", type=int, default=64, metavar="N", help="take N, evenly spaced (64)")
-    add("--seed", type=int, default=0, metavar="N", help="of distillation's crops (0)")
+    add(
+        "--size", type=int, default=224, metavar="N",
+        help="images are seen as squares of N pixels (224)",
+    )  # fmt: skip
+    add("--crop", type=int, default=0, metavar="N", help="pixels of distillation's crops (--size)")
+    add(
+        "--batch-size", type=int, default=8, metavar="N",
+        help="crops in a step of distillation (8)",
+    )  # fmt: skip
+    add("--max-images", type=int, default=64, metavar="N", help="use N images, evenly spaced (64)")
+    add("--seed", type=int, default=0, metavar="N", help="seed of distillation's crops (0)")
     add("--evaluate", action="store_true", help="AP before and after, on DATASETS.TEST")
-    add("--batches", type=int, default=50, metavar="N", help="to learn EvalNorm's blend from (50)")
+    add(
+        "--batches", type=int, default=50, metavar="N",
+        help="batches that EvalNorm learns from (50)",
+    )  # fmt: skip
     add_common(parser, "--allow-unsafe-weights")
     add_common(parser, "opts")
     args = parser.parse_intermixed_args(argv)

@@ -1,4 +1,4 @@
-"""Datasets named in the config, registered with detectron2 under the very text that names them."""
+"""Datasets named in the config, registered with detectron2 under the text that names them."""
 
 import os
 from pathlib import Path

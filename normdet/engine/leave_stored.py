@@ -23,7 +23,7 @@ class LeaveStored(HookBase):
         self._left = True
 
     def before_train(self) -> None:
-        """Look for such norms, weights being loaded by now."""
+        """Look for such norms: weights are loaded by now."""
         self._left = leave_stored(self._model, self._t()) > 0
 
     def before_step(self) -> None:

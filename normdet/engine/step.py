@@ -143,7 +143,7 @@ class TrainStep(SimpleTrainer):
         return state
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Take up a state; without a scaler's, as from a run in another precision, begin anew."""
+        """Load a state; a scaler starts fresh if that run had none, as in another precision."""
         super().load_state_dict(state_dict)
         if self.scaler and "grad_scaler" in state_dict:
             self.scaler.load_state_dict(state_dict["grad_scaler"])

@@ -1,4 +1,4 @@
-"""What a run is, and what came of it, as text: the config's differences and the AP table."""
+"""A run as text: the config's differences, the table of parts and the AP table."""
 
 import math
 from collections.abc import Iterator, Mapping, Sequence

@@ -58,7 +58,7 @@ class Trainer(DefaultTrainer):
     """
 
     def __init__(self, cfg: CfgNode, *, allow_unsafe: bool = False, console: Console | None = None):
-        TrainerBase.__init__(self)  # DefaultTrainer's own would build the parts its way
+        TrainerBase.__init__(self)  # DefaultTrainer's constructor would build its own parts
         cfg = scale_to_workers(cfg, comm.get_world_size())
         _check_batch(cfg)
         register_datasets(cfg)
@@ -193,7 +193,7 @@ class Trainer(DefaultTrainer):
 
     def _save_and_stop(self) -> None:
         self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
-        comm.synchronize()  # nobody ends while the checkpoint is being written
+        comm.synchronize()  # no process ends while the checkpoint is being written
         raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:

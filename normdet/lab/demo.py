@@ -86,7 +86,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument(
         "--output", type=Path, default=Path("output/demo"), metavar="DIR",
-        help="of the runs and the report (output/demo)",
+        help="folder of the runs and the report (output/demo)",
     )  # fmt: skip
     parser.add_argument("--restart", action="store_true", help="forget an earlier demo's runs")
     add_common(parser, "opts")

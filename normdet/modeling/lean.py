@@ -7,7 +7,7 @@ from ..ops.recompute import enter, leave
 
 
 def lean(module: nn.Module, wanted: bool) -> nn.Module:
-    """Let the module, if `wanted`, compute its norms' outputs anew in backward.
+    """Let the module, if `wanted`, recompute its norms' outputs in backward.
 
     The same gradients to the last bit; its state-dict keys stay as they are. While torch.compile
     or export traces nothing changes: torch's own partitioner decides there what to keep.

@@ -1,4 +1,4 @@
-"""Run a model on batches in training mode, to look at it or to learn statistics, and no more."""
+"""Run a model on batches in training mode, to look at it or to learn statistics."""
 
 from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import ExitStack, contextmanager

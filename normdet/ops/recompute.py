@@ -1,4 +1,4 @@
-"""Outputs that backward computes anew instead of keeping them.
+"""Outputs that are recomputed in backward instead of kept.
 
 A fused norm keeps its input; what consumes its output, a convolution say, keeps that too. Within
 :class:`recomputed` the consumer keeps a handle to the norm's own node of the graph, and when its

@@ -140,7 +140,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     )
     parser.add_argument("weights", help="a weights file, or its address in detectron2's model zoo")
     add_common(parser, "--config-file", help="build its model, load the file, and report")
-    add_common(parser, "--norm", help="what --norm of `normdet train` would say")
+    add_common(parser, "--norm", help="as --norm of `normdet train`")
     add_common(parser, "--norm-parts")
     add_common(parser, "--allow-unsafe-weights")
     add_common(parser, "opts")

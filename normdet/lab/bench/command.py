@@ -108,7 +108,7 @@ def _layer_rows(args: argparse.Namespace, device: str) -> Iterable[dict]:
 
 
 def _with_recompute(norms: list[str]) -> Iterable[str]:
-    """Each norm, and where one has a fused form of its own, again with its output computed anew."""
+    """Each norm, and each with a fused form again with its output recomputed in backward."""
     for norm in norms:
         yield norm
         if norm.split("+")[0] in ("GN", "LN", "IN", "FRN"):
@@ -116,7 +116,7 @@ def _with_recompute(norms: list[str]) -> Iterable[str]:
 
 
 def _unfinished(path: Path, about: dict[str, str]) -> list[dict]:
-    """The rows that the very same command, stopped, has left on this machine."""
+    """The rows that the same command left on this machine when it was stopped."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:

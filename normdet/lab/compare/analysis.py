@@ -148,7 +148,7 @@ def choices(all_groups: Sequence[Group]) -> list[Choice]:
 
     The best of several means is chosen by the very data that would test it; so all pairs of a batch
     size are tested and adjusted together, whichever of them turns out to be the best. A norm with
-    fewer seeds than another is not compared: its mean may be of the easy ones.
+    fewer seeds than another is not compared: its seeds may be the easy ones.
     """
     found = []
     for size in sorted({group.batch_size for group in all_groups}):

@@ -366,18 +366,27 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="start weights of all or, with NAME=, of one; the config's MODEL.WEIGHTS otherwise",
     )  # fmt: skip
     add_common(parser, "--norm-parts", help="the parts that norms go to, or 'all'")
-    add("--val", default="", metavar="DATASET", help="rates are picked on it")
+    add("--val", default="", metavar="DATASET", help="the dataset that rates are picked on")
     add(
         "--val-share", type=float, default=0.2, metavar="SHARE",
         help="without --val: this share of the training images is held out for it (0.2)",
     )  # fmt: skip
-    add("--test", default="", metavar="DATASET", help="what is reported (DATASETS.TEST)")
-    add("--baseline", default="", metavar="NAME", help="differences are to it (FrozenBN)")
+    add(
+        "--test", default="", metavar="DATASET",
+        help="the dataset that is reported (DATASETS.TEST)",
+    )  # fmt: skip
+    add(
+        "--baseline", default="", metavar="NAME",
+        help="the norm that differences are taken to (FrozenBN)",
+    )  # fmt: skip
     add(
         "--metric", choices=table.AP_COLUMNS, metavar="COLUMN",
-        help="what is tested (mask_AP, without masks box_AP)",
+        help="the metric that is tested (mask_AP, or box_AP without masks)",
     )  # fmt: skip
-    add("--jobs", type=int, metavar="N", help="runs at once, as memory allows (one a core or GPU)")
+    add(
+        "--jobs", type=int, metavar="N",
+        help="most runs at once, if memory allows (one a core or GPU)",
+    )  # fmt: skip
     add("--threads", type=int, metavar="N", help="CPU threads of each run")
     add("--gpu-share", type=float, default=1.0, metavar="X", help="share of a GPU for each run (1)")
     add("--ray", metavar="ADDRESS", help="run on a Ray cluster; 'local' starts one here")

@@ -48,7 +48,7 @@ class Display:
             self._before += self._rows[name] is not None
 
     def ended(self, task: Task, row: dict) -> None:
-        """Say what a run came to."""
+        """Show a run's result."""
         self._rows[task.folder.name] = row
         text = f"[{self._done}/{self._total}] {task.title}: {outcome(row)}"
         if row["status"] == CRASHED:

@@ -154,9 +154,15 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="PATH",
         help="compare with these images instead of what is stored; may be repeated",
     )
-    add("--max-images", type=int, default=64, metavar="N", help="look at N, evenly spaced (64)")
-    add("--images-per-gpu", type=int, default=2, metavar="N", help="in training (2)")
-    add("--out", type=Path, default=Path("output/doctor"), metavar="DIR", help="of the report")
+    add(
+        "--max-images", type=int, default=64, metavar="N",
+        help="look at N images, evenly spaced (64)",
+    )  # fmt: skip
+    add("--images-per-gpu", type=int, default=2, metavar="N", help="images a GPU in training (2)")
+    add(
+        "--out", type=Path, default=Path("output/doctor"), metavar="DIR",
+        help="folder of the report",
+    )  # fmt: skip
     add_common(parser, "--allow-unsafe-weights")
     add("--run", type=Path, metavar="OUTPUT_DIR", help="draw a training run's norms instead")
     add("rest", nargs="*", metavar="IMAGES", help="files and folders, then KEY VALUE of the config")

@@ -1,4 +1,4 @@
-"""The folder that comes out: images as they are met, annotation files at the end."""
+"""The folder that is written: images first, annotation files at the end."""
 
 import hashlib
 import json
