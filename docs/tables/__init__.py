@@ -23,6 +23,7 @@ BLOCKS = {
     "ablations": from_results.ablations,
     "agreement": from_results.agreement,
     "bench": from_results.bench,
+    "comparisons": from_results.comparisons,
     "contrasts": from_results.contrasts,
     "demo": from_results.demo,
     "doctor": from_results.doctor,

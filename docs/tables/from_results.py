@@ -2,6 +2,7 @@
 
 import csv
 import json
+import re
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -328,6 +329,31 @@ def doctor() -> str:
         noise = f"{max(float(line['noise_2']) for line in lines):.2f}"
         rows.append([images, side, spread, levels, noise])
     return table(["images", "pixels", "distance", "verdicts", "highest noise at 2"], rows)
+
+
+def comparisons() -> str:
+    """Of every comparison that has a report, each arm's mean and its difference to the baseline."""
+    parts = []
+    for path in sorted((RESULTS / "compare").glob("*/report.md")):
+        text = path.read_text()
+        baseline = re.search(r"^## Differences to (.+)$", text, re.MULTILINE)[1]
+        runs = read(path.with_name("runs.csv"))
+        metric = primary_metric(runs)
+        groups = analysis.groups(runs, metric)
+        sizes = sorted({group.batch_size for group in groups})
+        cells = {(g.norm, g.batch_size): [_mean(g), ""] for g in groups}
+        for one in analysis.against(groups, baseline):
+            cells[one.norm, one.batch_size][1] = _interval(one.difference.estimate)
+        rows = [
+            [norm, *(cell for size in sizes for cell in cells.get((norm, size), ["not run", ""]))]
+            for norm in dict.fromkeys(norm for norm, _ in cells)
+        ]
+        heads = [f"{metric.replace('_', ' ')}, {size} image{'s' * (size > 1)}" for size in sizes]
+        columns = [head for one in heads for head in (one, f"less {baseline}")]
+        title = text.partition("\n")[0].removeprefix("# Which norm: ")
+        link = f"[{path.parent.name}](reports/{path.parent.name}.md)"
+        parts += [f"**{link}**: {title}", table(["", *columns], rows)]
+    return "\n\n".join(parts)
 
 
 def reports() -> str:
