@@ -52,6 +52,7 @@ setup(
         ],
         "lab": ["scipy>=1.9"],
         "compare": ["scipy>=1.9"],  # the name that lab had
+        "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
         "ray": ["ray>=2.9"],
         "docs": [
             "furo",

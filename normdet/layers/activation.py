@@ -2,7 +2,7 @@
 
 import torch
 
-from ..ops import act, add_act
+from ..ops import act, add_act, scripted
 from .base import NormLayer
 
 
@@ -22,8 +22,11 @@ class TLU(NormLayer):
         self._init_activation(num_features, "TLU")
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self._check_input(x)
-        return act(x, self.tau, activation="TLU")
+        if torch.jit.is_scripting():
+            return scripted.act(x, self.tau)
+        else:
+            self._check_input(x)
+            return act(x, self.tau, activation="TLU")
 
     def extra_repr(self) -> str:
         return f"{self.num_features}"
@@ -44,7 +47,10 @@ class AddAct(NormLayer):
         self._init_activation(num_features, activation)
 
     def forward(self, x: torch.Tensor, y: torch.Tensor) -> torch.Tensor:
-        return add_act(x, y, self.tau, activation=self.activation, backend=self.backend)
+        if torch.jit.is_scripting():
+            return scripted.activate(x + y, self.tau, self.activation)
+        else:
+            return add_act(x, y, self.tau, activation=self.activation, backend=self.backend)
 
     def extra_repr(self) -> str:
         return f"{self.num_features}, activation={self.activation!r}"

@@ -1,9 +1,10 @@
 """Batch Normalization (Ioffe and Szegedy, 1502.03167) and its frozen form."""
 
 import torch
+import torch.nn.functional as F
 from torch import nn
 
-from ..ops import frozen_bn_act
+from ..ops import frozen_bn_act, scripted
 from .base import NormLayer
 from .batch_statistics import BatchStatistics
 
@@ -21,6 +22,16 @@ class _BatchNorm(BatchStatistics):
     ):
         super().__init__(num_features, eps=eps, momentum=momentum, **kwargs)
         self._init_activation(num_features, activation)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            y = F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, self.training,
+                self.momentum, self.eps,
+            )  # fmt: skip
+            return scripted.activate(y, self.tau, self.activation)
+        else:
+            return BatchStatistics.forward(self, x)
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
         # A worker whose images gave no region runs its heads on an empty batch.
@@ -91,11 +102,17 @@ class FrozenBatchNorm2d(NormLayer):
         self._init_activation(num_features, activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        self._check_input(x)
-        return frozen_bn_act(
-            x, self.weight, self.bias, self.running_mean, self.running_var, self.tau,
-            eps=self.eps, activation=self.activation, backend=self.backend,
-        )  # fmt: skip
+        if torch.jit.is_scripting():
+            y = F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+            return scripted.activate(y, self.tau, self.activation)
+        else:
+            self._check_input(x)
+            return frozen_bn_act(
+                x, self.weight, self.bias, self.running_mean, self.running_var, self.tau,
+                eps=self.eps, activation=self.activation, backend=self.backend,
+            )  # fmt: skip
 
     def expected_moments(self, mean, square):
         return BatchStatistics.expected_moments(self, mean, square)

@@ -2,7 +2,7 @@
 
 import torch
 
-from ..ops import frn_tlu
+from ..ops import frn_tlu, scripted
 from .moments import instance_moments
 from .per_example import PerExampleNorm
 
@@ -46,6 +46,14 @@ class FilterResponseNorm(PerExampleNorm):
         self._init_activation(num_features, activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return scripted.frn_tlu(
+                x, self.weight, self.bias, self.tau, self.eps, self.eps_l, self.activation
+            )
+        else:
+            return self._fused(x)
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
         self._check_input(x)
         if self.stored is not None:
             return self.leaving_stored(x)

@@ -5,7 +5,7 @@ import math
 import torch
 
 from ..errors import NormdetError
-from ..ops import group_norm_act
+from ..ops import group_norm_act, scripted
 from .moments import instance_moments, pool
 from .per_example import PerExampleNorm
 
@@ -59,6 +59,15 @@ class GroupNorm(PerExampleNorm):
         self._init_activation(num_features, activation)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            return scripted.group_norm_act(
+                x, self.num_groups, self.weight, self.bias, self.tau, self.eps, self.eps_l,
+                self.activation,
+            )  # fmt: skip
+        else:
+            return self._fused(x)
+
+    def _fused(self, x: torch.Tensor) -> torch.Tensor:
         self._check_input(x)
         if self.stored is not None:
             return self.leaving_stored(x)

@@ -10,6 +10,7 @@ import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from ..ops import recording
 from ..ops.reference import wide
 
 
@@ -52,6 +53,9 @@ def instance_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """
     if x.dim() == 2:
         return wide(x), torch.zeros_like(wide(x))
+    if recording():
+        var, mean = torch.var_mean(wide(x), _space(x), correction=0)
+        return mean, var
     return _InstanceMoments.apply(x)
 
 
@@ -142,5 +146,4 @@ def affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor | None) -> Te
     Keeps `x` for backward. A `shift` of `None` is 0.
     """
     shift = torch.zeros_like(scale) if shift is None else shift
-    recording = torch.jit.is_tracing() or torch.onnx.is_in_onnx_export()
-    return (_affine if recording else _Affine.apply)(x, centre, scale, shift)
+    return (_affine if recording() else _Affine.apply)(x, centre, scale, shift)

@@ -5,7 +5,7 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from ..errors import NormdetError
-from ..ops import check_dialect, standardize_weight
+from ..ops import check_dialect, scripted, standardize_weight
 from .reparametrized import out_dim
 
 
@@ -68,7 +68,11 @@ class WSConv2d(nn.Conv2d):
         return super()._apply(*args, **kwargs)
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
-        x = self._conv_forward(x, self.standardized_weight(), self.bias)
+        if torch.jit.is_scripting():
+            weight = scripted.standardize_weight(self.weight, self.dialect)
+        else:
+            weight = self.standardized_weight()
+        x = self._conv_forward(x, weight, self.bias)
         if self.norm is not None:
             x = self.norm(x)
         return x if self.activation is None else self.activation(x)

@@ -51,15 +51,18 @@ class BasicBlock(_Dressed):
     def __init__(self, block: CNNBlockBase, option: NormOption):
         super().__init__(block, option)
         self.join = option.build_join(self.out_channels)
-        self.entry: nn.Module | None = None  # before the convolutions, where Fixup is
+        self.entry = None  # before the convolutions, where Fixup is
+        self.shortcut = getattr(self, "shortcut", None)
 
     def branch(self, x: Tensor) -> Tensor:
         return self.conv2(self.conv1(x))
 
     def forward(self, x: Tensor) -> Tensor:
-        identity = x
-        x = x if self.entry is None else self.entry(x)
-        shortcut = identity if getattr(self, "shortcut", None) is None else self.shortcut(x)
+        shortcut = x
+        if self.entry is not None:
+            x = self.entry(x)
+        if self.shortcut is not None:
+            shortcut = self.shortcut(x)
         return self.join(self.branch(x), shortcut)
 
 

@@ -8,7 +8,7 @@ gradient to `tau`.
 `backend` chooses how:
 
 - "auto": the fastest at hand: "cpp" on the CPU, "triton" on CUDA, else "eager". While a graph of
-  standard operators is being recorded (`torch.jit.trace`, and ONNX export by it), "reference".
+  standard operators is being recorded (`torch.jit.trace`, `torch.export`, ONNX), "reference".
 - "reference": plain torch from the formula; differentiable any number of times.
 - "eager": plain torch that keeps as little for backward as the kernels do.
 - "cpp": compiled kernels on the CPU, built at first use.
@@ -32,6 +32,7 @@ __all__ = [
     "standardize_weight",
 ]
 
+_KNOWS_EXPORTING = hasattr(torch.compiler, "is_exporting")  # torch 2.7
 # The dialects of weight standardization: what the kernels divide by, and the usual epsilon.
 _DIALECTS = {"jhu": ("deviation", 1e-5), "timm": ("group", 1e-6)}
 
@@ -210,5 +211,11 @@ def _plain(backend: str, x: Tensor) -> bool:
         )
     if backend != "auto":
         return backend == "reference"
-    recorded = torch.jit.is_tracing() or torch._C._are_functorch_transforms_active()
-    return recorded or x.dtype not in library.DTYPES
+    transformed = torch._C._are_functorch_transforms_active()
+    return recording() or transformed or x.dtype not in library.DTYPES
+
+
+def recording() -> bool:
+    """Whether a graph of standard operators is being recorded, to be run without normdet."""
+    exporting = torch.compiler.is_exporting() if _KNOWS_EXPORTING else False
+    return torch.jit.is_tracing() or torch.onnx.is_in_onnx_export() or exporting

@@ -1,0 +1,15 @@
+"""Models on their way out: ONNX, TorchScript, torch.export, and plain detectron2."""
+
+from collections.abc import Sequence
+
+from .fold import deployable
+from .formats import FORMATS, export
+
+__all__ = ["FORMATS", "deployable", "export", "main"]
+
+
+def main(argv: Sequence[str] | None = None) -> int:
+    """The command `normdet export`."""
+    from .command import main
+
+    return main(argv)

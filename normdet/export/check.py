@@ -1,0 +1,88 @@
+"""Whether a written file finds what the model finds, on images."""
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from .formats import Run
+from .wrap import BACKBONE, Wrapped
+
+# What a file may differ by: pixels of a box, and the rest, scores above all.
+BOX, SCORE = 1e-3, 1e-4
+
+
+@dataclass(frozen=True)
+class Row:
+    """One image, as the file and the model see it.
+
+    Attributes:
+        size: its height and width.
+        found: how many objects the model finds, or how many maps there are.
+        same: whether the file gives as many.
+        boxes: the largest difference of a box's side, in pixels; of a backbone, 0.
+        rest: the largest difference of a score or probability; of a backbone, of its maps, as a
+            share of their largest value.
+    """
+
+    size: tuple[int, int]
+    found: int
+    same: bool
+    boxes: float
+    rest: float
+
+    @property
+    def passes(self) -> bool:
+        return self.same and self.boxes <= BOX and self.rest <= SCORE
+
+
+@torch.no_grad()
+def compare(model: Wrapped, run: Run, images: Sequence[Tensor], *, dynamic: bool) -> list[Row]:
+    """Run model and file on images; with dynamic sizes on each at three quarters of it as well."""
+    rows = []
+    for image in images:
+        sizes = [image]
+        if dynamic:
+            sizes.append(F.interpolate(image[None].float(), scale_factor=0.75)[0])
+        for pixels in sizes:
+            x = model.example(pixels)
+            rows.append(_row(model, model.module(x), run(x), tuple(x.shape[-2:])))
+    return rows
+
+
+def _row(model: Wrapped, want: Sequence[Tensor], got: Sequence[Tensor], size) -> Row:
+    if model.part == BACKBONE:
+        same = all(a.shape == b.shape for a, b in zip(want, got, strict=True))
+        pairs = zip(want, got, strict=True) if same else ()
+        rest = max((_difference(a, b) / float(a.abs().max() + 1e-12) for a, b in pairs), default=0)
+        return Row(size, len(want), same, 0.0, rest)
+    mine, theirs = (dict(zip(model.outputs, found, strict=False)) for found in (want, got))
+    count = len(mine["scores"])
+    if len(theirs["scores"]) != count:
+        return Row(size, count, False, float("inf"), float("inf"))
+    # Objects of one score stand in any order.
+    order = _matches(mine, theirs)
+    differences = {key: _difference(mine[key], theirs[key][order]) for key in model.outputs}
+    boxes = differences.pop("pred_boxes")
+    points = differences.pop("pred_keypoints", 0.0), differences.pop("pred_keypoint_heatmaps", 0.0)
+    same = differences.pop("pred_classes") == 0
+    return Row(size, count, same, max(boxes, points[0]), max(differences.values(), default=0.0))
+
+
+def _matches(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
+    """For each object of the model the file's nearest of its class, each taken once."""
+    taken = torch.zeros(len(theirs["scores"]), dtype=torch.bool)
+    order = []
+    for box, label in zip(mine["pred_boxes"], mine["pred_classes"], strict=True):
+        distance = (theirs["pred_boxes"] - box).abs().amax(1)
+        distance = distance + 1e6 * (theirs["pred_classes"] != label) + 1e9 * taken
+        nearest = int(distance.argmin())
+        taken[nearest] = True
+        order.append(nearest)
+    return torch.tensor(order, dtype=torch.long)
+
+
+def _difference(a: Tensor, b: Tensor) -> float:
+    return float((a.double() - b.double()).abs().max()) if a.numel() else 0.0

@@ -1,0 +1,108 @@
+"""A network as it is deployed: nothing is left in it that only training needs.
+
+Weights under WS, AWS, WN or spectral norm become the plain weights they amount to. A norm that is a
+fixed affine at test time (BN, FrozenBN) goes into the convolution before it.
+"""
+
+import copy
+
+import torch
+from detectron2.layers import Conv2d, FrozenBatchNorm2d
+from torch import Tensor, nn
+from torch.nn.utils import parametrize
+
+from ..layers import TLU, BatchRenorm, NormLayer, Reparametrized, WSConv2d
+from ..layers import FrozenBatchNorm2d as OurFrozenBatchNorm2d
+from ..layers.reparametrized import out_dim
+from ..modeling.normalized import used_weight
+from ..surgery.known import is_per_level
+from ..surgery.sites import Finder, Site
+
+# Norms that are `(x - mean) / sqrt(var + eps) * weight + bias` by what they keep, at test time.
+_AFFINE = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d, OurFrozenBatchNorm2d, BatchRenorm)
+
+
+@torch.no_grad()
+def deployable(model: nn.Module, *, norms: bool = True) -> nn.Module:
+    """A copy in inference mode, with plain weights and with fixed norms in the convolutions.
+
+    Its function is that of the model to rounding.
+
+    Args:
+        norms: fold norms too; else the weights alone, and the norms' state-dict keys stay.
+    """
+    model = copy.deepcopy(model).eval()
+    for parameter in model.parameters():
+        parameter.requires_grad = False
+    for module in list(model.modules()):
+        plain_weight(module)
+    if norms:
+        for site in Finder(model).sites.values():
+            fold_norm(site)
+    return model
+
+
+def plain_weight(module: nn.Module) -> None:
+    """Give a layer the weight that its method makes of the one it learns, in place."""
+    if parametrize.is_parametrized(module, "weight"):
+        parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
+        return
+    if not isinstance(module, WSConv2d | Reparametrized):
+        return
+    weight = used_weight(module).detach().clone()
+    if isinstance(module, nn.Conv2d):
+        for name in ("norm", "activation"):
+            if not hasattr(module, name):
+                setattr(module, name, None)
+        module.__class__ = Conv2d  # which calls a norm and an activation of its own
+    else:
+        module.__class__ = next(
+            kind for kind in (nn.ConvTranspose2d, nn.Linear) if isinstance(module, kind)
+        )
+    if "reweight" in module._modules:
+        del module.reweight
+    module.weight = nn.Parameter(weight, requires_grad=False)
+
+
+def fold_norm(site: Site) -> None:
+    """Put a fixed norm into the convolution before it, in place, if it is one and there is one."""
+    norm, conv = site.norm, site.conv
+    fixed = isinstance(norm, _AFFINE) and not is_per_level(norm)
+    alone = len(site.places) == 1 == len(site.conv_places)
+    if not (fixed and alone and isinstance(conv, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)):
+        return
+    if norm.running_mean is None or (out_dim(conv) == 1 and conv.groups > 1):
+        return
+    scale, shift = affine(norm)
+    shape = [1] * conv.weight.dim()
+    shape[out_dim(conv)] = -1
+    bias = shift if conv.bias is None else shift + conv.bias * scale
+    conv.weight = nn.Parameter(conv.weight * scale.reshape(shape), requires_grad=False)
+    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
+    (owner, name), activation = site.places[0], _activation(norm)
+    if owner is conv:
+        conv.norm = None
+        conv.activation = conv.activation if activation is None else activation
+    else:
+        owner._modules[name] = nn.Identity() if activation is None else activation
+
+
+def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
+    """Scale and shift `(C,)` of a fixed norm, computed in float64."""
+    mean, var = norm.running_mean.double(), norm.running_var.double()
+    scale = (var + norm.eps).rsqrt()
+    scale = scale if norm.weight is None else scale * norm.weight.double()
+    shift = -mean * scale
+    shift = shift if norm.bias is None else shift + norm.bias.double()
+    return scale.to(norm.running_mean.dtype), shift.to(norm.running_mean.dtype)
+
+
+def _activation(norm: nn.Module) -> nn.Module | None:
+    """What a norm computes behind its affine."""
+    if not isinstance(norm, NormLayer) or norm.activation is None:
+        return getattr(norm, "act", None)
+    if norm.activation == "ReLU":
+        return nn.ReLU()
+    tlu = TLU(norm.num_features)
+    tlu.tau = nn.Parameter(norm.tau.detach().clone(), requires_grad=False)
+    return tlu

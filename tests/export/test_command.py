@@ -1,0 +1,120 @@
+"""`normdet export`: files that find what the model finds, on real images where there are some."""
+
+import pytest
+import torch
+from detectron2.modeling import build_model
+
+from normdet.cli import main
+from normdet.config import load_config
+from normdet.errors import NormdetError
+from normdet.export import FORMATS
+from normdet.export.stock import stock_config
+from normdet.layers import NormLayer
+
+SMALL = ["MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
+         "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "INPUT.MIN_SIZE_TEST", "128"]  # fmt: skip
+
+
+@pytest.fixture
+def exported(tmp_path, real_data, capsys):
+    """Run the command on a small random model; its exit code, its output, and the file."""
+
+    def run(norm, kind, suffix, *more, config="quickstart/gn.yaml"):
+        torch.manual_seed(0)
+        cfg = load_config(config, ["MODEL.DEVICE", "cpu", *SMALL], norm=norm)
+        model = build_model(cfg)
+        for name, value in model.state_dict().items():
+            if name.endswith("running_var"):
+                value.uniform_(0.5, 1.5)
+        weights, out = tmp_path / "weights.pth", tmp_path / f"model{suffix}"
+        torch.save({"model": model.state_dict()}, weights)
+        image = sorted((real_data / "nuclei" / "images").iterdir())[0]
+        flags = ["--config-file", config, "--norm", norm, "--format", kind, "--out", str(out)]
+        flags += ["--images", str(image), *more]
+        code = main(["export", *flags, "MODEL.WEIGHTS", str(weights), *SMALL])
+        return code, capsys.readouterr(), out
+
+    return run
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["GN+WS", "FRN+TLU", "BN"])
+@pytest.mark.parametrize(("kind", "suffix"), [("onnx", ".onnx"), ("torchscript", ".ts")])
+def test_a_whole_detector(exported, norm, kind, suffix):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    code, said, out = exported(norm, kind, suffix)
+    assert code == 0, said.out
+    assert "True" in said.out and out.stat().st_size > 1e6
+    card = out.with_name(out.name + ".md").read_text()
+    assert "scores off" in card and str(out.parent) not in card
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["GN", "FRN+TLU", "FrozenBN"])
+@pytest.mark.parametrize(("kind", "suffix"), [("onnx", ".onnx"), ("pt2", ".pt2")])
+def test_a_backbone_by_torchs_own_exporters(exported, norm, kind, suffix):
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    code, said, out = exported(norm, kind, suffix, "--part", "backbone")
+    assert code == 0, said.out
+    if kind == "pt2":
+        graph = torch.export.load(str(out)).graph
+        assert not [node for node in graph.nodes if "normdet" in str(node.target)]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["GN", "GN+WS", "BN", "FrozenBN"])
+def test_stock_loads_where_normdet_is_never_imported(exported, norm):
+    code, said, out = exported(norm, "stock", ".yaml")
+    assert code == 0, said.out
+    assert "NORMDET" not in out.read_text() and "Normdet" not in out.read_text()
+
+
+@pytest.mark.slow
+def test_a_whole_retinanet_as_onnx(exported):
+    pytest.importorskip("onnxruntime")
+    code, said, _ = exported("FRN+TLU", "onnx", ".onnx", "MODEL.RESNETS.DEPTH", "18",
+                             "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
+                             config="coco/retinanet_R_50_FPN_1x.yaml")  # fmt: skip
+    assert code == 0, said.out
+
+
+@pytest.mark.parametrize(
+    ("opts", "norm", "says"),
+    [
+        ([], "FRN+TLU", "MODEL.RESNETS.NORM is 'FRN\\+TLU'"),
+        ([], "LN", "has no LN"),
+        (["MODEL.NORMDET.GN.EPS", 1e-3], "GN", "GN with EPS"),
+        (["MODEL.NORMDET.RPN_HEAD_NORM", "GN"], "GN", "RPN_HEAD_NORM.*no norm in this part"),
+    ],
+)
+def test_what_stock_cannot_express_is_refused(opts, norm, says):
+    cfg = load_config("quickstart/gn.yaml", opts, norm=norm)
+    with pytest.raises(NormdetError, match=says):
+        stock_config(cfg, "")
+
+
+def test_a_file_by_another_name_is_refused(tmp_path):
+    said = main(["export", "--config-file", "quickstart/gn.yaml", "--format", "onnx", "--out",
+                 str(tmp_path / "model.pt")])  # fmt: skip
+    assert said == 2
+
+
+def test_a_whole_detector_is_refused_as_pt2(tmp_path):
+    class Whole:
+        part = "detector"
+
+    with pytest.raises(NormdetError, match="--part backbone"):
+        FORMATS["pt2"][0](Whole(), torch.rand(3, 8, 8), tmp_path / "x.pt2", True)
+
+
+def test_torch_export_leaves_standard_operators():
+    """Without any preparation: what a user's own `torch.export` of a norm records."""
+    from normdet.options import parse
+
+    for option in ("GN", "FRN+TLU", "FrozenBN", "SwitchNorm", "GN+TLU"):
+        norm = parse(option).build_norm(32, activate=True).eval()
+        assert isinstance(norm, NormLayer)
+        program = torch.export.export(norm, (torch.rand(2, 32, 5, 5),))
+        assert not [n for n in program.graph.nodes if "normdet" in str(n.target)], option
