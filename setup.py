@@ -20,7 +20,7 @@ setup(
     # The configs lie beside the package in the repository and inside it once installed.
     packages=[*find_packages(include=["normdet", "normdet.*"]), "normdet.configs"],
     package_dir={"normdet.configs": "configs"},
-    package_data={"normdet": ["ops/csrc/*"], "normdet.configs": ["**/*.yaml"]},
+    package_data={"normdet": ["ops/csrc/*"], "normdet.configs": ["**/*.yaml", "lazy/*.py"]},
     # detectron2 is missing on purpose: PyPI has none under its own name, and a requirement by URL
     # would keep normdet off PyPI and replace the build a user has. tools/install_detectron2.py
     # installs one, or keeps what is there.

@@ -335,6 +335,14 @@ class NormOption:
     def __bool__(self) -> bool:
         return bool(self.norm)
 
+    def __call__(self, channels: int) -> nn.Module:
+        """The norm of `channels`: an option is a callable as detectron2's `norm=` takes one.
+
+        detectron2's blocks then go on with ReLU and plain weights, so an option with TLU or a
+        weight method is refused there; see :func:`normdet.normalize`.
+        """
+        return self.build_norm(channels)
+
     def build_norm(
         self, channels: int, *, activate: bool = False, dims: int = 2, levels: int = 1
     ) -> nn.Module:

@@ -19,6 +19,7 @@ from detectron2.modeling.roi_heads import box_head, mask_head
 
 from ..errors import NormdetError
 from ..keys import AS_BACKBONE, PARTS, get, use_normdet_parts
+from ..options import NormOption
 from ..solver import decay_no_norm_in_detectron2
 from .retinanet import NormdetRetinaNet
 
@@ -82,6 +83,7 @@ def _taking_our_names(from_config: Callable) -> Callable:
 def _explained(get_norm: Callable, advice: str) -> Callable:
     @functools.wraps(get_norm)
     def explained(norm, out_channels):
+        _refuse_what_a_callable_loses(norm)
         try:
             return get_norm(norm, out_channels)
         except KeyError:
@@ -92,6 +94,21 @@ def _explained(get_norm: Callable, advice: str) -> Callable:
 
     explained.explains = True
     return explained
+
+
+def _refuse_what_a_callable_loses(norm: object) -> None:
+    """A callable makes norms alone: detectron2's blocks go on with ReLU and plain weights."""
+    called = norm.func if isinstance(norm, functools.partial) else norm
+    option = called if isinstance(called, NormOption) else getattr(called, "__self__", None)
+    if not isinstance(option, NormOption):
+        return
+    lost = [name for name in (option.activation, option.weight, option.init)
+            if name not in ("", "ReLU")]  # fmt: skip
+    if lost:
+        raise NormdetError(
+            f"a callable for {str(option)!r} makes its norms and loses {' and '.join(lost)}: build "
+            f"the model without it and give it to normdet.normalize(model, {str(option)!r})"
+        )
 
 
 def teach_stock_detectors() -> None:
