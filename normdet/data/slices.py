@@ -54,6 +54,8 @@ class Slice:
         source: the file it was read from.
         index: its place in the volume, series or stack, from 0.
         frame: its place in its file, from 0: of several frames, in the order they are stored.
+        stack: slices of one source and one number lie one beside the other; a series may hold
+            several acquisitions, which do not.
     """
 
     pixels: np.ndarray
@@ -64,6 +66,7 @@ class Slice:
     source: Path
     index: int = 0
     frame: int = 0
+    stack: int = 0
 
 
 def patient_key(identity: str) -> str:

@@ -19,13 +19,41 @@ from normdet.data.slices import Slice, Source, check_size, native, patient_key
 from normdet.errors import NormdetError
 from normdet.files.faults import Report, missing_extra, unreadable
 
+logger = logging.getLogger(__name__)
+
 SUFFIXES = (".dcm", ".dicom", ".ima")
 # The tags that sorting, grouping and checking need; others are not parsed.
 _HEADER = (
     "SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID PatientID Modality Rows Columns "
-    "NumberOfFrames ImageOrientationPatient ImagePositionPatient InstanceNumber"
+    "NumberOfFrames ImageOrientationPatient ImagePositionPatient SliceLocation InstanceNumber"
 ).split()
+# What tells images at one place apart, the surest first; of frames their own names of it.
+_TRAITS = (
+    "AcquisitionNumber FrameAcquisitionNumber TemporalPositionIdentifier TemporalPositionIndex "
+    "StackID EchoNumbers EchoTime EffectiveEchoTime DiffusionBValue FrameType ImageType"
+).split()
+_TIMES = ("TriggerTime", "AcquisitionDateTime", "AcquisitionTime", "ContentTime")
+# What a file must say of its pixels, and what is meant by one that does not.
+_DEFAULTS = {
+    "SamplesPerPixel": lambda data: 1,
+    "PhotometricInterpretation": lambda data: "MONOCHROME2" if data.SamplesPerPixel == 1 else "RGB",
+    "PixelRepresentation": lambda data: 0,
+    "BitsStored": lambda data: data.BitsAllocated,
+    "HighBit": lambda data: data.BitsStored - 1,
+    "PlanarConfiguration": lambda data: 0,
+}
+_TAGS = [*_HEADER, *_TRAITS, *_TIMES]
+# By the marker that a JPEG's frame begins with, the syntax of its kind.
+_JPEG = {
+    0xC0: "1.2.840.10008.1.2.4.50",
+    0xC1: "1.2.840.10008.1.2.4.51",
+    0xC3: "1.2.840.10008.1.2.4.70",
+    0xF7: "1.2.840.10008.1.2.4.80",
+}
+_JPEG_2000 = "1.2.840.10008.1.2.4.90"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
+# Slices nearer than this are at one place; orientations this much alike are one.
+_SAME_MM, _SAME_FACING = 1e-3, 0.02
 # A step this much above the usual one is a hole in the series.
 _GAP = 1.5
 # Places of missing slices that a message names.
@@ -47,6 +75,22 @@ class Header:
     position: tuple[float, ...] | None
     orientation: tuple[float, ...] | None
     number: int | None
+    location: float | None = None
+    traits: tuple[str | None, ...] = (None,) * (len(_TRAITS) + 2)
+    times: tuple[float | None, ...] = (None,) * len(_TIMES)
+
+
+@dataclass(frozen=True)
+class Run:
+    """Slices that belong together, in their order.
+
+    Attributes:
+        headers: one of each slice.
+        step: the usual mm between two, or None.
+    """
+
+    headers: list[Header]
+    step: float | None
 
 
 def is_dicom(path: Path) -> bool:
@@ -81,6 +125,9 @@ def read_header(path: Path) -> Header:
             _numbers(data, "ImagePositionPatient", 3),
             _numbers(data, "ImageOrientationPatient", 6),
             _integer(data, "InstanceNumber"),
+            (_numbers(data, "SliceLocation", 1) or (None,))[0],
+            tuple(_trait(_value(data, name)) for name in (*_TRAITS, "Rows", "Columns")),
+            tuple(_time(_value(data, name)) for name in _TIMES),
         )
 
 
@@ -102,47 +149,209 @@ def read(source: Source, *, max_pixels: int, report: Report) -> Iterator[Slice]:
             headers.append(read_header(path))
         except NormdetError as error:
             report(str(error))
-    index = 0
-    ordered, step = in_order(headers, source.name, report)
-    for header in ordered:
-        try:
-            for frame, pixels, patient, spacing, window in _frames(header.path, max_pixels, report):
-                if spacing and step:
-                    spacing = (*spacing[:2], step)
-                name = source.name
-                if len(headers) > 1 or header.frames > 1:
-                    name = f"{name}_{index:04d}"
-                yield Slice(pixels, name, patient, spacing, window, header.path, index, frame)
-                index += 1
-        except NormdetError as error:
-            report(str(error))
-            index += header.frames
+    index = stack = 0
+    runs = in_order(headers, source.name, report)
+    alone = len(runs) == 1
+    for run in runs:
+        for header in run.headers:
+            try:
+                for one in _frames(header.path, max_pixels, report):
+                    spacing = one.spacing
+                    if spacing and run.step:
+                        spacing = (*spacing[:2], run.step)
+                    name = source.name if alone else f"{source.name}_{stack + 1:02d}"
+                    if len(headers) > 1 or header.frames > 1:
+                        name = f"{name}_{index:04d}"
+                    yield Slice(
+                        one.pixels,
+                        name,
+                        one.patient,
+                        spacing,
+                        one.window,
+                        header.path,
+                        index,
+                        one.number,
+                        stack + one.run,
+                    )
+                    index += 1
+            except NormdetError as error:
+                report(str(error))
+                index += header.frames
+        stack += 1
 
 
-def in_order(
-    headers: Sequence[Header], name: str, report: Report
-) -> tuple[list[Header], float | None]:
-    """Sort by position along the normal of the slices, and report what is missing between them.
+def in_order(headers: Sequence[Header], name: str, report: Report) -> list[Run]:
+    """The runs of slices in a series, each sorted by position along its normal.
 
-    Without positions the instance number decides, then the file's name.
-
-    Returns:
-        The sorted headers and the usual step between two, in mm, or None.
+    A series is one run where its slices face one way and lie at places of their own. One that mixes
+    acquisitions, echoes, phases or times is split by what tells them apart; images that nothing
+    tells apart are reported and left out: no run ever holds two at one place.
+    Without positions the slice location decides, then the instance number, then the file's name.
+    What is missing between the slices of a run is reported.
     """
-    if not all(header.position and header.orientation for header in headers):
-        return sorted(headers, key=lambda h: (h.number is None, h.number, h.path)), None
-    groups: dict[tuple[float, ...], list[tuple[float, Header]]] = {}
+    runs = []
+    for group in _alike(_once(headers, name, report)):
+        places = [_place(header) for header in group]
+        if None in places:
+            runs += [Run(part, None) for part in _by_number(group)]
+            continue
+        parts = _told_apart(group, dict(zip(map(id, group), places, strict=True)))
+        if parts is None:
+            report(
+                f"series {name} has several images at one place that no tag tells apart: "
+                f"{len(group)} images are left out"
+            )
+            continue
+        for part in parts:
+            part = sorted(part, key=lambda header: (_place(header), header.path))
+            step = _report_gaps([_place(header) for header in part], name, report)
+            runs.append(Run(part, step))
+    return runs
+
+
+def _once(headers: Sequence[Header], name: str, report: Report) -> list[Header]:
+    """Without files that hold an image again."""
+    by_uid: dict[str, Header] = {}
+    kept = []
+    for header in sorted(headers, key=lambda header: header.path):
+        if header.uid and header.uid in by_uid:
+            report(f"{header.path} is the same image as {by_uid[header.uid].path}: left out")
+            continue
+        if header.uid:
+            by_uid[header.uid] = header
+        kept.append(header)
+    return kept
+
+
+def _alike(headers: Sequence[Header]) -> list[list[Header]]:
+    """Headers by the way they face; those without geometry are by themselves."""
+    groups: list[list[Header]] = []
     for header in headers:
-        facing = tuple(np.round(header.orientation, 2).tolist())
-        row, column = np.reshape(header.orientation, (2, 3))
-        place = float(np.dot(np.cross(row, column), header.position))
-        groups.setdefault(facing, []).append((place, header))
-    ordered, usual = [], None
-    for facing in sorted(groups):
-        group = sorted(groups[facing], key=lambda item: (item[0], item[1].path))
-        usual = _report_gaps([place for place, _ in group], name, report)
-        ordered += [header for _, header in group]
-    return ordered, usual
+        for group in groups:
+            first = group[0]
+            placed = header.orientation is not None and header.position is not None
+            if placed != (first.orientation is not None and first.position is not None):
+                continue
+            close = not placed or np.allclose(
+                header.orientation, first.orientation, rtol=0, atol=_SAME_FACING
+            )
+            if close and _is_scout(header) == _is_scout(first):
+                group.append(header)
+                break
+        else:
+            groups.append([header])
+    return sorted(groups, key=lambda group: (group[0].orientation or (), -len(group)))
+
+
+def _is_scout(header: Header) -> bool:
+    return "LOCALIZER" in (header.traits[_TRAITS.index("ImageType")] or "")
+
+
+def _place(header: Header) -> float | None:
+    """mm along the normal of the slice; the slice location of one without geometry."""
+    if header.position is None or header.orientation is None:
+        return header.location
+    row, column = np.reshape(header.orientation, (2, 3))
+    return float(np.dot(np.cross(row, column), header.position))
+
+
+def _by_number(group: Sequence[Header]) -> list[list[Header]]:
+    """Slices without a place by their numbers; by acquisition where numbers repeat."""
+    parts = {"": list(group)}
+    numbers = [header.number for header in group if header.number is not None]
+    if len(set(numbers)) < len(numbers):
+        for place in range(len(group[0].traits)):
+            split = _split_by(group, (place,))
+            repeats = any(
+                len({h.number for h in part}) < len(part) for part in split.values()
+            )
+            if len(split) > 1 and not repeats:
+                parts = split
+                break
+    ordered = []
+    for key in sorted(parts):
+        part = parts[key]
+        ordered.append(sorted(part, key=lambda h: (h.number is None, h.number or 0, h.path)))
+    return ordered
+
+
+def _told_apart(
+    group: Sequence[Header], places: dict[int, float]
+) -> list[list[Header]] | None:
+    """Parts in each of which no two slices lie at one place; None where nothing tells them."""
+
+    def clear(part: Sequence[Header]) -> bool:
+        steps = np.diff(sorted(places[id(header)] for header in part))
+        return bool((steps > _SAME_MM).all())
+
+    if clear(group):
+        # Acquisitions one beside the other are one run; those that interleave are not.
+        split = _split_by(group, (0,))
+        parts = [split[key] for key in sorted(split)]
+        spans = sorted(
+            (min(places[id(h)] for h in part), max(places[id(h)] for h in part)) for part in parts
+        )
+        meet = any(b[0] < a[1] for a, b in itertools.pairwise(spans))
+        return parts if meet and all(len(part) > 1 for part in parts) else [list(group)]
+    for count in (1, 2):
+        for chosen in itertools.combinations(range(len(group[0].traits)), count):
+            parts = _split_by(group, chosen)
+            if len(parts) > 1 and all(map(clear, parts.values())):
+                return [parts[key] for key in sorted(parts)]
+    return _by_time(group, places)
+
+
+def _split_by(group: Sequence[Header], traits: Sequence[int]) -> dict[str, list[Header]]:
+    parts: dict[str, list[Header]] = {}
+    for header in group:
+        values = [header.traits[place] or "" for place in traits]
+        # Numbers in their order as text.
+        key = "|".join(value.zfill(12) if value.isdigit() else value for value in values)
+        parts.setdefault(key, []).append(header)
+    return parts
+
+
+def _by_time(
+    group: Sequence[Header], places: dict[int, float]
+) -> list[list[Header]] | None:
+    """The first image at each place, the second, and so on, by time: phases of something moving."""
+    at: list[list[Header]] = []
+    for header in sorted(group, key=lambda header: places[id(header)]):
+        if at and places[id(header)] - places[id(at[-1][0])] <= _SAME_MM:
+            at[-1].append(header)
+        else:
+            at.append([header])
+    if len({len(found) for found in at}) != 1:
+        return None
+    for which in range(len(_TIMES) + 1):
+        def key(header: Header, which: int = which) -> float | None:
+            return header.number if which == len(_TIMES) else header.times[which]
+
+        told = all(
+            None not in (times := [key(header) for header in found])
+            and len(set(times)) == len(times)
+            for found in at
+        )
+        if told:
+            ranked = [sorted(found, key=key) for found in at]
+            return [list(phase) for phase in zip(*ranked, strict=True)]
+    return None
+
+
+def _trait(value: Any) -> str | None:
+    """A tag's value as text for comparison alone; it is never shown."""
+    if value is None:
+        return None
+    return str(list(value)) if not isinstance(value, str) and hasattr(value, "__iter__") else str(
+        value
+    )
+
+
+def _time(value: Any) -> float | None:
+    try:
+        return float(str(value).replace(":", ""))
+    except ValueError:
+        return None
 
 
 def _report_gaps(places: Sequence[float], name: str, report: Report) -> float | None:
@@ -167,25 +376,70 @@ def _report_gaps(places: Sequence[float], name: str, report: Report) -> float | 
     return usual
 
 
-def _frames(
-    path: Path, max_pixels: int, report: Report
-) -> Iterator[tuple[int, np.ndarray, str | None, tuple | None, tuple | None]]:
-    """Of each frame its number, pixels, patient, spacing and window."""
+@dataclass(frozen=True)
+class _Frame:
+    number: int
+    pixels: np.ndarray
+    patient: str | None
+    spacing: tuple[float, ...] | None
+    window: tuple[float, float] | None
+    run: int
+
+
+def _frames(path: Path, max_pixels: int, report: Report) -> Iterator[_Frame]:
     with _open(path, pixels=True) as data:
         frames = _integer(data, "NumberOfFrames") or 1
         rows, columns = _integer(data, "Rows") or 0, _integer(data, "Columns") or 0
         check_size(path, rows, columns, max_pixels, frames)
+        _complete(data)
         _check_length(data, frames, path)
         patient = _patient(data)
-        for index in _frame_order(data, frames, path, report):
+        for run, index in _frame_order(data, frames, path, report):
             try:
                 groups = _functional_groups(data, index)
-                pixels, window = _pixels(data, index, groups)
+                pixels, window, said = _pixels(data, index, groups)
             except Exception as error:  # a damaged stream raises nearly anything
                 report(f"{path}{f', frame {index},' if frames > 1 else ''} {_reason(error)}")
                 continue
-            spacing = _spacing(data, groups)
-            yield index, pixels, patient, spacing, window
+            if said:
+                logger.warning("%s recommends a window that cannot be read: it is ignored", path)
+            yield _Frame(index, pixels, patient, _spacing(data, groups), window, run)
+
+
+def _complete(data: Any) -> None:
+    """Put in what a file leaves out of how its pixels are stored, as pydicom has parsed it."""
+    for name, value in _DEFAULTS.items():
+        if _value(data, name) is None and (_value(data, "SamplesPerPixel") or name[0] == "S"):
+            with contextlib.suppress(AttributeError, ValueError, TypeError):
+                setattr(data, name, value(data))
+    if getattr(data.file_meta, "TransferSyntaxUID", None):
+        return
+    from pydicom import uid
+
+    element = data.get_item("PixelData") if "PixelData" in data else None
+    implicit, little = data.original_encoding
+    if element is not None and data["PixelData"].is_undefined_length:
+        data.file_meta.TransferSyntaxUID = _compressed_syntax(data.PixelData)
+    elif implicit:
+        data.file_meta.TransferSyntaxUID = uid.ImplicitVRLittleEndian
+    else:
+        little = little is not False
+        data.file_meta.TransferSyntaxUID = (
+            uid.ExplicitVRLittleEndian if little else uid.ExplicitVRBigEndian
+        )
+
+
+def _compressed_syntax(stream: bytes) -> str | None:
+    """The syntax of encapsulated pixels by how the first of them begin."""
+    jpeg, jpeg_2000 = stream.find(b"\xff\xd8"), stream.find(b"\xff\x4f\xff\x51")
+    if jpeg_2000 >= 0 and not 0 <= jpeg < jpeg_2000:
+        return _JPEG_2000
+    place = jpeg + 2
+    while 2 <= place < len(stream) - 4 and stream[place] == 0xFF:
+        if stream[place + 1] in _JPEG:
+            return _JPEG[stream[place + 1]]
+        place += 2 + int.from_bytes(stream[place + 2 : place + 4], "big")
+    return None
 
 
 def _check_length(data: Any, frames: int, path: Path) -> None:
@@ -218,21 +472,28 @@ def _patient(data: Any) -> str | None:
     return patient_key(identity) if identity else None
 
 
-def _frame_order(data: Any, frames: int, path: Path, report: Report) -> list[int]:
-    """The frames in the order of space where each states its own place."""
+def _frame_order(data: Any, frames: int, path: Path, report: Report) -> list[tuple[int, int]]:
+    """Frames with the number of their run, in the order of space where each states its place."""
+    as_stored = [(0, index) for index in range(frames)]
     headers = []
     for index in range(frames if "PerFrameFunctionalGroupsSequence" in data else 0):
         try:
             groups = _functional_groups(data, index)
         except Exception:  # named when the frame is read
-            return list(range(frames))
+            return as_stored
         position = _first_numbers(groups, "ImagePositionPatient", 3)
         orientation = _first_numbers(groups, "ImageOrientationPatient", 6)
         if position is None or orientation is None:
-            return list(range(frames))
-        headers.append(Header(path, None, None, None, 1, True, position, orientation, index))
-    ordered, _ = in_order(headers, path.name, report)
-    return [header.number for header in ordered] or list(range(frames))
+            return as_stored
+        traits = tuple(_trait(_first_value(groups, name)) for name in (*_TRAITS, "Rows", "Columns"))
+        times = tuple(_time(_first_value(groups, name)) for name in _TIMES)
+        headers.append(
+            Header(path, None, None, None, 1, True, position, orientation, index,
+                   None, traits, times)
+        )  # fmt: skip
+    runs = in_order(headers, path.name, report)
+    ordered = [(n, header.number) for n, run in enumerate(runs) for header in run.headers]
+    return ordered or as_stored
 
 
 def _functional_groups(data: Any, index: int) -> list[Any]:
@@ -249,7 +510,8 @@ def _functional_groups(data: Any, index: int) -> list[Any]:
 
 def _pixels(
     data: Any, index: int, groups: list[Any]
-) -> tuple[np.ndarray, tuple[float, float] | None]:
+) -> tuple[np.ndarray, tuple[float, float] | None, bool]:
+    """Pixels, their window, and whether one is recommended that cannot be read."""
     from pydicom import pixels as decode
 
     array = decode.pixel_array(data, index=index)
@@ -257,12 +519,12 @@ def _pixels(
     if photometric == "PALETTE COLOR":
         array = decode.apply_color_lut(array, data)
     if array.ndim == 3:
-        return native(array[..., :3]), None
+        return native(array[..., :3]), None, False
     slope = float(_first(groups, "RescaleSlope") or 1)
     intercept = float(_first(groups, "RescaleIntercept") or 0)
     if not np.isfinite((slope, intercept)).all():
         raise ValueError
-    window = _window(groups)
+    window, said = _window(groups)
     mirror = None
     if photometric == "MONOCHROME1":
         # Larger values are darker: mirror them within the range of the bits.
@@ -275,19 +537,36 @@ def _pixels(
         array = array.astype(np.float32) * np.float32(slope) + np.float32(intercept)
     if mirror is not None and window:
         window = slope * mirror + 2 * intercept - window[0], window[1]
-    return native(array), window
+    return native(array), window, said
 
 
-def _window(groups: list[Any]) -> tuple[float, float] | None:
-    center, width = (_first(groups, f"Window{name}") for name in ("Center", "Width"))
-    if center is None or width is None:
-        return None
-    # Several windows may be offered: the first is the default.
-    center, width = (
-        float(value[0] if hasattr(value, "__len__") and not isinstance(value, str) else value)
-        for value in (center, width)
-    )
-    return (center, width) if width > 0 and np.isfinite((center, width)).all() else None
+def _window(groups: list[Any]) -> tuple[tuple[float, float] | None, bool]:
+    """Center and width; and whether they are there and make no window."""
+    values = []
+    for name in ("WindowCenter", "WindowWidth"):
+        try:
+            value = _first(groups, name)
+            # Several windows may be offered: the first is the default.
+            several = hasattr(value, "__len__") and not isinstance(value, str)
+            value = (value[0] if len(value) else None) if several else value
+            values.append(None if value is None or value == "" else float(value))
+        except Exception:  # pydicom raises what its many parsers raise
+            return None, True
+    if values == [None, None]:
+        present = any(_present(place, "WindowCenter") for place in groups)
+        return None, present
+    if None in values or not np.isfinite(values).all() or values[1] <= 0:
+        return None, True
+    return (values[0], values[1]), False
+
+
+def _present(place: Any, name: str) -> bool:
+    """Whether a tag is there with something in it, were it only separators."""
+    try:
+        element = place.get_item(name) if name in place else None
+        return bool(element is not None and element.value)
+    except Exception:
+        return True
 
 
 def _spacing(data: Any, groups: list[Any]) -> tuple[float, ...] | None:
@@ -303,6 +582,10 @@ def _lengths(places: list[Any], name: str, count: int) -> tuple[float, ...] | No
 
 def _first_numbers(places: list[Any], name: str, count: int) -> tuple[float, ...] | None:
     return next(filter(None, (_numbers(place, name, count) for place in places)), None)
+
+
+def _first_value(groups: list[Any], name: str) -> Any:
+    return next(filter(None, (_value(place, name) for place in groups)), None)
 
 
 def _first(groups: list[Any], name: str) -> Any:
@@ -322,7 +605,7 @@ def _open(path: Path, pixels: bool) -> Iterator[Any]:
         raise missing_extra("pydicom") from error
     with quiet():
         try:
-            options = {} if pixels else {"stop_before_pixels": True, "specific_tags": _HEADER}
+            options = {} if pixels else {"stop_before_pixels": True, "specific_tags": _TAGS}
             # Some scanners leave the preamble out.
             forced = path.suffix.lower() in SUFFIXES
             data = pydicom.dcmread(path, force=forced, **options)

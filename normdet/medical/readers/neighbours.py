@@ -12,7 +12,7 @@ from normdet.data.slices import Slice
 def with_neighbours(slices: Iterator[Slice], step: int) -> Iterator[Slice]:
     """Each slice with that `step` before and that `step` after: `(H, W, 3)`.
 
-    At the ends of the stack, and beside a slice of another size, the slice stands in for the
+    At the ends of a stack, and beside a slice of another size, the slice stands in for the
     neighbour it lacks. Colour slices pass as they are. `2 * step + 1` slices are held at a time.
     """
     window: deque[Slice] = deque()
@@ -40,6 +40,6 @@ def _stacked(window: deque[Slice], center: int, step: int) -> Slice:
     channels = []
     for index in (center - step, center, center + step):
         beside = window[index] if 0 <= index < len(window) else item
-        fits = beside.pixels.shape == item.pixels.shape
+        fits = beside.pixels.shape == item.pixels.shape and beside.stack == item.stack
         channels.append(beside.pixels if fits else item.pixels)
     return replace(item, pixels=np.stack(channels, axis=-1))
