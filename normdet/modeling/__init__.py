@@ -8,6 +8,7 @@ from .fpn import (
     build_normdet_retinanet_resnet_fpn_backbone,
     normalize_fpn,
 )
+from .ignored import NormdetRPN, NormdetStandardROIHeads
 from .keypoint_head import NormdetKRCNNConvDeconvUpsampleHead, normalize_keypoint_head
 from .mask_head import NormdetMaskRCNNConvUpsampleHead, normalize_mask_head
 from .res5_heads import NormdetRes5ROIHeads
@@ -23,9 +24,11 @@ __all__ = [
     "NormdetFastRCNNConvFCHead",
     "NormdetKRCNNConvDeconvUpsampleHead",
     "NormdetMaskRCNNConvUpsampleHead",
+    "NormdetRPN",
     "NormdetRes5ROIHeads",
     "NormdetRetinaNet",
     "NormdetSemSegFPNHead",
+    "NormdetStandardROIHeads",
     "NormdetStandardRPNHead",
     "PartRow",
     "build_normdet_resnet_backbone",

@@ -4,12 +4,13 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, Res5ROIHeads
 
 from ..keys import norm_option
 from .dress import without_norms
+from .ignored import IgnoringProposals
 from .lean import lean
 from .resnet import normalize_blocks
 
 
 @ROI_HEADS_REGISTRY.register()
-class NormdetRes5ROIHeads(Res5ROIHeads):
+class NormdetRes5ROIHeads(IgnoringProposals, Res5ROIHeads):
     """detectron2's `Res5ROIHeads`; `MODEL.NORMDET.RES5_HEAD_NORM` or else the backbone's norm."""
 
     @classmethod

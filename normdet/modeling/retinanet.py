@@ -1,12 +1,15 @@
 """RetinaNet, the convolutions of its head normalized."""
 
+import torch
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
-from torch import nn
+from detectron2.structures import Boxes, Instances
+from torch import Tensor, nn
 
 from ..keys import norm_option
 from ..options import NormOption
 from .dress import without_norms
+from .ignored import in_ignored
 from .lean import lean
 
 
@@ -43,3 +46,16 @@ class NormdetRetinaNet(RetinaNet):
         normalize_retinanet_head(ret["head"], norm_option(cfg, "retinanet_head"), levels)
         lean(ret["head"], cfg.MODEL.NORMDET.RECOMPUTE)
         return ret
+
+    @torch.no_grad()
+    def label_anchors(
+        self, anchors: list[Boxes], gt_instances: list[Instances]
+    ) -> tuple[list[Tensor], list[Tensor]]:
+        """As detectron2 does; anchors in ignored pixels are no background."""
+        labels, matched = super().label_anchors(anchors, gt_instances)
+        boxes = Boxes.cat(anchors).tensor
+        for label, target in zip(labels, gt_instances, strict=True):
+            ignored = in_ignored(boxes, target)
+            if ignored is not None:
+                label[(label == self.num_classes) & ignored] = -1
+        return labels, matched

@@ -154,6 +154,7 @@ def _packed_image(item: Written, stack: Stack) -> dict[str, Any]:
         "height": item.height,
         "width": item.width,
         "objects": item.objects,
+        "ignore": item.ignore,
         "spacing": item.spacing,
         "sums": item.sums.tolist(),
         # Not the patient, but the file that names the patient.
@@ -188,6 +189,7 @@ def _unpacked_image(image: Mapping[str, Any], stack: Stack, patients: Mapping[in
         None if image["spacing"] is None else tuple(image["spacing"]),
         np.array(image["sums"]),
         None if number is None else stack.source.paths[number],
+        image["ignore"],
     )
 
 

@@ -22,6 +22,8 @@ class Labels:
             each connected piece of it an instance) or `"auto"`, which :meth:`settle` decides.
         classes: names; one for all, or in components the name of value 1, of value 2, ...
         numbered: whether classes without a name are called by their values.
+        ignore: values of pixels that are neither object nor background; None for VOC's border,
+            if the label images turn out to have one.
 
     Raises:
         NormdetError: several classes, where every value is to be an instance.
@@ -30,6 +32,7 @@ class Labels:
     instances: str = "auto"
     classes: tuple[str, ...] = ()
     numbered: bool = True
+    ignore: tuple[int, ...] | None = None
 
     def __post_init__(self) -> None:
         if self.instances == "values" and len(self.classes) > 1:
@@ -53,6 +56,7 @@ class Labels:
             return replace(self, instances="components")
         met: set[int] = set()
         for values in files:
+            values = values[~np.isin(values, self.ignore or ())]
             met.update(values.tolist())
             if len(values) > 1 and self.instances == "auto":
                 return replace(self, instances="values")
@@ -61,6 +65,10 @@ class Labels:
         return replace(self, instances="components", numbered=len(met) > 1)
 
     def __str__(self) -> str:
+        values = ", ".join(map(str, self.ignore or ()))
+        return self._read() + (f"; {values} is ignored (--ignore)" if values else "")
+
+    def _read(self) -> str:
         if self.instances == "values":
             return "each value is an instance (--instances components: a class)"
         names = ", ".join(f"{value} {name}" for value, name in enumerate(self.classes, start=1))
@@ -107,12 +115,21 @@ def as_labels(pixels: np.ndarray, where: str) -> np.ndarray:
 
 
 def objects_of(labels: np.ndarray, rule: Labels) -> list[dict]:
-    """The objects in a label image.
+    """The objects in a label image, and last `{"ignored": RLE}` where it has ignored pixels.
 
     Args:
         labels: `(H, W)`, 0 is background.
         rule: how to read it, settled.
     """
+    ignored = np.isin(labels, rule.ignore) if rule.ignore else np.zeros(0, bool)
+    if ignored.any():
+        rle = encode_masks([ignored])[0]
+        text = {"size": list(rle["size"]), "counts": rle["counts"].decode()}
+        return [*_objects_of(np.where(ignored, 0, labels), rule), {"ignored": text}]
+    return _objects_of(labels, rule)
+
+
+def _objects_of(labels: np.ndarray, rule: Labels) -> list[dict]:
     if rule.instances == "values":
         name = rule.classes[0] if rule.classes else OBJECT
         return [coco_object(name, rle) for rle in encode_labels(labels).values()]

@@ -23,6 +23,7 @@ class Written:
     """An image in the folder with its annotations, and what splitting and statistics need.
 
     Attributes:
+        ignore: the RLE of pixels that are neither object nor background, or None.
         named_by: the file, if it names a patient, which :meth:`Stack.group_of` makes `group` of.
     """
 
@@ -36,6 +37,7 @@ class Written:
     spacing: tuple[float, ...] | None
     sums: np.ndarray = field(repr=False)
     named_by: Path | None = None
+    ignore: dict | None = None
 
 
 @dataclass
@@ -103,6 +105,8 @@ def coco_content(written: Sequence[Written], categories: Sequence[str], patients
             image["patient"] = patients[item.group]
         if item.spacing:
             image["spacing"] = [round(value, 6) for value in item.spacing]
+        if item.ignore:
+            image["ignore"] = item.ignore
         images.append(image)
         for entry in item.objects:
             rest = {key: value for key, value in entry.items() if key != "category"}

@@ -128,7 +128,7 @@ def test_no_patient_is_in_the_journal(tmp_path, run):
     lines = left[next(path for path in left if path.name == "journal")].splitlines()
     names = set().union(*(json.loads(line.partition(b" ")[2])["images"][0] for line in lines))
     assert names == {
-        "file_name", "height", "width", "objects", "spacing", "sums", "named_by", "bytes"
+        "file_name", "height", "width", "objects", "ignore", "spacing", "sums", "named_by", "bytes"
     }  # fmt: skip
     assert os.stat(tmp_path / ".out-unfinished").st_mode & 0o077 == 0
 
