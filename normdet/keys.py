@@ -73,8 +73,9 @@ BUILDERS: dict[str, tuple[str, ...]] = {
         "build_resnet_fpn_backbone",
         "build_retinanet_resnet_fpn_backbone",
     ),
+    "MODEL.PROPOSAL_GENERATOR.NAME": ("RPN",),
     "MODEL.RPN.HEAD_NAME": ("StandardRPNHead",),
-    "MODEL.ROI_HEADS.NAME": ("Res5ROIHeads",),
+    "MODEL.ROI_HEADS.NAME": ("StandardROIHeads", "Res5ROIHeads"),
     "MODEL.ROI_BOX_HEAD.NAME": ("FastRCNNConvFCHead",),
     "MODEL.ROI_MASK_HEAD.NAME": ("MaskRCNNConvUpsampleHead",),
     "MODEL.ROI_KEYPOINT_HEAD.NAME": ("KRCNNConvDeconvUpsampleHead",),
@@ -137,12 +138,21 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # pretrained weights are checked to see images at the scale they were trained on; () takes
     # images to be of 8 bits. `normdet prepare` measures it.
     cfg.DATASETS.PIXEL_STD = ()
+    # Images that may turn out unreadable while training (each is named, and another is taken in its
+    # place); one more, and training stops with a checkpoint.
+    cfg.DATALOADER.MAX_BROKEN_IMAGES = 10
+    # The largest share of a dataset's boxes that may disagree with their masks, or leave their
+    # image, by more than rounding.
+    cfg.DATASETS.MAX_BOX_FAULTS = 0.1
     # Of image files with several channels (not colours) those that become grey, "1", or red, green
     # and blue, "1,2,3", counted from 1; "" is "1,2,2" of two channels and "1,2,3" of more.
     cfg.INPUT.CHANNELS = ""
     # Of files with several planes (depth, time, pages) the one that is taken: "middle", "max" (the
     # brightest value at each pixel) or a number from 1. Training refuses "all" of several.
     cfg.INPUT.PLANES = "all"
+    # Take crowds for neither object nor background; False trains on them as background, as
+    # detectron2 does.
+    cfg.INPUT.IGNORE_CROWDS = True
     # Train on a random one of the 8 flips and right-angle turns: for images without an up.
     cfg.INPUT.RANDOM_D4 = False
     # Large images: train on random squares of this many pixels of them, evaluate and predict in

@@ -53,9 +53,13 @@ def test_every_builder_of_ours_is_registered():
         SEM_SEG_HEADS_REGISTRY,
         roi_heads,
     )
-    from detectron2.modeling.proposal_generator import RPN_HEAD_REGISTRY
+    from detectron2.modeling.proposal_generator import (
+        PROPOSAL_GENERATOR_REGISTRY,
+        RPN_HEAD_REGISTRY,
+    )
 
     registries = {
+        "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
         "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
         "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
         "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,

@@ -1,9 +1,8 @@
 """COCO annotation files: read, checked, and turned into detectron2's records."""
 
 import json
-import os
 from collections import Counter
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,15 @@ import numpy as np
 import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
+from normdet.data.image_file import read_header
+from normdet.data.names import Finder
 from normdet.data.records import (
+    MAX_BOX_FAULTS,
+    BoxCheck,
     Dataset,
     are_finite,
     box_fault,
     check_class_name,
-    confined,
     warn_dropped,
 )
 from normdet.data.rle import runs
@@ -30,96 +32,129 @@ MAX_BYTES = 2 << 30
 # these, and what it does then is to crash.
 _MOST_PIXELS = (1 << 31) - 1
 _LONGEST_OUTLINE = 1 << 22
+# Digits of an id that is taken for a number.
+_LONGEST_ID = 19
 
 
 def load_coco(
     json_file: str | Path,
     image_root: str | Path,
     report: Callable[[str], None] | None = None,
+    *,
+    roots: Sequence[Path] = (),
+    max_box_faults: float = MAX_BOX_FAULTS,
 ) -> Dataset:
     """Read a COCO instances (or keypoints) file.
 
-    The records are those of detectron2's `load_coco_json`. Boxes without area or outside their
-    image, and masks without a valid polygon, are left out with one warning that counts them.
+    The records are those of detectron2's `load_coco_json`, an object's stated area beside them.
+    Boxes without area or outside their image, and masks without a valid polygon, are left out and
+    listed as `dropped`. What files in the wild write otherwise is read as it is meant:
+    ids as text or missing, sizes as whole floats, boxes as objects, flat polygons.
 
     Args:
         json_file: annotations; polygons, compressed and uncompressed RLE are read.
         image_root: folder that holds every image the file names.
         report: called with a sentence on each image and each annotation that cannot be used, which
-            is then left out; by default the first of them raises and boxes left out are counted.
+            is then left out; by default the first of them raises.
+        roots: more folders in which images are searched.
+        max_box_faults: the largest share of boxes that may disagree with their masks or leave their
+            image.
 
     Raises:
         NormdetError: where the file is missing, not COCO, names images that are not there or lie
-            outside `image_root`, repeats an id, or refers to an unknown image or category.
+            outside `image_root`, repeats an image's or category's id, refers to an unknown image or
+            category, or has too many boxes that disagree.
     """
     json_file, image_root = Path(json_file), Path(image_root)
     content = _read(json_file)
-    images = _by_id(content["images"], "image", json_file)
-    categories = _by_id(content["categories"], "category", json_file)
-    annotations = _by_id(content["annotations"], "annotation", json_file)
-    if not categories:
-        raise NormdetError(f"{json_file} has no categories")
-    _check_names(images.values(), ("file_name", "height", "width"), "image", json_file)
-    _check_names(categories.values(), ("name",), "category", json_file)
-    for category in categories.values():
-        check_class_name(category["name"], json_file)
-    paths = _image_paths(images, image_root, json_file, report)
+    if not image_root.is_dir():
+        raise NormdetError(f"image folder {image_root} does not exist")
+    finder = Finder([image_root, *roots])
+    return dataset_of(content, json_file, image_root, finder, report, max_box_faults)
 
-    category_ids = sorted(categories)
-    contiguous = {category: index for index, category in enumerate(category_ids)}
+
+def dataset_of(
+    content: dict[str, list[dict]],
+    source: Path,
+    image_root: Path,
+    finder: Finder,
+    report: Callable[[str], None] | None = None,
+    max_box_faults: float = MAX_BOX_FAULTS,
+) -> Dataset:
+    """What :func:`load_coco` makes of a file's content; other formats are brought to this form.
+
+    Args:
+        content: the lists `images`, `annotations` and `categories`.
+        source: the file, for messages.
+        image_root: folder of the images.
+        finder: of the files that images name.
+        report: as in :func:`load_coco`, and so is `max_box_faults`.
+    """
+    images = _by_id(content["images"], "image", source)
+    categories = _by_id(content["categories"], "category", source)
+    if not categories:
+        raise NormdetError(f"{source} has no categories")
+    _check_names(categories, "name", "category", source)
+    _check_names(images, "file_name", "image", source)
+    for category in categories.values():
+        check_class_name(category["name"], source)
+    notes: list[str] = []
+    used = {_key(entry.get("category_id")) for entry in content["annotations"]}
+    categories = _without_roots(categories, used, source, notes)
+    paths = _image_paths(images, finder, source, report)
+    sizes = _sizes(images, paths, source, report)
+    notes += finder.said(source)
+
+    in_order = sorted(categories, key=_order)
+    contiguous = {key: index for index, key in enumerate(in_order)}
     records = {
         key: {
             "file_name": str(paths[key]),
-            "height": image["height"],
-            "width": image["width"],
-            "image_id": key,
+            "height": sizes[key][0],
+            "width": sizes[key][1],
+            "image_id": _user_id(images[key]["id"]),
             "annotations": [],
         }
-        for key, image in sorted(images.items())
-        if key in paths
+        for key in sorted(images, key=_order)
+        if key in sizes
     }
-    dropped = []
-    left_out = images.keys() - paths.keys()
-    for key, annotation in annotations.items():
-        image_id = annotation.get("image_id")
-        if isinstance(image_id, int) and image_id in left_out:
+    for key, record in records.items():
+        if (ignored := _ignored(images[key], record, source, report)) is not None:
+            record["ignore"] = ignored
+    dropped: list[str] = []
+    left_out = images.keys() - records.keys()
+    boxes, counts = BoxCheck(source, max_box_faults), Counter()
+    for place, annotation in enumerate(content["annotations"], start=1):
+        if _key(annotation.get("image_id")) in left_out:
             continue
+        name = annotation.get("id", f"number {place}")
         try:
-            record = _owner(annotation, key, records, contiguous, json_file)
-            reason = _fault(annotation, key, record, json_file)
+            record = _owner(annotation, name, records, contiguous, source)
+            annotation = _as_meant(annotation, record, f"{source}: annotation {name}", counts)
+            reason = _fault(annotation, name, record, source)
         except NormdetError as error:
             fault(str(error), report)
             continue
+        phrase = f"annotation {name} of image {record['image_id']}"
         if reason:
-            dropped.append(f"annotation {key} of image {record['image_id']} ({reason})")
-        else:
-            record["annotations"].append(_object(annotation, contiguous))
-    warn_dropped(dropped, len(annotations), json_file, report)
-    # What pycocotools reads of the truth beyond what the format demands for training.
-    complete = all(
-        are_finite([entry.get("area")]) and "iscrowd" in entry for entry in annotations.values()
-    )
-    return Dataset(
-        list(records.values()),
-        [categories[key]["name"] for key in category_ids],
-        category_ids,
-        json_file if complete and not dropped else None,
-        image_root,
-        dropped,
-    )
+            dropped.append(f"{phrase} ({reason})")
+            continue
+        bounds = _bounds(annotation.get("segmentation"))
+        if not annotation["iscrowd"]:
+            size = record["height"], record["width"]
+            boxes.see(annotation["bbox"], bounds, size, phrase)
+        record["annotations"].append(_object(annotation, contiguous))
+    if report is None:
+        warn_dropped(dropped, len(content["annotations"]), source)
+    notes += boxes.settle(report)
+    notes += [f"{source}: {count} {what}" for what, count in counts.items()]
+    ids = [_user_id(categories[key]["id"]) for key in in_order]
+    classes = [categories[key]["name"] for key in in_order]
+    return Dataset(list(records.values()), classes, ids, image_root, dropped, notes)
 
 
 def _read(json_file: Path) -> dict[str, list[dict]]:
-    if not json_file.is_file():
-        raise NormdetError(f"annotation file {json_file} does not exist")
-    if json_file.stat().st_size > MAX_BYTES:
-        raise NormdetError(f"{json_file} is larger than {MAX_BYTES >> 30} GB: not read")
-    try:
-        content = json.loads(json_file.read_bytes())
-    except OSError as error:
-        raise unreadable(json_file, error) from error
-    except (ValueError, RecursionError) as error:
-        raise NormdetError(f"{json_file} is not JSON: {error}") from error
+    content = read_json(json_file)
     sections = ("images", "annotations", "categories")
     missing = [
         name
@@ -136,64 +171,217 @@ def _read(json_file: Path) -> dict[str, list[dict]]:
     return content
 
 
-def _by_id(entries: list[dict], kind: str, json_file: Path) -> dict[Any, dict]:
-    ids = [entry.get("id") for entry in entries]
-    if not all(isinstance(key, int) for key in ids):
-        raise NormdetError(f"{json_file} is not COCO: an {kind} entry has no whole number as id")
-    repeated = [str(key) for key, count in Counter(ids).items() if count > 1]
+def read_json(json_file: Path) -> Any:
+    """The content of a JSON file of up to 2 GB.
+
+    Raises:
+        NormdetError: a file that is missing, larger, or not JSON.
+    """
+    if not json_file.is_file():
+        raise NormdetError(f"annotation file {json_file} does not exist")
+    if json_file.stat().st_size > MAX_BYTES:
+        raise NormdetError(f"{json_file} is larger than {MAX_BYTES >> 30} GB: not read")
+    try:
+        return json.loads(json_file.read_bytes())
+    except OSError as error:
+        raise unreadable(json_file, error) from error
+    except (ValueError, RecursionError) as error:
+        raise NormdetError(f"{json_file} is not JSON: {error}") from error
+
+
+def _key(value: Any) -> str | None:
+    """An id as text: the same of 1, 1.0 and "1"; None of what is no id."""
+    if isinstance(value, float) and value.is_integer():
+        value = int(value)
+    if isinstance(value, bool) or not isinstance(value, int | str):
+        return None
+    return str(value).strip() or None
+
+
+def _user_id(value: Any) -> int | str:
+    return int(value) if isinstance(value, float) else value
+
+
+def _order(key: str) -> tuple[bool, int, str]:
+    """Numbers as numbers, before all else."""
+    number = key.isdecimal() and len(key) < _LONGEST_ID
+    return not number, int(key) if number else 0, key
+
+
+def _by_id(entries: list[dict], kind: str, json_file: Path) -> dict[str, dict]:
+    ids = [_key(entry.get("id")) for entry in entries]
+    if not all(ids):
+        raise NormdetError(f"{json_file} is not COCO: an {kind} entry has no id")
+    repeated = [key for key, count in Counter(ids).items() if count > 1]
     if repeated:
         raise NormdetError(f"{json_file} uses the same {kind} id twice: {first_of(repeated)}")
     return dict(zip(ids, entries, strict=True))
 
 
-def _check_names(entries: Iterable[dict], keys: tuple[str, ...], kind: str, source: Path) -> None:
-    for entry in entries:
-        for key in keys:
-            kind_of_value = int if key in ("height", "width") else str
-            if not isinstance(entry.get(key), kind_of_value):
-                raise NormdetError(f"{source} is not COCO: {kind} {entry['id']} has no {key}")
+def _check_names(entries: dict[str, dict], key: str, kind: str, source: Path) -> None:
+    for entry in entries.values():
+        if not isinstance(entry.get(key), str):
+            raise NormdetError(f"{source} is not COCO: {kind} {entry['id']} has no {key}")
+
+
+def _without_roots(
+    categories: dict[str, dict], used: set[str | None], source: Path, notes: list[str]
+) -> dict[str, dict]:
+    """Without a category that only names the others, as Roboflow writes one: it owns nothing."""
+    parents = {str(entry.get("supercategory")) for entry in categories.values()}
+    roots = [
+        key
+        for key, entry in categories.items()
+        if key not in used
+        and entry["name"] in parents
+        and (entry.get("supercategory") or "none") == "none"
+    ]
+    if len(roots) == len(categories):
+        return categories
+    for key in roots:
+        name = categories[key]["name"]
+        notes.append(f"{source}: the category {name!r} only holds the others, and is no class")
+    return {key: entry for key, entry in categories.items() if key not in roots}
 
 
 def _image_paths(
-    images: dict[int, dict],
-    image_root: Path,
-    json_file: Path,
+    images: dict[str, dict],
+    finder: Finder,
+    source: Path,
     report: Callable[[str], None] | None,
-) -> dict[int, Path]:
-    if not image_root.is_dir():
-        raise NormdetError(f"image folder {image_root} does not exist")
-    paths = {}
+) -> dict[str, Path]:
+    paths, missing = {}, []
     for key, image in images.items():
-        height, width = image["height"], image["width"]
         try:
-            if min(height, width) < 1 or height * width > _MOST_PIXELS:
-                raise NormdetError(f"{json_file}: image {key} states a size that no image has")
-            paths[key] = confined(image_root, image["file_name"], json_file)
+            path = finder(image["file_name"], source)
         except NormdetError as error:
             fault(str(error), report)
-    # Not the path's own method: that raises on a name that is too long.
-    missing = {key: str(path) for key, path in paths.items() if not os.path.isfile(path)}
+            continue
+        if path is None:
+            missing.append(image["file_name"])
+        else:
+            paths[key] = path
     if missing:
         fault(
-            f"{json_file} names {len(missing)} images (of {len(paths)}) that do not exist: "
-            f"{first_of(missing.values())}",
+            f"{source} names {len(missing)} images (of {len(paths) + len(missing)}) that do not "
+            f"exist: {first_of(missing)}",
             report,
         )
-    return {key: path for key, path in paths.items() if key not in missing}
+    return paths
+
+
+def _sizes(
+    images: dict[str, dict],
+    paths: dict[str, Path],
+    source: Path,
+    report: Callable[[str], None] | None,
+) -> dict[str, tuple[int, int]]:
+    """Height and width of each image that was found: as stated, or as the file says."""
+    sizes = {}
+    for key, path in paths.items():
+        stated = [images[key].get(name) for name in ("height", "width")]
+        try:
+            if stated == [None, None]:
+                header = read_header(path)
+                stated = [header.height, header.width]
+            for value, name in zip(stated, ("height", "width"), strict=True):
+                whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
+                if not whole or isinstance(value, bool):
+                    raise NormdetError(f"{source} is not COCO: image {key} has no {name}")
+            height, width = map(int, stated)
+            if min(height, width) < 1 or height * width > _MOST_PIXELS:
+                raise NormdetError(f"{source}: image {key} states a size that no image has")
+            sizes[key] = height, width
+        except NormdetError as error:
+            fault(str(error), report)
+    return sizes
+
+
+def _ignored(
+    image: dict, record: dict, source: Path, report: Callable[[str], None] | None
+) -> dict | None:
+    """The RLE of pixels that are neither object nor background, where an image has them."""
+    rle = image.get("ignore")
+    if not isinstance(rle, dict):
+        return None
+    size = [record["height"], record["width"]]
+    if rle.get("size") != size or not _covers(rle.get("counts"), *size):
+        fault(f"{source}: image {record['image_id']} has an ignore that is not an RLE of {size}",
+              report)  # fmt: skip
+        return None
+    return _compressed(rle)
 
 
 def _owner(
-    annotation: dict, key: int, records: dict[int, dict], contiguous: dict, json_file: Path
+    annotation: dict, name: Any, records: dict[str, dict], contiguous: dict, source: Path
 ) -> dict:
     for field, known in (("image_id", records), ("category_id", contiguous)):
         value = annotation.get(field)
-        if not isinstance(value, int) or value not in known:
-            raise NormdetError(f"{json_file}: annotation {key} has the unknown {field} {value!r}")
-    return records[annotation["image_id"]]
+        if _key(value) not in known:
+            raise NormdetError(f"{source}: annotation {name} has the unknown {field} {value!r}")
+    return records[_key(annotation["image_id"])]
 
 
-def _fault(annotation: dict, key: int, record: dict, json_file: Path) -> str | None:
-    where = f"{json_file}: annotation {key}"
+def _as_meant(annotation: dict, record: dict, where: str, counts: Counter) -> dict:
+    """An annotation in COCO's form, where it is written in another that can be read."""
+    meant = dict(annotation)
+    crowd = annotation.get("iscrowd", 0)
+    meant["iscrowd"] = {None: 0, False: 0, True: 1}.get(crowd, crowd) if _is_plain(crowd) else crowd
+    box, mask = annotation.get("bbox"), annotation.get("segmentation")
+    if isinstance(box, dict) and {"x", "y", "width", "height"} <= box.keys():
+        meant["bbox"] = box = [box[name] for name in ("x", "y", "width", "height")]
+        counts["boxes were written as objects, not lists"] += 1
+    if isinstance(mask, list) and mask and all(isinstance(value, int | float) for value in mask):
+        meant["segmentation"] = mask = [mask]
+        counts["polygons were written without the list around them"] += 1
+    if isinstance(mask, list) and box and mask and _is_box(mask, box):
+        meant["segmentation"] = mask = None
+        counts["masks were two corners of their box: taken as boxes without a mask"] += 1
+    if box is None and mask and _mask_fault(mask, record, where) is None and _bounds(mask):
+        x0, y0, x1, y1 = _bounds(mask)
+        meant["bbox"] = [x0, y0, x1 - x0, y1 - y0]
+        counts["boxes were missing: taken from their masks"] += 1
+    return meant
+
+
+def _is_plain(value: Any) -> bool:
+    return value is None or isinstance(value, bool)
+
+
+def _is_box(polygons: list, box: Any) -> bool:
+    """Whether polygons are the two corners of a box."""
+    if len(polygons) != 1 or not isinstance(polygons[0], list) or len(polygons[0]) != 4:
+        return False
+    if not isinstance(box, list) or len(box) != 4 or not are_finite([*polygons[0], *box]):
+        return False
+    corners = box[0], box[1], box[0] + box[2], box[1] + box[3]
+    return all(abs(a - b) <= 1 for a, b in zip(polygons[0], corners, strict=True))
+
+
+def _bounds(segmentation: Any) -> tuple[float, float, float, float] | None:
+    """Left, top, right and bottom of a mask; None of none."""
+    if isinstance(segmentation, dict):
+        try:
+            x, y, width, height = mask_util.toBbox(_compressed(segmentation)).tolist()
+        except (TypeError, ValueError, KeyError):  # named when its turn comes
+            return None
+        return (x, y, x + width, y + height) if width and height else None
+    polygons = _polygons(segmentation) if isinstance(segmentation, list) else []
+    if not polygons or not all(map(are_finite, polygons)):
+        return None
+    xs = [value for polygon in polygons for value in polygon[::2]]
+    ys = [value for polygon in polygons for value in polygon[1::2]]
+    return min(xs), min(ys), max(xs), max(ys)
+
+
+def _compressed(rle: dict) -> dict:
+    if isinstance(rle["counts"], list):
+        return mask_util.frPyObjects(rle, *rle["size"])
+    return rle
+
+
+def _fault(annotation: dict, name: Any, record: dict, json_file: Path) -> str | None:
+    where = f"{json_file}: annotation {name}"
     box = annotation.get("bbox")
     if not isinstance(box, list) or not all(isinstance(value, int | float) for value in box):
         raise NormdetError(f"{where} has no bbox of four numbers")
@@ -203,7 +391,7 @@ def _fault(annotation: dict, key: int, record: dict, json_file: Path) -> str | N
         raise NormdetError(f"{where} has no bbox of four numbers")
     if not are_finite(box):
         return "bbox not finite"
-    if annotation.get("iscrowd", 0) not in (0, 1):
+    if annotation["iscrowd"] not in (0, 1):
         raise NormdetError(f"{where} has an iscrowd that is neither 0 nor 1")
     keypoints = annotation.get("keypoints") or []
     if not isinstance(keypoints, list) or not are_finite(keypoints) or len(keypoints) % 3:
@@ -267,24 +455,28 @@ def _polygons(segmentation: list) -> list[list[float]]:
     ]
 
 
-def _object(annotation: dict, contiguous: dict[int, int]) -> dict:
+def _object(annotation: dict, contiguous: dict[str, int]) -> dict:
     result = {
-        "iscrowd": annotation.get("iscrowd", 0),
+        "iscrowd": annotation["iscrowd"],
         "bbox": annotation["bbox"],
         "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": contiguous[annotation["category_id"]],
+        "category_id": contiguous[_key(annotation["category_id"])],
     }
     segmentation = annotation.get("segmentation")
     if isinstance(segmentation, dict):
-        if isinstance(segmentation["counts"], list):
-            segmentation = mask_util.frPyObjects(segmentation, *segmentation["size"])
-        result["segmentation"] = segmentation
+        segmentation = _compressed(segmentation)
     elif segmentation:
-        result["segmentation"] = _polygons(segmentation)
+        segmentation = _polygons(segmentation)
+    if segmentation:
+        result["segmentation"] = segmentation
     if annotation.get("keypoints"):
         # COCO's keypoints are pixel indices; detectron2 wants pixel centres, as the masks have.
         result["keypoints"] = [
             value if index % 3 == 2 else value + 0.5
             for index, value in enumerate(annotation["keypoints"])
         ]
+    area = annotation.get("area")
+    if isinstance(area, int | float) and are_finite([area]):
+        # What evaluation calls small and large is decided by the area that a file states.
+        result["area"] = area
     return result

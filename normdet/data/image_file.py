@@ -124,6 +124,15 @@ def read_header(path: Path, *, labels: bool = False, choice: Choice = DEFAULT) -
             return Header(height, width, 1, image.mode.startswith(("I", "F")))
 
 
+def has_palette(path: Path) -> bool:
+    """Whether an image is places in a table of colours."""
+    try:
+        with Image.open(path) as image:
+            return image.mode == "P"
+    except Exception:  # what is broken is named on reading
+        return False
+
+
 def _orientation(image: Image.Image, path: Path) -> int:
     # A PNG's own method decodes all pixels, in search of a note behind them.
     ours = image.format != "PNG" or "exif" in image.info or b"eXIf" not in _end(path)

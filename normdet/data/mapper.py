@@ -14,6 +14,7 @@ from detectron2.structures import BoxMode
 from normdet.data.augmentation import build_augmentation
 from normdet.data.channels import to_format
 from normdet.data.choice import DEFAULT, Choice, parse_choice
+from normdet.data.ignored import PartlyIgnored
 from normdet.data.image_file import read_header, read_image
 from normdet.data.rle import Piece
 from normdet.errors import NormdetError
@@ -33,6 +34,7 @@ class Mapper(DatasetMapper):
     def __init__(self, cfg: CfgNode, is_train: bool, *, choice: Choice = DEFAULT, **options):
         super().__init__(cfg, is_train, **options)
         self._choice = choice
+        self._ignore_crowds = cfg.INPUT.IGNORE_CROWDS
 
     def __call__(self, dataset_dict: dict) -> dict:
         """Read, augment and annotate one image."""
@@ -51,9 +53,38 @@ class Mapper(DatasetMapper):
             )
         if not self.is_train:
             dataset_dict.pop("annotations", None)
+            dataset_dict.pop("ignore", None)
         elif "annotations" in dataset_dict:
+            ignored = self._ignored(dataset_dict, transforms)
             self._transform_annotations(dataset_dict, transforms, image.shape[1:])
+            if ignored is not None:
+                instances = dataset_dict["instances"]
+                dataset_dict["instances"] = PartlyIgnored.of(instances, ignored)
         return dataset_dict
+
+    def _ignored(self, dataset_dict: dict, transforms: T.Transform) -> torch.Tensor | None:
+        """Which pixels of the augmented image are neither object nor background, `(H, W)` bool."""
+        height, width = dataset_dict["height"], dataset_dict["width"]
+        rles = [dataset_dict.pop("ignore")] if "ignore" in dataset_dict else []
+        if self._ignore_crowds:
+            crowds = (entry for entry in dataset_dict["annotations"] if entry.get("iscrowd", 0))
+            rles += [_rle(entry, height, width) for entry in crowds]
+        if not rles:
+            return None
+        mask = np.ascontiguousarray(mask_util.decode(mask_util.merge(rles)))
+        seen = transforms.apply_segmentation(mask)
+        return torch.as_tensor(np.ascontiguousarray(seen)) > 0
+
+
+def _rle(entry: dict, height: int, width: int) -> dict:
+    """An annotation's mask, or its box where it has none."""
+    mask = entry.get("segmentation")
+    if isinstance(mask, dict):
+        return mask
+    if not mask:
+        box = BoxMode.convert(entry["bbox"], entry["bbox_mode"], BoxMode.XYWH_ABS)
+        return mask_util.frPyObjects(np.array([box], float), height, width)[0]
+    return mask_util.merge(mask_util.frPyObjects(mask, height, width))
 
 
 class TileMapper(Mapper):

@@ -14,6 +14,10 @@ from normdet.files.words import first_of
 
 logger = logging.getLogger(__name__)
 
+# The largest share of boxes that disagree with their masks or leave their image.
+MAX_BOX_FAULTS = 0.1
+# What a box may be off by: pixels, and of its mask's longer side.
+_ROUNDING, _SLACK = 2, 0.1
 # Of Unicode: control characters, halves of letters, separators of lines and paragraphs.
 _UNWRITTEN = ("Cc", "Cs", "Zl", "Zp")
 
@@ -26,17 +30,17 @@ class Dataset:
         records: one dict per image, in detectron2's standard format.
         classes: names in the order of the contiguous `category_id`.
         category_ids: the annotation file's id of each class, in the same order.
-        json_file: a COCO file that states exactly these records, fit for evaluation, or None.
         image_root: folder of the images.
         dropped: what was left out, one phrase per box.
+        notes: sentences on what was read in a way that its user should know of.
     """
 
     records: list[dict]
     classes: list[str]
     category_ids: list[int]
-    json_file: Path | None
     image_root: Path
     dropped: list[str] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
 
 def are_finite(values: Iterable[Any]) -> bool:
@@ -68,20 +72,89 @@ def box_fault(x0: float, y0: float, x1: float, y1: float, width: int, height: in
     return None
 
 
-def warn_dropped(
-    dropped: Sequence[str], total: int, source: Path, report: Callable[[str], None] | None = None
-) -> None:
-    """One line saying how many of `total` boxes were left out of `source`, naming the first.
-
-    Where there is a `report`, it is called with a sentence on each instead.
-    """
-    if report:
-        for phrase in dropped:
-            report(f"{source}: left out {phrase}")
-    elif dropped:
+def warn_dropped(dropped: Sequence[str], total: int, source: Path) -> None:
+    """One line saying how many of `total` boxes were left out of `source`, naming the first."""
+    if dropped:
         logger.warning(
             "%s: left out %d of %d boxes: %s", source, len(dropped), total, first_of(dropped)
         )
+
+
+class BoxCheck:
+    """Counts boxes that disagree with their masks, or leave their image, by more than rounding.
+
+    Args:
+        source: of the boxes, for messages.
+        most: the largest share of such boxes that is taken.
+    """
+
+    def __init__(self, source: Path, most: float = MAX_BOX_FAULTS):
+        self._source, self._most = source, most
+        self._phrases: list[str] = []
+        self._total = self._corners = 0
+
+    def see(
+        self, box: Sequence[float], bounds: Sequence[float] | None, size: tuple[int, int], name: str
+    ) -> None:
+        """One box.
+
+        Args:
+            box: x, y, width, height.
+            bounds: those of its mask, left, top, right, bottom; None if it has none.
+            size: height and width of the image.
+            name: of the annotation.
+        """
+        self._total += 1
+        x, y, width, height = box
+        why = _disagreement((x, y, x + width, y + height), bounds, size)
+        if why:
+            self._phrases.append(f"{name} ({why})")
+            # As many files hold corners where COCO has a width and a height.
+            self._corners += _disagreement(box, bounds, size) is None and width > x and height > y
+
+    def settle(self, report: Callable[[str], None] | None) -> list[str]:
+        """What is to be said of the boxes that were seen.
+
+        Raises:
+            NormdetError: their share is larger than allowed; `report` is called before.
+        """
+        count = len(self._phrases)
+        if not count:
+            return []
+        corners = self._corners > count / 2
+        as_corners = "; as corners (x0, y0, x1, y1) most would fit: COCO has x, y, width, height"
+        sentence = (
+            f"{self._source}: {count} of {self._total} boxes disagree with their masks or leave "
+            f"their image: {first_of(self._phrases)}{as_corners if corners else ''}"
+        )
+        if count <= self._most * self._total:
+            return [sentence]
+        if report:
+            report(sentence)
+        raise NormdetError(
+            f"{sentence}. A share of {self._most:g} is taken (DATASETS.MAX_BOX_FAULTS, "
+            "--max-box-faults)"
+        )
+
+
+def _disagreement(
+    box: Sequence[float], bounds: Sequence[float] | None, size: tuple[int, int]
+) -> str | None:
+    """Why a box left, top, right, bottom is not its mask's, or not inside its image; or None."""
+    height, width = size
+    x0, y0, x1, y1 = box
+    if min(x0, y0) < -_ROUNDING or x1 > width + _ROUNDING or y1 > height + _ROUNDING:
+        return f"box to {x1:g}, {y1:g} in an image of {width}x{height}"
+    if bounds is None:
+        return None
+    limits = (width, height, width, height)
+    mask = [min(max(value, 0), most) for value, most in zip(bounds, limits, strict=True)]
+    inside = [min(max(value, 0), most) for value, most in zip(box, limits, strict=True)]
+    slack = max(_ROUNDING, _SLACK * max(mask[2] - mask[0], mask[3] - mask[1]))
+    if all(abs(a - b) <= slack for a, b in zip(mask, inside, strict=True)):
+        return None
+    numbers = [",".join(f"{value:g}" for value in corners) for corners in (box, mask)]
+    return f"box {numbers[0]}, mask {numbers[1]}"
 
 
 def confined(folder: Path, name: str, source: Path) -> Path:

@@ -1,19 +1,28 @@
 """Datasets named in the config, registered with detectron2 under the text that names them."""
 
+import logging
 import os
+from dataclasses import asdict, dataclass
 from pathlib import Path
 
 from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.utils import comm
 
 from normdet.data import quickstart
+from normdet.data.check import check_images
 from normdet.data.coco import load_coco
-from normdet.data.mapper import is_deep
-from normdet.data.records import Dataset
+from normdet.data.mapper import choice_of, is_deep
+from normdet.data.records import MAX_BOX_FAULTS, Dataset, warn_dropped
 from normdet.data.split import split
 from normdet.data.voc import load_voc
 from normdet.errors import NormdetError
+from normdet.files.faults import Report
 
+logger = logging.getLogger(__name__)
+
+# Faults of a dataset that a message lists.
+_SHOWN_FAULTS = 20
 FORMS = "coco:ANNOTATIONS.json:IMAGE_DIR, voc:IMAGESET, quickstart:train or quickstart:test"
 
 
@@ -33,8 +42,9 @@ def register_datasets(cfg: CfgNode) -> None:
     for key in ("TRAIN", "TEST"):
         for text in cfg.DATASETS[key]:
             if text.partition(":")[0] in _READERS:
-                dataset = _read(text, Path(cfg.DATASETS.ROOT))
-                _check(cfg, f"DATASETS.{key} {text!r}", dataset, train=key == "TRAIN")
+                where = f"DATASETS.{key} {text!r}"
+                dataset = _checked(text, cfg, where)
+                _check(cfg, where, dataset, train=key == "TRAIN")
                 _register(text, dataset)
             elif text in DatasetCatalog.list():
                 _check_files(text)
@@ -67,28 +77,66 @@ def image_files(text: str, root: str | Path = "") -> list[Path]:
     return [Path(record["file_name"]) for record in records]
 
 
-def _coco(rest: str, root: Path) -> Dataset:
+def _checked(text: str, cfg: CfgNode, where: str) -> Dataset:
+    """A dataset none of whose images would end the training, or a list of those that would.
+
+    Raises:
+        NormdetError: naming all bad images at once.
+    """
+    faults: list[str] = []
+    reading = Reading(faults.append, cfg.DATASETS.MAX_BOX_FAULTS)
+    dataset = _read(text, Path(cfg.DATASETS.ROOT), reading)
+    # One process looks, and all hear of it.
+    headers = None
+    if comm.is_main_process():
+        headers = check_images(dataset.records, choice_of(cfg)) if not faults else []
+    faults += comm.all_gather(headers)[0]
+    if faults:
+        shown = faults[:_SHOWN_FAULTS]
+        more = len(faults) - len(shown)
+        lines = "".join(f"\n  {sentence}" for sentence in shown)
+        raise NormdetError(
+            f"{where} cannot be trained on or measured as it is, {len(faults)} faults:{lines}"
+            + (f"\n  and {more} more" if more else "")
+        )
+    for note in dataset.notes:
+        logger.warning("%s", note)
+    if dataset.dropped:
+        total = sum(len(record["annotations"]) for record in dataset.records)
+        warn_dropped(dataset.dropped, total + len(dataset.dropped), Path(text))
+    return dataset
+
+
+@dataclass(frozen=True)
+class Reading:
+    """How datasets are read: what is done about faults, and how many boxes may disagree."""
+
+    report: Report | None = None
+    max_box_faults: float = MAX_BOX_FAULTS
+
+
+def _coco(rest: str, root: Path, reading: Reading) -> Dataset:
     json_file, colon, image_root = rest.partition(":")
     if not (json_file and colon and image_root):
         raise NormdetError(f"dataset 'coco:{rest}' should read coco:ANNOTATIONS.json:IMAGE_DIR")
-    return load_coco(root / json_file, root / image_root)
+    return load_coco(root / json_file, root / image_root, **asdict(reading))
 
 
-def _voc(rest: str, root: Path) -> Dataset:
+def _voc(rest: str, root: Path, reading: Reading) -> Dataset:
     if not rest:
         raise NormdetError("dataset 'voc:' should read voc:IMAGESET")
     listing = root / rest
-    return load_voc(listing.parent, listing.name)
+    return load_voc(listing.parent, listing.name, **asdict(reading))
 
 
-def _quickstart(rest: str, root: Path) -> Dataset:
+def _quickstart(rest: str, root: Path, reading: Reading) -> Dataset:
     if rest not in ("train", "test"):
         raise NormdetError(f"dataset 'quickstart:{rest}' should read quickstart:train or :test")
     folder = quickstart.prepare()
     return load_coco(folder / f"{rest}.json", folder / "images")
 
 
-def _split(rest: str, root: Path) -> Dataset:
+def _split(rest: str, root: Path, reading: Reading) -> Dataset:
     part, _, rest = rest.partition(":")
     share, _, text = rest.partition(":")
     if text.partition(":")[0] not in _READERS:
@@ -100,15 +148,15 @@ def _split(rest: str, root: Path) -> Dataset:
         number = float(share)
     except ValueError:
         number = -1.0
-    return split(_read(text, root), part, number)
+    return split(_read(text, root, reading), part, number)
 
 
 _READERS = {"coco": _coco, "voc": _voc, "quickstart": _quickstart, "split": _split}
 
 
-def _read(text: str, root: Path) -> Dataset:
+def _read(text: str, root: Path, reading: Reading | None = None) -> Dataset:
     scheme, _, rest = text.partition(":")
-    return _READERS[scheme](rest, root)
+    return _READERS[scheme](rest, root, reading or Reading())
 
 
 def _check(cfg: CfgNode, where: str, dataset: Dataset, train: bool) -> None:
@@ -160,10 +208,6 @@ def _register(text: str, dataset: Dataset) -> None:
         image_root=str(dataset.image_root),
         evaluator_type="coco",
     )
-    # COCOEvaluator reads the truth from this file; where it does not state exactly the records
-    # (VOC, boxes left out), `normdet.evaluation.build_evaluator` writes one that does.
-    if dataset.json_file is not None:
-        metadata.json_file = str(dataset.json_file)
 
 
 def _check_files(name: str) -> None:

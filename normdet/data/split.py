@@ -40,7 +40,7 @@ def split(dataset: Dataset, part: str, share: float) -> Dataset:
         for index, record in enumerate(dataset.records)
         if (index in held) == (part == "val")
     ]
-    return replace(dataset, records=records, json_file=None)
+    return replace(dataset, records=records)
 
 
 def _place(dataset: Dataset, index: int) -> tuple[bytes, str, int]:

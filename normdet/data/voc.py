@@ -1,18 +1,29 @@
 """Pascal VOC folders with any class names."""
 
+import os
+import unicodedata
 import xml.etree.ElementTree as ET
-from collections.abc import Callable, Container
-from pathlib import Path
+from collections.abc import Callable, Container, Iterator, Mapping
+from pathlib import Path, PurePath
 
 from detectron2.structures import BoxMode
-from PIL import Image
 
-from normdet.data.records import Dataset, box_fault, confined, warn_dropped
+from normdet.data.image_file import SUFFIXES, read_header
+from normdet.data.names import Finder
+from normdet.data.records import (
+    MAX_BOX_FAULTS,
+    BoxCheck,
+    Dataset,
+    box_fault,
+    confined,
+    warn_dropped,
+)
 from normdet.errors import NormdetError
 from normdet.files.faults import fault, unreadable
-from normdet.files.words import first_of
 
-SUFFIXES = (".jpg", ".jpeg", ".png", ".bmp", ".tif", ".tiff")
+# What lists of images have behind a name: whether an object of some class is there.
+_MARKS = ("-1", "0", "1")
+_LARGEST_XML = 1 << 28
 
 
 def load_voc(
@@ -20,18 +31,22 @@ def load_voc(
     image_set: str,
     report: Callable[[str], None] | None = None,
     without: Container[str] = (),
+    max_box_faults: float = MAX_BOX_FAULTS,
 ) -> Dataset:
     """Read `folder/ImageSets/Main/<image_set>.txt` and what it names.
 
     The records are those of detectron2's `load_voc_instances` (1-based corners, `difficult`
-    objects included). The classes are all names that occur in `folder/Annotations`, sorted, so
-    every image set of a folder has the same ones. Boxes without area or outside their image are
-    left out with one warning that counts them.
+    objects included); sizes are those of the images as they are loaded, turned as EXIF says, and
+    an XML file that states another is a fault. Lists may name files with their endings and with
+    spaces. The classes are all names that occur in `folder/Annotations`, sorted, so every image
+    set of a folder has the same ones. Boxes without area or outside their image are left out and
+    listed as `dropped`.
 
     Args:
-        report: called with a sentence on each image and each box that cannot be used, which is then
-            left out; by default the first broken image raises and boxes left out are counted.
+        report: called with a sentence on each image that cannot be used, which is then left out;
+            by default the first raises.
         without: images of the set that are not read.
+        max_box_faults: the largest share of boxes that may leave their image.
 
     Raises:
         NormdetError: where a file is missing, is not VOC, or lies outside `folder`.
@@ -40,25 +55,28 @@ def load_voc(
     stems = [stem for stem in read_set(folder, image_set) if stem not in without]
     listing = _listing(folder, image_set)
     classes = _classes(folder / "Annotations", report)
+    finder = Finder([folder / "JPEGImages"])
+    boxes = BoxCheck(listing, max_box_faults)
     records: list[dict] = []
     dropped: list[str] = []
-    total = 0
     for number, stem in enumerate(stems, start=1):
         try:
-            record, faulty = _record(folder, stem, classes, listing)
+            record, faulty = _record(folder, stem, classes, listing, finder, boxes)
         except NormdetError as error:
             fault(str(error), report)
             continue
         records.append({**record, "image_id": number})
         dropped += faulty
-        total += len(record["annotations"]) + len(faulty)
-    warn_dropped(dropped, total, listing, report)
+    if report is None:
+        total = len(dropped) + sum(len(record["annotations"]) for record in records)
+        warn_dropped(dropped, total, listing)
+    notes = boxes.settle(report)
     ids = list(range(len(classes)))
-    return Dataset(records, classes, ids, None, folder / "JPEGImages", dropped)
+    return Dataset(records, classes, ids, folder / "JPEGImages", dropped, notes)
 
 
 def read_set(folder: Path, image_set: str) -> list[str]:
-    """The images that `folder/ImageSets/Main/<image_set>.txt` names, each once.
+    """The images that `folder/ImageSets/Main/<image_set>.txt` names, each once, without endings.
 
     Raises:
         NormdetError: the file is missing or no text in UTF-8.
@@ -74,35 +92,64 @@ def read_set(folder: Path, image_set: str) -> list[str]:
         raise NormdetError(f"{listing} is not text in UTF-8: save it so") from error
     except OSError as error:
         raise unreadable(listing, error) from error
-    # A line may carry a second column: VOC's per-class sets do.
-    return list(dict.fromkeys(line.split()[0] for line in lines if line.strip()))
+    known = {
+        unicodedata.normalize("NFC", path.stem): path.stem
+        for path in (folder / "Annotations").glob("*.xml")
+    }
+    return list(dict.fromkeys(_stem(line.strip(), known) for line in lines if line.strip()))
+
+
+def _stem(line: str, known: Mapping[str, str]) -> str:
+    """The stem of the XML file that a line means, of those that are known."""
+    name, _, mark = line.rpartition(" ")
+    name = name.strip() if mark in _MARKS and name.strip() else line
+    possible = [name, PurePath(name).name, line, line.split()[0]]
+    possible += [
+        os.path.splitext(one)[0]
+        for one in possible
+        if os.path.splitext(one)[1].lower() in (*SUFFIXES, ".xml")
+    ]
+    found = (known.get(unicodedata.normalize("NFC", one)) for one in possible)
+    return next(filter(None, found), possible[-1] if len(possible) > 4 else name)
 
 
 def _listing(folder: Path, image_set: str) -> Path:
     return folder / "ImageSets" / "Main" / f"{image_set}.txt"
 
 
-def _record(folder: Path, stem: str, classes: list[str], listing: Path) -> tuple[dict, list[str]]:
+def _record(
+    folder: Path, stem: str, classes: list[str], listing: Path, finder: Finder, boxes: BoxCheck
+) -> tuple[dict, list[str]]:
     """An image's record, and a phrase on each of its boxes that is left out."""
-    tree = _parse(confined(folder / "Annotations", f"{stem}.xml", listing))
-    image = _image(folder / "JPEGImages", stem, listing)
-    try:
-        with Image.open(image) as header:
-            width, height = header.size
-    except Exception as error:  # a damaged file raises nearly anything
-        raise NormdetError(f"{image} is not an image that can be read") from error
+    file = confined(folder / "Annotations", f"{stem}.xml", listing)
+    tree = parse_xml(file)
+    image = finder(stem, listing)
+    if image is None:
+        raise NormdetError(
+            f"{listing} names {stem}, but there is no image {folder / 'JPEGImages' / stem}.jpg, "
+            f"nor one ending in {', '.join(SUFFIXES)}"
+        )
+    header = read_header(image)
+    height, width = header.height, header.width
+    if (stated := stated_size(tree)) not in (None, (height, width)):
+        raise NormdetError(
+            f"{file} is for {stated[1]}x{stated[0]} pixels, and {image} has {width}x{height} as it "
+            "is loaded (turned as its EXIF says)"
+        )
     objects, dropped = [], []
-    for item in tree.iter("object"):
-        x0, y0, x1, y1 = _corners(item, stem)
+    for name, (x0, y0, x1, y1) in read_objects(tree, f"{stem}.xml"):
         # Read as VOC means them, equal corners are one pixel; in practice they are a slip.
         if reason := box_fault(x0, y0, x1, y1, width, height):
-            dropped.append(f"{_name(item)} in {stem}.xml ({reason})")
+            dropped.append(f"{name} in {stem}.xml ({reason})")
             continue
+        boxes.see(
+            [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1], None, (height, width), f"{stem}.xml"
+        )
         objects.append(
             {
                 "bbox": [x0 - 1, y0 - 1, x1, y1],
                 "bbox_mode": BoxMode.XYXY_ABS,
-                "category_id": classes.index(_name(item)),
+                "category_id": classes.index(name),
             }
         )
     record = {"file_name": str(image), "height": height, "width": width, "annotations": objects}
@@ -113,7 +160,7 @@ def _classes(annotations: Path, report: Callable[[str], None] | None) -> list[st
     names = set()
     for path in sorted(annotations.glob("*.xml")):
         try:
-            names |= {_name(item) for item in _parse(path).iter("object")}
+            names |= {_name(item) for item in parse_xml(path).iter("object")}
         except NormdetError:
             # It is reported when its own turn comes.
             if report is None:
@@ -128,12 +175,19 @@ def _name(item: ET.Element) -> str:
     return " ".join((item.findtext("name") or "").split())
 
 
-def _parse(path: Path) -> ET.Element:
+def parse_xml(path: Path) -> ET.Element:
+    """The root of an XML file that declares no entity.
+
+    Raises:
+        NormdetError: a file that cannot be read, is larger than 256 MB, or is not XML.
+    """
     try:
+        if path.stat().st_size > _LARGEST_XML:
+            raise NormdetError(f"{path} is larger than {_LARGEST_XML >> 20} MB: not read")
         text = path.read_bytes()
     except OSError as error:
         raise NormdetError(f"annotation file {path} cannot be read: {error.strerror}") from error
-    # An entity can expand without bound; no VOC file declares one.
+    # An entity can expand without bound; no annotation file declares one.
     if b"<!ENTITY" in text.replace(b"\0", b""):  # in UTF-16 too
         raise NormdetError(f"{path} declares an XML entity: not read")
     try:
@@ -142,21 +196,30 @@ def _parse(path: Path) -> ET.Element:
         raise NormdetError(f"{path} is not XML: {error}") from error
 
 
-def _image(folder: Path, stem: str, listing: Path) -> Path:
-    candidates = [confined(folder, stem + suffix, listing) for suffix in SUFFIXES]
-    found = [path for path in candidates if path.is_file()]
-    if not found:
-        raise NormdetError(
-            f"{listing} names {stem}, but there is no image {first_of(map(str, candidates))}"
-        )
-    return found[0]
-
-
-def _corners(item: ET.Element, stem: str) -> list[float]:
+def stated_size(tree: ET.Element) -> tuple[int, int] | None:
+    """Height and width that an annotation states; None where it does not, or states 0."""
     try:
-        x0, y0, x1, y1 = (
-            float(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
-        )
-    except (TypeError, ValueError) as error:
-        raise NormdetError(f"{stem}.xml has an object without a bndbox of four numbers") from error
-    return [x0, y0, x1, y1]
+        height, width = (int(float(tree.findtext(f"size/{k}") or 0)) for k in ("height", "width"))
+    except (ValueError, OverflowError):
+        return None
+    return (height, width) if height > 0 and width > 0 else None
+
+
+def read_objects(
+    tree: ET.Element, name: str
+) -> Iterator[tuple[str, tuple[float, float, float, float]]]:
+    """The class and the corners, counted from 1, of each object of an annotation.
+
+    Raises:
+        NormdetError: an object without a box.
+    """
+    for item in tree.iter("object"):
+        try:
+            x0, y0, x1, y1 = (
+                float(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
+            )
+        except (TypeError, ValueError) as error:
+            raise NormdetError(
+                f"{name} has an object without a bndbox of four numbers"
+            ) from error
+        yield _name(item), (x0, y0, x1, y1)

@@ -18,12 +18,20 @@ from typing import Any
 import numpy as np
 import torch
 from detectron2.config import CfgNode
-from detectron2.data import DatasetFromList, MapDataset, build_detection_train_loader
+from detectron2.data import (
+    DatasetFromList,
+    MapDataset,
+    build_detection_train_loader,
+    detection_utils,
+)
 from detectron2.utils import comm
 from torch.utils.data import DataLoader, Dataset, Sampler
 
 from normdet.data import build_mapper
 from normdet.errors import NormdetError
+
+# Images one after another that may have gone bad; more, and the disk is gone.
+_IN_A_ROW = 8
 
 
 def derived_seed(purpose: str, *numbers: int) -> int:
@@ -49,7 +57,11 @@ def seeded(seed: int) -> Iterator[None]:
 
 
 class SeededDataset(Dataset):
-    """A dataset read by (draw, index); the draw alone decides what is random in an item."""
+    """A dataset read by (draw, index); the draw alone decides what is random in an item.
+
+    An image that can no longer be read gives way to the next one, whose item says so as `broken`:
+    a list of sentences.
+    """
 
     def __init__(self, dataset: Dataset, seed: int):
         self.dataset = dataset
@@ -60,8 +72,17 @@ class SeededDataset(Dataset):
 
     def __getitem__(self, key: tuple[int, int]) -> Any:
         draw, index = key
-        with seeded(derived_seed("image", self.seed, draw)):
-            return self.dataset[index]
+        broken: list[str] = []
+        for _ in range(_IN_A_ROW):
+            try:
+                with seeded(derived_seed("image", self.seed, draw)):
+                    item = self.dataset[index]
+            except (NormdetError, detection_utils.SizeMismatchError) as error:
+                broken.append(str(error))
+                index = (index + 1) % len(self.dataset)
+            else:
+                return {**item, "broken": broken} if broken else item
+        raise NormdetError(f"{len(broken)} images in a row cannot be read: {broken[0]}")
 
 
 class BatchStream(Sampler):

@@ -1,6 +1,7 @@
 """One optimizer step: mixed precision, gradient accumulation, and a stop where losses blow up."""
 
 import contextlib
+import logging
 import time
 from collections.abc import Iterable
 
@@ -12,7 +13,10 @@ from detectron2.utils.events import get_event_storage
 from torch import nn
 
 from normdet.errors import NormdetError
+from normdet.files.words import first_of
 from normdet.layers import after_step
+
+logger = logging.getLogger(__name__)
 
 AMP_DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16}
 _WAY_OUT = "Try a lower SOLVER.BASE_LR, a longer SOLVER.WARMUP_ITERS or SOLVER.CLIP_GRADIENTS"
@@ -76,9 +80,11 @@ class TrainStep(SimpleTrainer):
         optimizer: stepped once per batch.
         micro_batches: parts in which a batch goes through the model, one after another.
         amp_dtype: None, `torch.bfloat16`, or `torch.float16`, whose gradients are scaled.
+        max_broken: images that may turn out unreadable in this process before it asks to stop.
 
     Attributes:
         stop: set to ask every process to stop; `stopped` says that one of them asked.
+        stop_reason: a sentence, where it asked by itself.
     """
 
     def __init__(
@@ -89,8 +95,12 @@ class TrainStep(SimpleTrainer):
         *,
         micro_batches: int = 1,
         amp_dtype: torch.dtype | None = None,
+        max_broken: int = 0,
     ):
         super().__init__(model, data_loader, optimizer)
+        self._max_broken = max_broken
+        self._broken: set[str] = set()
+        self.stop_reason = ""
         self.micro_batches = micro_batches
         self.amp_dtype = amp_dtype
         device = next(model.parameters()).device.type
@@ -107,6 +117,7 @@ class TrainStep(SimpleTrainer):
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
         data_time = time.perf_counter() - start
+        self._note_broken(batch)
         self.optimizer.zero_grad()
         try:
             losses = backward(self.model, batch, self.micro_batches, self.amp_dtype, self.scaler)
@@ -119,6 +130,20 @@ class TrainStep(SimpleTrainer):
         else:
             self.optimizer.step()
         after_step(self.model)
+
+    def _note_broken(self, batch: list[dict]) -> None:
+        """Name images that could not be read, once each; ask to stop where they are too many."""
+        examples = [example for example in batch if isinstance(example, dict)]
+        for sentence in [one for example in examples for one in example.pop("broken", ())]:
+            if sentence not in self._broken:
+                self._broken.add(sentence)
+                logger.warning("skipped, another image in its place: %s", sentence)
+        if len(self._broken) > self._max_broken:
+            self.stop = True
+            self.stop_reason = (
+                f"{len(self._broken)} images could not be read, more than the {self._max_broken} "
+                f"of DATALOADER.MAX_BROKEN_IMAGES: {first_of(sorted(self._broken))}"
+            )
 
     def _share(self, losses: dict[str, float], data_time: float) -> None:
         """Tell every process the losses of all, and whether one wants to stop: in one exchange."""

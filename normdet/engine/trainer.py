@@ -86,6 +86,7 @@ class Trainer(DefaultTrainer):
             optimizer,
             micro_batches=cfg.SOLVER.ACCUMULATE_STEPS,
             amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
+            max_broken=cfg.DATALOADER.MAX_BROKEN_IMAGES,
         )
         self.checkpointer = Checkpointer(
             model, cfg.OUTPUT_DIR, allow_unsafe=allow_unsafe, cfg=cfg, trainer=weakref.proxy(self)
@@ -193,7 +194,14 @@ class Trainer(DefaultTrainer):
 
     def _save_and_stop(self) -> None:
         self.checkpointer.save(f"model_{self.iter:07d}", iteration=self.iter)
-        comm.synchronize()  # no process ends while the checkpoint is being written
+        # No process ends while the checkpoint is being written.
+        reasons = [reason for reason in comm.all_gather(self._trainer.stop_reason) if reason]
+        if reasons:
+            kept = self.checkpointer.get_checkpoint_file()
+            raise NormdetError(
+                f"stopped after {self.iter + 1} of {self.max_iter} iterations: {reasons[0]}. "
+                f"{kept} is saved, and --resume goes on from it"
+            )
         raise self._interrupted()
 
     def _interrupted(self) -> Interrupted:

@@ -1,24 +1,74 @@
-"""COCO AP through pycocotools, also for datasets that are no COCO file."""
+"""COCO AP through pycocotools, of any dataset: its records are the truth, not its file."""
 
-import re
-from collections.abc import Sequence
+import contextlib
+import json
+import logging
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
+import pycocotools.mask as mask_util
+import torch
 from detectron2.config import CfgNode
-from detectron2.data import MetadataCatalog
-from detectron2.data.datasets.coco import convert_to_coco_json
+from detectron2.data import DatasetCatalog, MetadataCatalog
+from detectron2.data.catalog import Metadata
+from detectron2.data.datasets import load_coco_json
 from detectron2.evaluation import COCOEvaluator
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from normdet.errors import NormdetError
+from normdet.evaluation.truth import truth_of
 
 # How many detections count in an image that is evaluated in tiles.
 MOST_IN_TILES = 100_000
+# A detection that lies in ignored pixels by more than this share is neither right nor wrong.
+IGNORED_SHARE = 0.5
 
 
-class TilesEvaluator(COCOEvaluator):
-    """detectron2's, which also takes the detections of a :class:`TiledModel` in their RLE."""
+class Evaluator(COCOEvaluator):
+    """detectron2's, on records that we number; also of a :class:`TiledModel`, in its RLE.
+
+    What is written has the ids of the user. Detections that lie mostly in ignored pixels of an
+    image (`record["ignore"]`) do not count.
+
+    Args:
+        records: of the dataset, in detectron2's format.
+        classes: names in the order of the contiguous category.
+        category_ids: the user's, in the same order.
+        tasks: `"bbox"`, `"segm"`, `"keypoints"`.
+        output_dir: where predictions are written.
+        max_dets_per_image: how many detections of an image count.
+        kpt_oks_sigmas: see detectron2; () for COCO's.
+        measure: whether there is a truth; else predictions are written alone.
+    """
+
+    def __init__(
+        self,
+        records: Sequence[dict],
+        classes: Sequence[str],
+        category_ids: Sequence[int | str],
+        *,
+        tasks: Sequence[str],
+        output_dir: str,
+        max_dets_per_image: int = 100,
+        kpt_oks_sigmas: Sequence[float] = (),
+        measure: bool = True,
+    ):
+        # detectron2's own would have pycocotools read the user's file. It is given no ids to map
+        # categories to: the truth has the contiguous ones.
+        self._logger = logging.getLogger(__name__)
+        self._distributed, self._output_dir = True, output_dir
+        self._use_fast_impl, self._cpu_device = False, torch.device("cpu")
+        self._max_dets_per_image = [1, 10, max_dets_per_image]
+        self._tasks, self._kpt_oks_sigmas = tuple(tasks), kpt_oks_sigmas
+        self._metadata = Metadata(name="numbered", thing_classes=list(classes))
+        self._coco_api, self._do_evaluation = truth_of(records, classes), measure
+        self._numbers = {record["image_id"]: n for n, record in enumerate(records, start=1)}
+        self._category_ids = list(category_ids)
+        self._ignored = {
+            record["image_id"]: record["ignore"] for record in records if "ignore" in record
+        }
 
     def process(self, inputs: list[dict], outputs: list[dict]) -> None:
         """Take in what a model found in some images."""
@@ -57,6 +107,54 @@ class TilesEvaluator(COCOEvaluator):
         measured.summarize()
         return measured
 
+    def _eval_predictions(self, predictions: list[dict], img_ids: list | None = None) -> None:
+        """Write predictions with the user's ids, and measure them with ours."""
+        if self._output_dir:
+            self._write(result for one in predictions for result in one["instances"])
+        numbered = []
+        for one in predictions:
+            number, kept = self._numbers[one["image_id"]], self._counted(one)
+            kept = [{**result, "image_id": number} for result in kept]
+            numbered.append({"image_id": number, "instances": kept})
+        with self._nothing_written():
+            super()._eval_predictions(numbered, img_ids)
+
+    def _eval_box_proposals(self, predictions: list[dict]) -> None:
+        numbered = [{**one, "image_id": self._numbers[one["image_id"]]} for one in predictions]
+        with self._nothing_written():
+            super()._eval_box_proposals(numbered)
+
+    @contextlib.contextmanager
+    def _nothing_written(self):
+        folder, self._output_dir = self._output_dir, None
+        try:
+            yield
+        finally:
+            self._output_dir = folder
+
+    def _write(self, results: Iterable[Mapping]) -> None:
+        mapped = [
+            {**result, "category_id": self._category_ids[result["category_id"]]}
+            for result in results
+        ]
+        file = Path(self._output_dir, "coco_instances_results.json")
+        file.write_text(json.dumps(mapped))
+
+    def _counted(self, prediction: dict) -> list[dict]:
+        """The detections of an image that do not lie mostly in ignored pixels."""
+        ignored = self._ignored.get(prediction["image_id"])
+        results = prediction["instances"]
+        if ignored is None or not results:
+            return results
+        masks = [
+            result.get("segmentation")
+            or mask_util.frPyObjects(np.array([result["bbox"]], float), *ignored["size"])[0]
+            for result in results
+        ]
+        # The share of each in the ignored pixels, as COCO counts it for crowds.
+        shares = mask_util.iou(masks, [ignored], [1])[:, 0]
+        return [r for r, share in zip(results, shares, strict=True) if share <= IGNORED_SHARE]
+
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
@@ -64,13 +162,12 @@ def build_evaluator(
     """detectron2's COCOEvaluator of boxes, and of masks and keypoints where the model has them.
 
     The tasks are named from `cfg`: left to the predictions, a model that finds nothing would have
-    no mask AP at all in place of none found. A dataset without a COCO file gets one, written anew
-    each time: detectron2 would take an old one for current.
+    no mask AP at all in place of none found.
 
     Args:
         cfg: says what the model predicts.
         dataset_name: a registered dataset.
-        output_dir: where predictions and the COCO file go; `OUTPUT_DIR/inference` by default.
+        output_dir: where predictions go; `OUTPUT_DIR/inference` by default.
 
     Raises:
         NormdetError: for a dataset that is not evaluated with COCO AP.
@@ -82,23 +179,36 @@ def build_evaluator(
         raise NormdetError(
             f"dataset {dataset_name!r} is evaluated as {kind!r}; normdet measures COCO AP only"
         )
-    written = metadata.get("written_json_file")
-    if written or not metadata.get("json_file"):
-        path = output_dir / f"{re.sub(r'[^A-Za-z0-9]+', '_', dataset_name)}_coco_format.json"
-        convert_to_coco_json(dataset_name, str(path), allow_cached=False)
-        if written:
-            del metadata.json_file, metadata.written_json_file
-        metadata.json_file = metadata.written_json_file = str(path)
+    records = _records(dataset_name)
+    classes = metadata.get("thing_classes", [])
+    ids = metadata.get("thing_dataset_id_to_contiguous_id") or range(len(classes))
     tasks = ["bbox"]
     tasks += ["segm"] if cfg.MODEL.MASK_ON else []
     tasks += ["keypoints"] if cfg.MODEL.KEYPOINT_ON else []
     # COCO counts 100 detections an image; where a model is asked for more, all of them count.
     most = max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
-    return TilesEvaluator(
-        dataset_name,
-        tasks=tuple(tasks),
+    return Evaluator(
+        records,
+        classes,
+        sorted(ids, key=ids.get) if isinstance(ids, Mapping) else list(ids),
+        tasks=tasks,
         output_dir=str(output_dir),
         # The model's number is one tile's: a large image has any number of them.
         max_dets_per_image=MOST_IN_TILES if cfg.INPUT.TILE else most,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
+        # Test sets of challenges come without a truth.
+        measure=not metadata.get("json_file") or any(one["annotations"] for one in records),
+    )
+
+
+def _records(dataset_name: str) -> list[dict]:
+    metadata = MetadataCatalog.get(dataset_name)
+    if not metadata.get("json_file"):
+        return DatasetCatalog.get(dataset_name)
+    # Registered by detectron2 or its user: the same records, with the areas that the file states.
+    return load_coco_json(
+        metadata.json_file,
+        metadata.get("image_root", ""),
+        dataset_name,
+        extra_annotation_keys=["area"],
     )

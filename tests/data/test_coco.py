@@ -40,9 +40,17 @@ def tiny(tmp_path):
     def load(text=None):
         path = tmp_path / "annotations.json"
         path.write_text(json.dumps(content) if text is None else text)
-        return load_coco(path, tmp_path / "images")
+        return load_coco(path, tmp_path / "images", max_box_faults=1)
 
     return content, load
+
+
+def without_areas(records):
+    """What detectron2 reads: it does not keep the areas that a file states."""
+    for record in records:
+        for entry in record["annotations"]:
+            entry.pop("area", None)
+    return records
 
 
 @pytest.mark.parametrize(
@@ -55,8 +63,7 @@ def tiny(tmp_path):
 def test_records_are_those_of_detectron2(real_data, json_file, images):
     dataset = load_coco(real_data / json_file, real_data / images)
     expected = load_coco_json(str(real_data / json_file), str(real_data / images), json_file)
-    assert dataset.records == expected
-    assert not dataset.dropped and dataset.json_file == real_data / json_file
+    assert without_areas(dataset.records) == expected and not dataset.dropped
 
 
 def test_categories_are_made_contiguous_in_the_order_of_their_ids(tiny):
@@ -71,7 +78,7 @@ def test_uncompressed_rle_and_keypoints_are_read_as_detectron2_does(tiny, tmp_pa
     content["annotations"][1]["keypoints"] = [5, 6, 2, 7, 8, 1]
     dataset = load()
     path, images = str(tmp_path / "annotations.json"), str(tmp_path / "images")
-    assert dataset.records == load_coco_json(path, images, "tiny keypoints")
+    assert without_areas(dataset.records) == load_coco_json(path, images, "tiny keypoints")
 
 
 @pytest.mark.parametrize(
@@ -92,7 +99,6 @@ def test_empty_boxes_are_left_out_counted_and_named(tiny, caplog, bbox, why):
     with caplog.at_level(logging.WARNING):
         dataset = load()
     assert [len(record["annotations"]) for record in dataset.records] == [1, 1]
-    assert dataset.json_file is None
     assert re.search(rf"left out 1 of 3 boxes: annotation 2 of image 2 \(.*{why}", caplog.text)
 
 
@@ -121,7 +127,7 @@ def test_polygons_that_would_end_the_process_are_left_out(tiny, polygon):
     content, load = tiny
     content["annotations"][0]["segmentation"] = [polygon]
     dataset = load()
-    assert dataset.records[0]["annotations"] == [] and dataset.json_file is None
+    assert dataset.records[0]["annotations"] == []
     assert "annotation 1 of image 1 (polygon not finite" in dataset.dropped[0]
 
 
@@ -153,7 +159,6 @@ def _rle(counts):
         (lambda c: c["images"].append(3), "images holds something not an object"),
         (lambda c: c.update(categories=[]), "has no categories"),
         (_repeat("images"), "same image id twice: 1"),
-        (_repeat("annotations"), "same annotation id twice: 1"),
         (_repeat("categories"), "same category id twice: 7"),
         (_put("annotations", "image_id", 9), "annotation 1 has the unknown image_id 9"),
         (_put("annotations", "category_id", 9), "annotation 1 has the unknown category_id 9"),

@@ -38,7 +38,7 @@ def test_nuclei_by_their_text(cfg, real_data):
     metadata = MetadataCatalog.get(text)
     assert metadata.thing_classes == ["nucleus"]
     assert metadata.thing_dataset_id_to_contiguous_id == {1: 0}
-    assert metadata.json_file == str(real_data / "nuclei/val.json")
+    assert metadata.get("json_file") is None  # evaluation numbers the records itself
 
 
 def test_blood_cells_by_root_or_by_path(cfg, real_data):

@@ -14,7 +14,7 @@ from normdet.data.split import split
 
 def dataset(count, root="data/images"):
     records = [{"file_name": f"{root}/{i}.png", "annotations": []} for i in range(count)]
-    return Dataset(records, ["a"], [1], Path("x.json"), Path(root))
+    return Dataset(records, ["a"], [1], Path(root))
 
 
 @pytest.mark.parametrize(
@@ -26,7 +26,6 @@ def test_the_parts_are_disjoint_and_whole(count, share, held):
     assert len(val.records) == held and len(whole.records) == count
     names = [r["file_name"] for r in train.records + val.records]
     assert sorted(names) == sorted(r["file_name"] for r in whole.records)
-    assert train.json_file is None and val.json_file is None  # neither is the file's whole content
 
 
 def test_a_part_does_not_depend_on_order_or_place():

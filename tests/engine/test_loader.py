@@ -81,3 +81,27 @@ def test_wide_and_tall_images_share_a_batch_only_if_allowed(tiny_cfg, grouping):
 def test_a_config_without_training_data_is_refused(tiny_cfg):
     with pytest.raises(NormdetError, match=r"DATASETS\.TRAIN names no dataset"):
         build_train_loader(tiny_cfg("DATASETS.TRAIN", "()"), seed=1)
+
+
+class Shelf(torch.utils.data.Dataset):
+    """Items 0 to 9, some of which cannot be read."""
+
+    def __init__(self, *broken):
+        self.broken = broken
+
+    def __len__(self):
+        return 10
+
+    def __getitem__(self, index):
+        if index in self.broken:
+            raise NormdetError(f"{index}.png cannot be read")
+        return {"item": index}
+
+
+def test_the_next_image_stands_in_for_one_that_cannot_be_read():
+    dataset = SeededDataset(Shelf(9, 0), 1)
+    assert dataset[5, 3] == {"item": 3}
+    told = {"item": 1, "broken": ["9.png cannot be read", "0.png cannot be read"]}
+    assert dataset[5, 9] == told
+    with pytest.raises(NormdetError, match="8 images in a row cannot be read: 1.png"):
+        SeededDataset(Shelf(*range(1, 9)), 1)[0, 1]

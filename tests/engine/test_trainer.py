@@ -1,6 +1,7 @@
 """A run: it trains, evaluates, stops when asked, and goes on as if it had not."""
 
 import os
+import shutil
 import signal
 from pathlib import Path
 
@@ -170,3 +171,34 @@ def test_exact_statistics_are_taken_at_the_end_and_repeat_themselves(untested, n
     assert same(exact, again)
     differing = {key for key in exact if not torch.equal(exact[key], averages[key])}
     assert differing and all("running" in key for key in differing)
+
+
+@pytest.mark.parametrize("most", [10, 0])
+def test_an_image_that_breaks_while_training_is_skipped_or_ends_it_with_a_checkpoint(
+    untested, tiny_data, tmp_path, caplog, most
+):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    opts = ("DATASETS.ROOT", str(tmp_path / "data"), "DATALOADER.NUM_WORKERS", "0")
+    cfg = untested("broken", *opts, "DATALOADER.MAX_BROKEN_IMAGES", str(most))
+    trainer = Trainer(cfg)
+    # The look at the headers is over.
+    (tmp_path / "data" / "images" / "2.png").write_bytes(b"the disk is going")
+    trainer.resume_or_load(resume=False)
+    if most:
+        trainer.train()
+        assert finished(cfg)
+    else:
+        with pytest.raises(NormdetError, match="stopped after .* could not be read.*2.png.*saved"):
+            trainer.train()
+        assert trainer.checkpointer.has_checkpoint()
+    assert caplog.text.count("skipped, another image in its place") == 1
+
+
+def test_every_bad_image_is_named_before_the_first_step(untested, tiny_data, tmp_path):
+    shutil.copytree(tiny_data, tmp_path / "data")
+    images = tmp_path / "data" / "images"
+    (images / "2.png").write_bytes(b"no image")
+    content = (images / "3.png").read_bytes()
+    (images / "3.png").write_bytes(content[: len(content) // 2])
+    with pytest.raises(NormdetError, match=r"2 faults:\n.*2\.png.*\n.*3\.png"):
+        Trainer(untested("bad", "DATASETS.ROOT", str(tmp_path / "data")))
