@@ -11,21 +11,28 @@ import pycocotools.mask as mask_util
 from detectron2.structures import BoxMode
 
 from normdet.data.coco import load_coco
-from normdet.data.records import Dataset
+from normdet.data.records import MAX_BOX_FAULTS, Dataset
 from normdet.data.slices import Slice, Source
 from normdet.data.voc import load_voc, read_set
 from normdet.errors import NormdetError
 from normdet.files.faults import Report
 from normdet.files.words import first_of
+from normdet.medical.prepare.formats import Builder, Format
 from normdet.medical.prepare.layout import patient_of, split_of
 from normdet.medical.prepare.stack import Stack
 from normdet.medical.readers.find import unique_name
 
 
 def coco_stacks(
-    files: list[Path], images: Path | None, root: Path, patient: str | None, report: Report
+    files: list[Path],
+    images: Path | None,
+    root: Path,
+    patient: str | None,
+    report: Report,
+    notes: list[str],
+    max_box_faults: float = MAX_BOX_FAULTS,
 ) -> Iterator[Stack]:
-    """The images of COCO files; a file named train, val or test is that split.
+    """The images of COCO files; a file or a folder named train, val or test is that split.
 
     If an image is named again, in the same file or another, the first entry counts.
     """
@@ -33,7 +40,10 @@ def coco_stacks(
     owners: dict[str, Path] = {}
     for file in files:
         folder = images or _image_folder(file, root)
-        dataset = load_coco(file, folder, report)
+        dataset = load_coco(
+            file, folder, report, roots=[file.parent, root], max_box_faults=max_box_faults
+        )
+        _tell(dataset, file, report, notes)
         records: list[dict] = []
         again: dict[Path, list[str]] = {}
         for record in dataset.records:
@@ -46,10 +56,58 @@ def coco_stacks(
         for owner, names in again.items():
             report(f"{file}: left out {len(names)} images that {owner} has: {first_of(names)}")
         dataset = replace(dataset, records=records)
-        yield from _stacks(dataset, folder, split_of(file.stem), patient, taken)
+        split = split_of(file.stem) or _split_of_folder(file, root)
+        yield from _stacks(dataset, folder, split, patient, taken)
 
 
-def voc_stacks(root: Path, patient: str | None, report: Report) -> Iterator[Stack]:
+def tool_stacks(
+    form: Format,
+    files: list[Path],
+    builder: Builder,
+    patient: str | None,
+    report: Report,
+    notes: list[str],
+) -> Iterator[Stack]:
+    """The images of a labelling tool's files; the uppermost folder may name their split."""
+    for file in files:
+        try:
+            form.read(file, builder)
+        except NormdetError as error:
+            report(str(error))
+        except Exception as error:  # what a hostile or broken file makes a reader raise
+            report(f"{file} cannot be read as {form.text}: {type(error).__name__}")
+    dataset = builder.dataset()
+    _tell(dataset, builder.root, report, notes)
+    folder = builder.root if builder.root.is_dir() else builder.root.parent
+    taken: set[str] = set()
+    for record in dataset.records:
+        one = replace(dataset, records=[record])
+        split = _split_of_folder(Path(record["file_name"]), folder)
+        yield from _stacks(one, folder, split, patient, taken, prefixed=False)
+
+
+def _tell(dataset: Dataset, source: Path, report: Report, notes: list[str]) -> None:
+    """Each box that was left out is a fault, what was read otherwise a note."""
+    for phrase in dataset.dropped:
+        report(f"{source}: left out {phrase}")
+    notes += dataset.notes
+
+
+def _split_of_folder(path: Path, root: Path) -> str | None:
+    """The split that one of the folders between `root` and a file names: `valid` is val."""
+    if not path.is_relative_to(root):
+        return None
+    named = [split_of(part) for part in path.relative_to(root).parts[:-1]]
+    return next(filter(None, named), None)
+
+
+def voc_stacks(
+    root: Path,
+    patient: str | None,
+    report: Report,
+    notes: list[str],
+    max_box_faults: float = MAX_BOX_FAULTS,
+) -> Iterator[Stack]:
     """The images of the sets train, val, test and trainval; of all sets if there are none of these.
 
     An image is taken once, first by a set whose name tells a split. Images of trainval that are not
@@ -73,7 +131,8 @@ def voc_stacks(root: Path, patient: str | None, report: Report) -> Iterator[Stac
             continue
         if name == "trainval" and len(lacking) == 1:
             (split,) = lacking
-        dataset = load_voc(root, name, report, without=owners)
+        dataset = load_voc(root, name, report, without=owners, max_box_faults=max_box_faults)
+        _tell(dataset, root, report, notes)
         owners = dict.fromkeys(stems, split) | owners
         yield from _stacks(dataset, root / "JPEGImages", split, patient, taken)
 
@@ -82,21 +141,28 @@ def _image_folder(file: Path, root: Path) -> Path:
     """Where a COCO file's images are likely to be: a folder named after it, or `images`."""
     split = file.stem.removeprefix("instances_")
     for place in (file.parent, root):
-        for name in (split, f"images/{split}", "images"):
+        for name in (split, f"images/{split}", "images", "data"):
             if (place / name).is_dir():
                 return place / name
     return file.parent
 
 
 def _stacks(
-    dataset: Dataset, folder: Path, split: str | None, patient: str | None, taken: set[str]
+    dataset: Dataset,
+    folder: Path,
+    split: str | None,
+    patient: str | None,
+    taken: set[str],
+    prefixed: bool = True,
 ) -> Iterator[Stack]:
     for record in dataset.records:
         path = Path(record["file_name"])
-        first, *rest = path.relative_to(folder).parts
-        named = folder.joinpath(f"{split}_{first}", *rest) if split else path
-        name = unique_name(named, folder, taken)
-        key = patient_of(path.relative_to(folder), patient)
+        # One that was searched for may lie beside the folder.
+        below = Path(path.relative_to(folder) if path.is_relative_to(folder) else path.name)
+        first, *rest = below.parts
+        first = f"{split}_{first}" if split and prefixed else first
+        name = unique_name(folder.joinpath(first, *rest), folder, taken)
+        key = patient_of(below, patient)
         source = Source("image", (path,), name)
         objects = partial(_objects, record, dataset.classes)
         classes = tuple(dataset.classes)
@@ -111,7 +177,12 @@ def _objects(record: dict, classes: list[str], item: Slice) -> list[dict]:
             f"{item.source} has {width}x{height} pixels, its annotations are for "
             f"{record['width']}x{record['height']}"
         )
-    return [_object(entry, classes, height, width) for entry in record["annotations"]]
+    objects = [_object(entry, classes, height, width) for entry in record["annotations"]]
+    if "ignore" in record:
+        counts = record["ignore"]["counts"]
+        text = counts.decode() if isinstance(counts, bytes) else counts
+        objects.append({"ignored": {"size": record["ignore"]["size"], "counts": text}})
+    return objects
 
 
 def _object(entry: dict, classes: list[str], height: int, width: int) -> dict:

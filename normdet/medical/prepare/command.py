@@ -17,7 +17,7 @@ from rich.progress import track
 
 from normdet.data.choice import CHANNEL_FORMS, PLANE_FORMS, parse_choice
 from normdet.data.input_record import PREPARED
-from normdet.data.records import check_class_name
+from normdet.data.records import MAX_BOX_FAULTS, check_class_name
 from normdet.data.slices import MAX_PIXELS, Slice
 from normdet.data.window import FORMS, apply_window, parse_window
 from normdet.errors import NormdetError
@@ -66,11 +66,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         args.kind or detect(args.source),
         args.images,
         args.labels,
-        Labels(args.instances, _classes(args.classes)),
+        Labels(args.instances, _classes(args.classes), ignore=_ignore(args.ignore)),
         args.patient,
         args.axis,
         args.max_pixels,
         parse_choice(args.channels, args.planes),
+        args.max_box_faults,
     )
     try:
         with journal_beside(out) as journal:
@@ -92,6 +93,15 @@ def _classes(text: str | None) -> tuple[str, ...]:
     return names
 
 
+def _ignore(text: str | None) -> tuple[int, ...] | None:
+    if text is None or text == "auto":
+        return None
+    values = [value.strip() for value in text.split(",")] if text != "none" else []
+    if not all(value.isdecimal() and int(value) for value in values):
+        raise NormdetError(f"--ignore {text!r}: label values above 0, such as 255, or none")
+    return tuple(map(int, values))
+
+
 def _check_free(out: Path, overwrite: bool) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not overwrite:
         raise NormdetError(f"{out} exists: name another folder, or replace it with --overwrite")
@@ -109,7 +119,8 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str
         args.on_error,
         lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
-    queue = list(stacks(request, faults))
+    notes: list[str] = []
+    queue = list(stacks(request, faults, notes))
     declared = list(dict.fromkeys(name for stack in queue for name in stack.classes))
     readings = list(dict.fromkeys(stack.reading for stack in queue if stack.reading))
     stated = {stack.split for stack in queue}
@@ -121,7 +132,7 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str
     groups = [item.group for item in written]
     given = [item.split for item in written]
     splits = splitting.assign(groups, given, args.val, args.test, args.seed, stated)
-    warnings = _warnings(written, splits, args)
+    warnings = [*notes, *_warnings(written, splits, args)]
     categories = _categories(written, declared or request.rule.classes)
     patients = {group: number for number, group in enumerate(dict.fromkeys(groups), start=1)}
     parts = {}
@@ -257,6 +268,8 @@ def _write_one(
     taken: set[str],
 ) -> Written | None:
     objects = stack.objects(item)
+    ignored = [entry["ignored"] for entry in objects if "ignored" in entry]
+    objects = [entry for entry in objects if "ignored" not in entry]
     collected.empty += not objects
     if not objects and args.skip_empty:
         return None
@@ -278,6 +291,7 @@ def _write_one(
         item.spacing,
         sums,
         item.source if item.patient is not None else None,
+        ignored[0] if ignored else None,
     )
 
 
@@ -379,6 +393,12 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what an instance is in a label: a value, or a connected piece of one; by default a "
         "value if any label has two, and a piece if none has or --classes names several",
     )
+    add(
+        "--ignore",
+        metavar="V,V",
+        help="label values that are neither object nor background, or none; by default 255 in "
+        "label images with a palette, which is VOC's border",
+    )
     add("--classes", metavar="A,B", help="names of the labels: of all, or of value 1, 2, ...")
     add("--window", default="auto", metavar="WINDOW", help=f"{FORMS}; auto by default")
     add("--axis", choices=list(nifti.AXES), default="axial", help="along which volumes are cut")
@@ -405,6 +425,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         choices=["skip", "stop"],
         default="skip",
         help="what to do about a fault: go on without the image or object, or stop",
+    )
+    add(
+        "--max-box-faults",
+        type=float,
+        default=MAX_BOX_FAULTS,
+        metavar="SHARE",
+        help="of boxes that may disagree with their masks or leave their image, "
+        f"{MAX_BOX_FAULTS:g}",
     )
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image read")
     args = parser.parse_args(argv)

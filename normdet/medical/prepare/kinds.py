@@ -7,10 +7,12 @@ from pathlib import Path
 
 from normdet.data import image_file as image_reader
 from normdet.data.choice import DEFAULT, Choice
+from normdet.data.records import MAX_BOX_FAULTS
 from normdet.errors import NormdetError
 from normdet.files.faults import Report, unreadable
-from normdet.medical.prepare.annotated import coco_stacks, voc_stacks
+from normdet.medical.prepare.annotated import coco_stacks, tool_stacks, voc_stacks
 from normdet.medical.prepare.dicom import dicom_stacks
+from normdet.medical.prepare.formats import FORMATS, Builder, Files
 from normdet.medical.prepare.labelled import bowl_stacks, image_stacks, is_bowl
 from normdet.medical.prepare.masks import Labels
 from normdet.medical.prepare.stack import Stack
@@ -21,6 +23,7 @@ from normdet.medical.readers.find import walk
 KINDS = {
     "coco": "COCO JSON files and the images they name",
     "voc": "a Pascal VOC folder",
+    **{form.name: form.text for form in FORMATS.values()},
     "masks": "ID/images/ and ID/masks/, a mask for each instance (Data Science Bowl)",
     "images": "images with label images",
     "nifti": "NIfTI volumes with label volumes",
@@ -43,6 +46,7 @@ class Request:
     axis: str
     max_pixels: int
     choice: Choice = DEFAULT
+    max_box_faults: float = MAX_BOX_FAULTS
 
 
 def detect(root: Path) -> str:
@@ -53,14 +57,13 @@ def detect(root: Path) -> str:
     """
     if not root.exists():
         raise NormdetError(f"{root} does not exist")
-    if root.is_file():
-        found = _of_file(root)
-    elif (root / "ImageSets" / "Main").is_dir():
-        found = "voc"
-    elif coco_files(root):
-        found = "coco"
-    else:
-        found = _of_folder(root)
+    if root.is_dir() and (root / "ImageSets" / "Main").is_dir():
+        return "voc"
+    files = Files(root)
+    if coco_files(root, files):
+        return "coco"
+    forms = (name for name, form in FORMATS.items() if form.find(files))
+    found = next(forms, None) or (_of_file(root) if root.is_file() else _of_folder(root))
     if found is None:
         raise NormdetError(
             f"{root} is no source that is recognized: name one with --kind ({', '.join(KINDS)})"
@@ -69,8 +72,6 @@ def detect(root: Path) -> str:
 
 
 def _of_file(path: Path) -> str | None:
-    if path.suffix.lower() == ".json":
-        return "coco"
     if path.name.lower().endswith(nifti.SUFFIXES):
         return "nifti"
     if dicom_reader.is_dicom(path):
@@ -97,12 +98,20 @@ def _of_folder(root: Path) -> str | None:
     return next((kind for kind in order if kind in kinds), None)
 
 
-def coco_files(root: Path) -> list[Path]:
-    """The COCO files of a folder: its own and those in `annotations`."""
+def coco_files(root: Path, files: Files | None = None) -> list[Path]:
+    """The COCO files of a folder: its own and those in `annotations`, or else those below.
+
+    A file is what it is, for its reader to say what is wrong with it.
+    """
     if root.is_file():
-        return [root]
-    files = sorted([*root.glob("*.json"), *(root / "annotations").glob("*.json")])
-    return [path for path in files if path.is_file() and _is_coco(path)]
+        known = files and any(form.find(files) for form in FORMATS.values())
+        return [root] if root.suffix.lower() == ".json" and not known else []
+    near = sorted([*root.glob("*.json"), *(root / "annotations").glob("*.json")])
+    found = [path for path in near if path.is_file() and _is_coco(path)]
+    if found:
+        return found
+    # As Roboflow writes them: one in the folder of each split.
+    return [path for path in (files or Files(root)).ending(".json") if _is_coco(path)]
 
 
 def _is_coco(path: Path) -> bool:
@@ -124,8 +133,13 @@ def _is_coco(path: Path) -> bool:
     return isinstance(content, dict) and {"images", "annotations", "categories"} <= set(content)
 
 
-def stacks(request: Request, report: Report) -> Iterator[Stack]:
+def stacks(request: Request, report: Report, notes: list[str]) -> Iterator[Stack]:
     """All stacks of a source.
+
+    Args:
+        request: what the user asked for.
+        report: called with a sentence on each fault.
+        notes: gets sentences on what was read in a way that the user should know of.
 
     Raises:
         NormdetError: for a source that is not of its kind.
@@ -136,11 +150,21 @@ def stacks(request: Request, report: Report) -> Iterator[Stack]:
         if not files:
             raise NormdetError(f"{root} holds no COCO file, at its top or in annotations/")
         folder = root.parent if root.is_file() else root
-        return coco_stacks(files, request.images, folder, patient, report)
+        return coco_stacks(
+            files, request.images, folder, patient, report, notes, request.max_box_faults
+        )
+    listed = (root / "ImageSets" / "Main").is_dir()
+    kind = "voc-xml" if request.kind == "voc" and not listed else request.kind
+    if kind in FORMATS:
+        form, files = FORMATS[kind], FORMATS[kind].find(Files(root))
+        if not files:
+            raise NormdetError(f"{root} holds no files of the kind {form.name}: {form.text}")
+        builder = Builder(root, report, request.images, request.max_box_faults)
+        return tool_stacks(form, files, builder, patient, report, notes)
     if not root.is_dir():
         raise NormdetError(f"{root} is one file: name the folder that holds its labels too")
     if request.kind == "voc":
-        return voc_stacks(root, patient, report)
+        return voc_stacks(root, patient, report, notes, request.max_box_faults)
     if request.kind == "masks":
         return bowl_stacks(root, request.rule, patient, limit, report)
     if request.kind == "dicom":

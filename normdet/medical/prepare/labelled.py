@@ -2,7 +2,8 @@
 
 import contextlib
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -10,10 +11,12 @@ import numpy as np
 
 from normdet.data import image_file as image_reader
 from normdet.data.choice import DEFAULT, Choice
+from normdet.data.image_file import TIFF_SUFFIXES
 from normdet.data.slices import Slice, Source
 from normdet.errors import NormdetError
 from normdet.files.faults import Report
 from normdet.medical.prepare.layout import (
+    is_aside,
     is_label,
     labels_by_key,
     match_key,
@@ -34,17 +37,26 @@ from normdet.medical.prepare.stack import Stack
 from normdet.medical.readers import find_sources, nifti
 from normdet.medical.readers.find import walk
 
+# What Pascal VOC draws around objects.
+VOID = 255
 # JPEG changes values, so a label saved as JPEG is lost.
-LABEL_SUFFIXES = (".png", ".bmp", *image_reader.TIFF_SUFFIXES, *nifti.SUFFIXES)
+LABEL_SUFFIXES = (".png", ".bmp", *TIFF_SUFFIXES, *nifti.SUFFIXES)
 
 
 def find_labels(root: Path, labels: Path | None, report: Report) -> tuple[list[Path], Path]:
     """Every label file, and the folder that their names begin in."""
     place = labels or root
     files = [path for path in walk(place, report) if path.name.lower().endswith(LABEL_SUFFIXES)]
+    files = [path for path in files if not is_aside(path)]
     if labels is None:
-        files = [path for path in files if is_label(path.relative_to(root))]
+        files = [path for path in files if _is_label(path, root)]
     return files, place
+
+
+def _is_label(path: Path, root: Path) -> bool:
+    """Whether a file below `root` is a label: by its name, or as `x.tif` beside `x.ome.tif`."""
+    beside = any((path.parent / f"{path.stem}.ome{suffix}").exists() for suffix in TIFF_SUFFIXES)
+    return is_label(path.relative_to(root)) or (beside and path.suffix.lower() in LABEL_SUFFIXES)
 
 
 def label_files(root: Path, labels: Path | None, report: Report) -> dict[tuple[str, ...], Path]:
@@ -58,9 +70,11 @@ def image_sources(root: Path, labels: Path | None, kind: str, report: Report) ->
     sources = []
     for source in find_sources(root, report=report):
         path = source.paths[0]
+        if kind == "image" and is_aside(path):
+            continue
         in_labels = inside and os.path.realpath(path).startswith(inside + os.sep)
         if source.kind == kind and not in_labels:
-            if kind == "dicom" or labels or not is_label(path.relative_to(root)):
+            if kind == "dicom" or labels or not _is_label(path, root):
                 sources.append(source)
     return sources
 
@@ -120,7 +134,17 @@ def settled(
                 found = [label_values(page) for page in read_labels(path, axis, max_pixels, choice)]
                 yield np.unique(np.concatenate(found)) if found else np.zeros(0, int)
 
+    if rule.ignore is None:
+        rule = replace(rule, ignore=_void(files, values))
     return rule.settle(values())
+
+
+def _void(files: Sequence[Path], values: Callable[[], Iterator[np.ndarray]]) -> tuple[int, ...]:
+    """VOC's border, 255 in images with a palette, where other values but 254 are met too."""
+    if not files or not all(map(image_reader.has_palette, files)):
+        return ()
+    met = {int(value) for found in values() for value in found}
+    return (VOID,) if VOID in met and VOID - 1 not in met and len(met) > 1 else ()
 
 
 def read_labels(

@@ -1,6 +1,7 @@
 """What the names of folders and files tell: which label belongs to an image, patient, split."""
 
 import re
+import unicodedata
 from collections.abc import Callable, Hashable, Iterable
 from pathlib import Path
 
@@ -9,11 +10,21 @@ from normdet.files.words import first_of
 from normdet.medical.readers.find import stem
 
 _LABEL_FOLDER = re.compile(
-    r"(labels?|masks?|annotations?|segmentations?|instances?|ground_?truth|gt)(?=tr$|ts$|$)", re.I
+    r"(labels?|masks?|annotations?|segmentations?|segmentation(object|class)|instances?"
+    r"|ground_?truth|gt)(?=tr$|ts$|$)",
+    re.I,
 )
-_IMAGE_FOLDER = re.compile(r"(images?|imgs?|scans?)(?=tr$|ts$|$)", re.I)
-_LABEL_WORDS = r"(labels?|masks?|seg|segmentations?|instances?|gt|ground_?truth)"
+_IMAGE_FOLDER = re.compile(r"(jpegimages|images?|imgs?|scans?)(?=tr$|ts$|$)", re.I)
+# Cellpose writes `_cp_masks`, QuPath's scripts `-labelled`, ilastik `_Simple Segmentation`.
+_LABEL_WORDS = (
+    r"((cp_)?masks?|labels?|labell?ed|seg|segmentations?|instances?|gt|ground_?truth"
+    r"|(simple|multicut|predicted)[ _]segmentation|object[ _](identities|predictions))"
+)
 _LABEL_ENDING = re.compile(rf"(^|[_-]){_LABEL_WORDS}$", re.I)
+# What tools leave beside images that is neither image nor label: Cellpose's and ilastik's.
+_ASIDE = re.compile(
+    r"[_-](cp_)?(outlines?|flows?|styles?|cellprob|probabilities|uncertainty|features)$", re.I
+)
 _LABEL_BEGINNING = re.compile(rf"^{_LABEL_WORDS}[_-]", re.I)
 _IMAGE_WORDS = re.compile(r"^(images?|img)([_-]|$)|[_-](images?|img)$", re.I)
 # nnU-Net's channel number.
@@ -33,26 +44,38 @@ _SUBJECT = r"(sub-[A-Za-z0-9]+)"
 
 def is_label(path: Path) -> bool:
     """Whether a path below the source names a label: by a folder, or by the name's end or start."""
-    folders, name = path.parts[:-1], stem(path)
+    folders, name = path.parts[:-1], _stem(path)
     if any(map(_LABEL_FOLDER.search, folders)) or _LABEL_ENDING.search(name):
         return True
     # In a folder of images the beginning of a name may say what the picture shows.
     return bool(_LABEL_BEGINNING.search(name)) and not any(map(_IMAGE_FOLDER.search, folders))
 
 
+def is_aside(path: Path) -> bool:
+    """Whether a name is that of a tool's by-product: outlines, flows, probabilities."""
+    return bool(_ASIDE.search(_stem(path)))
+
+
 def match_key(path: Path) -> tuple[str, ...]:
     """Equal for an image and its label: the path without what tells the two apart."""
-    name = _CHANNEL.sub("", _LABEL_ENDING.sub("", stem(path)))
+    name = _CHANNEL.sub("", _LABEL_ENDING.sub("", _stem(path)))
     return (*_common_folders(path), _IMAGE_WORDS.sub("", _LABEL_BEGINNING.sub("", name)))
 
 
 def _exact_key(path: Path) -> tuple[str, ...]:
-    return (*_common_folders(path), stem(path))
+    return (*_common_folders(path), _stem(path))
+
+
+def _stem(path: Path) -> str:
+    """The name without endings, `.ome` among them, in one Unicode form: archives mix two."""
+    name = stem(path)
+    name = name[: -len(".ome")] if name.lower().endswith(".ome") else name
+    return unicodedata.normalize("NFC", name)
 
 
 def _common_folders(path: Path) -> list[str]:
     folders = [_IMAGE_FOLDER.sub("", _LABEL_FOLDER.sub("", part)) for part in path.parts[:-1]]
-    return [folder.lower() for folder in folders if folder]
+    return [unicodedata.normalize("NFC", folder).lower() for folder in folders if folder]
 
 
 def labels_by_key(paths: Iterable[Path], root: Path, report: Report) -> dict[tuple[str, ...], Path]:

@@ -348,8 +348,8 @@ def test_no_image_is_written_over_another(tmp_path, capsys):
         write_coco(source / f"{name}.json", [source / name / f"{name}.png"])
     whole = command.stacks
 
-    def alike(request, report):
-        for stack in whole(request, report):
+    def alike(request, report, notes):
+        for stack in whole(request, report, notes):
             yield replace(stack, source=replace(stack.source, name="x"))
 
     with pytest.MonkeyPatch.context() as patch:

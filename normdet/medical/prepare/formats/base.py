@@ -1,0 +1,331 @@
+"""What the formats of labelling tools share: how one is known, and what its reader fills in.
+
+Each format is read with the standard library: they are small JSON, XML, CSV and text files, and
+the packages that read them bring a viewer, OpenCV or a web client along. All are brought to
+COCO's form, so that boxes, masks and names go through the checks of :mod:`normdet.data.coco`.
+"""
+
+import os
+import re
+import xml.etree.ElementTree as ET
+from collections import Counter
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pycocotools.mask as mask_util
+
+from normdet.data.coco import dataset_of
+from normdet.data.image_file import SUFFIXES, read_header
+from normdet.data.names import Finder
+from normdet.data.records import MAX_BOX_FAULTS, Dataset, are_finite
+from normdet.data.voc import parse_xml
+from normdet.errors import NormdetError
+from normdet.files.faults import Report, unreadable
+from normdet.medical.readers.find import walk
+
+# Bytes of a file by which its format is told.
+_PROBE = 1 << 16
+# Corners of the polygon that stands for an ellipse.
+_ELLIPSE = 48
+# The largest text of one annotation file.
+MAX_TEXT = 1 << 28
+
+
+@dataclass(frozen=True)
+class Format:
+    """One tool's files.
+
+    Attributes:
+        name: as `--kind` takes it.
+        text: what it is, for the help.
+        find: from the files of a source to those that hold annotations of this format.
+        read: takes in one of them.
+    """
+
+    name: str
+    text: str
+    find: Callable[["Files"], list[Path]]
+    read: Callable[[Path, "Builder"], None]
+
+
+class Files:
+    """The files below a folder, or one file, and how each begins; each is opened once."""
+
+    def __init__(self, root: Path):
+        self.root = root
+        self._begins: dict[Path, str] = {}
+
+    @cached_property
+    def all(self) -> list[Path]:
+        """Every file, sorted; hidden ones and links that lead out are left aside."""
+        if self.root.is_file():
+            return [self.root]
+        return list(walk(self.root, report=lambda sentence: None))
+
+    def ending(self, *suffixes: str) -> list[Path]:
+        """Those whose names end so."""
+        return [path for path in self.all if path.name.lower().endswith(suffixes)]
+
+    @cached_property
+    def images(self) -> set[str]:
+        """The names without endings of all images, with their folders."""
+        return {str(path.with_suffix("")) for path in self.ending(*SUFFIXES)}
+
+    def beginning(self, path: Path) -> str:
+        """The first letters of a file; "" of what cannot be read."""
+        if path not in self._begins:
+            try:
+                with open(path, "rb") as file:
+                    text = file.read(_PROBE)
+            except OSError:
+                text = b""
+            self._begins[path] = text.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
+        return self._begins[path]
+
+    def json_with(self, *keys: str, opening: str = "{[") -> list[Path]:
+        """JSON files that begin so and have all these keys near their beginning."""
+        return [
+            path
+            for path in self.ending(".json")
+            if self.beginning(path)[:1] and self.beginning(path)[0] in opening
+            and all(f'"{key}"' in self.beginning(path) for key in keys)
+        ]  # fmt: skip
+
+
+@dataclass
+class Builder:
+    """Takes in images and objects, and gives them as COCO's content.
+
+    Args:
+        root: the source.
+        report: called with a sentence on an image that cannot be found or read.
+        images: a folder that is searched first.
+        max_box_faults: see :func:`normdet.data.coco.load_coco`.
+    """
+
+    root: Path
+    report: Report
+    images: Path | None = None
+    max_box_faults: float = MAX_BOX_FAULTS
+    notes: list[str] = field(default_factory=list)
+    _images: dict[str, dict] = field(default_factory=dict)
+    _annotations: list[dict] = field(default_factory=list)
+    _categories: dict[str, int] = field(default_factory=dict)
+    _left_out: Counter = field(default_factory=Counter)
+
+    def __post_init__(self) -> None:
+        folder = self.root if self.root.is_dir() else self.root.parent
+        roots = [self.images] if self.images else []
+        self.finder = Finder([*roots, folder], beside_source=True)
+
+    def declare(self, names: Iterable[str]) -> None:
+        """Classes in their order, whether or not they occur."""
+        for name in names:
+            self._categories.setdefault(" ".join(str(name).split()), len(self._categories))
+
+    def image(
+        self, name: str, source: Path, size: Sequence[Any] | None = None
+    ) -> dict | None:
+        """An image that a file names; None where it is not there, which is reported.
+
+        Args:
+            name: as the tool writes it, or a path.
+            source: the annotation file.
+            size: height and width that it states, if it does.
+
+        Returns:
+            A dict with `height` and `width` as the loader sees them, to be given to :meth:`add`.
+        """
+        try:
+            path = self.finder(name, source)
+            if path is None:
+                raise NormdetError(f"{source} is for the image {name}, which is not there")
+            header = read_header(path)
+            stated = tuple(size) if size and all(size) else None
+            if stated and stated != (header.height, header.width):
+                raise NormdetError(
+                    f"{path} has {header.width}x{header.height} pixels, its annotations in "
+                    f"{source.name} are for {stated[1]}x{stated[0]}"
+                )
+        except NormdetError as error:
+            self.report(str(error))
+            return None
+        key = str(path)
+        entry = {"id": len(self._images) + 1, "file_name": key}
+        return self._images.setdefault(
+            key, entry | {"height": header.height, "width": header.width}
+        )
+
+    def add(
+        self,
+        image: dict,
+        label: str,
+        *,
+        box: Sequence[float] | None = None,
+        polygons: Sequence[Sequence[float]] = (),
+        holes: Sequence[Sequence[float]] = (),
+        rle: dict | None = None,
+        crowd: bool = False,
+    ) -> None:
+        """An object.
+
+        Args:
+            image: of :meth:`image`.
+            label: its class.
+            box: x, y, width, height; that of the mask by default.
+            polygons: outlines `x0, y0, x1, y1, ...`; several are parts of one object.
+            holes: outlines of what is no part of it.
+            rle: a mask in place of outlines.
+            crowd: whether it is to be ignored.
+        """
+        label = " ".join(str(label).split()) or "object"
+        mask: Any = rle or [list(map(float, line)) for line in polygons if len(line) >= 6] or None
+        if holes and isinstance(mask, list):
+            mask = without_holes(mask, holes, image["height"], image["width"])
+        self.declare([label])
+        entry: dict[str, Any] = {
+            "image_id": image["id"],
+            "category_id": self._categories[label],
+            "iscrowd": int(crowd),
+        }
+        if box is not None:
+            entry["bbox"] = list(map(float, box))
+        elif mask is None:
+            self.leave_out("shapes without an area")
+            return
+        if mask is not None:
+            entry["segmentation"] = mask
+        self._annotations.append(entry)
+
+    def leave_out(self, what: str) -> None:
+        """Count something that is no object of detection: points, lines."""
+        self._left_out[what] += 1
+
+    def dataset(self) -> Dataset:
+        """All that was taken in.
+
+        Raises:
+            NormdetError: no class, or boxes that disagree as in :func:`load_coco`.
+        """
+        content = {
+            "images": list(self._images.values()),
+            "annotations": [
+                {"id": number, **entry} for number, entry in enumerate(self._annotations, start=1)
+            ],
+            "categories": [{"id": n, "name": name} for name, n in self._categories.items()],
+        }
+        folder = self.root if self.root.is_dir() else self.root.parent
+        dataset = dataset_of(
+            content, self.root, folder, _Found(), self.report, self.max_box_faults
+        )
+        dataset.notes.extend(self.finder.said(self.root))
+        dataset.notes.extend(
+            f"{self.root}: left out {count} {what}" for what, count in self._left_out.items()
+        )
+        dataset.notes.extend(self.notes)
+        return dataset
+
+
+class _Found(Finder):
+    """Paths that were found already."""
+
+    def __init__(self):
+        super().__init__([])
+
+    def __call__(self, name: str, source: Path) -> Path | None:
+        return Path(name)
+
+
+def without_holes(
+    polygons: Sequence[Sequence[float]], holes: Sequence[Sequence[float]], height: int, width: int
+) -> Any:
+    """The RLE of outlines less their holes; the outlines where they cannot be drawn."""
+    lines = [*polygons, *holes]
+    if not all(are_finite(line) and len(line) >= 6 and len(line) % 2 == 0 for line in lines):
+        return [list(line) for line in polygons]
+    for line in lines:
+        if min(line) < -max(height, width) or max(line) > 2 * max(height, width):
+            return [list(line) for line in polygons]
+
+    def drawn(outlines: Sequence[Sequence[float]]) -> np.ndarray:
+        outlines = [list(map(float, line)) for line in outlines]
+        return mask_util.decode(mask_util.merge(mask_util.frPyObjects(outlines, height, width)))
+
+    mask = drawn(polygons) & ~(drawn(holes) > 0)
+    return rle_of(mask)
+
+
+def rle_of(mask: np.ndarray) -> dict:
+    """The compressed RLE of a mask `(H, W)`, its counts as text."""
+    rle = mask_util.encode(np.asfortranarray(mask > 0, dtype=np.uint8))
+    return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
+
+
+def pasted(part: np.ndarray, x: int, y: int, image: dict) -> dict | None:
+    """The RLE of a mask `(h, w)` whose upper left pixel is `x, y`; None outside of the image."""
+    whole = np.zeros((image["height"], image["width"]), np.uint8)
+    top, left = max(y, 0), max(x, 0)
+    inside = part[top - y : image["height"] - y, left - x : image["width"] - x]
+    if not inside.any():
+        return None
+    whole[top : top + inside.shape[0], left : left + inside.shape[1]] = inside
+    return rle_of(whole)
+
+
+def ellipse(x: float, y: float, rx: float, ry: float, degrees: float = 0.0) -> list[float]:
+    """The outline of an ellipse about `x, y`."""
+    angles = np.linspace(0, 2 * np.pi, _ELLIPSE, endpoint=False)
+    turn = np.deg2rad(degrees)
+    along, across = rx * np.cos(angles), ry * np.sin(angles)
+    xs = x + along * np.cos(turn) - across * np.sin(turn)
+    ys = y + along * np.sin(turn) + across * np.cos(turn)
+    return np.stack([xs, ys], axis=1).ravel().tolist()
+
+
+def rectangle(x: float, y: float, width: float, height: float, degrees: float) -> list[float]:
+    """The outline of a rectangle that is turned about its upper left corner."""
+    turn = np.deg2rad(degrees)
+    corners = np.array([(0, 0), (width, 0), (width, height), (0, height)], float)
+    rotation = np.array([[np.cos(turn), np.sin(turn)], [-np.sin(turn), np.cos(turn)]])
+    return (corners @ rotation + (x, y)).ravel().tolist()
+
+
+def corners_box(x0: float, y0: float, x1: float, y1: float) -> list[float]:
+    """x, y, width and height of two opposite corners, whichever they are."""
+    return [min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)]
+
+
+def flat(points: Iterable[Sequence[float]]) -> list[float]:
+    """`x0, y0, x1, y1, ...` of pairs."""
+    return [float(value) for point in points for value in point[:2]]
+
+
+def text_of(path: Path) -> str:
+    """The text of a file.
+
+    Raises:
+        NormdetError: one that cannot be read, is too large, or is no text in UTF-8.
+    """
+    try:
+        if path.stat().st_size > MAX_TEXT:
+            raise NormdetError(f"{path} is larger than {MAX_TEXT >> 20} MB: not read")
+        return path.read_text(encoding="utf-8-sig")
+    except OSError as error:
+        raise unreadable(path, error) from error
+    except UnicodeDecodeError as error:
+        raise NormdetError(f"{path} is not text in UTF-8: save it so") from error
+
+
+def xml_of(path: Path) -> ET.Element:
+    """The root of an XML file; see :func:`normdet.data.voc.parse_xml`."""
+    return parse_xml(path)
+
+
+def same_stem(path: Path, below: str = "") -> str:
+    """The name of the image that an annotation file is named after: its path less its ending."""
+    name = re.sub(r"\.(geo)?json$|\.(txt|xml|csv)$", "", path.name, flags=re.I)
+    return os.path.join(below, name) if below else name

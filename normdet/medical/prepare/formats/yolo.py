@@ -1,0 +1,100 @@
+"""YOLO's text files: boxes by centre and size, or polygons, as shares of the image."""
+
+import json
+import re
+from pathlib import Path
+
+import yaml
+
+from normdet.errors import NormdetError
+from normdet.medical.prepare.formats.base import Builder, Files, Format, same_stem, text_of
+
+_LINE = re.compile(r"^\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*$", re.I)
+# Where tools put the names of classes, one a line.
+_LISTS = ("classes.txt", "obj.names", "predefined_classes.txt", "labels.txt", "_darknet.labels")
+
+
+def find(files: Files) -> list[Path]:
+    """Text files of numbers by fives or more, named after images."""
+    return [path for path in files.ending(".txt") if _is_labels(path, files)]
+
+
+def _is_labels(path: Path, files: Files) -> bool:
+    if path.name in _LISTS or not _image_of(path, files):
+        return False
+    lines = files.beginning(path).splitlines()
+    # The last line may be cut off by the probe.
+    return all(_LINE.match(line) for line in lines[:20] if line.strip())
+
+
+def _image_of(path: Path, files: Files) -> bool:
+    """Whether an image of its name lies beside a label, or in the folder that mirrors its own."""
+    stem = str(path.with_suffix(""))
+    mirrored = re.sub(r"(^|/)labels(?=/|$)", r"\1images", str(path.parent.as_posix()))
+    return stem in files.images or str(Path(mirrored, path.stem)) in files.images
+
+
+def read(file: Path, out: Builder) -> None:
+    """One image's objects."""
+    names = _names(out)
+    mirrored = Path(re.sub(r"(^|/)labels(?=/|$)", r"\1images", file.parent.as_posix()))
+    beside = (mirrored / same_stem(file)) if mirrored != file.parent else Path(same_stem(file))
+    image = out.image(str(beside), file)
+    if image is None:
+        return
+    height, width = image["height"], image["width"]
+    for line in text_of(file).splitlines():
+        numbers = line.split()
+        if not numbers:
+            continue
+        try:
+            number, *shares = int(numbers[0]), *map(float, numbers[1:])
+        except ValueError as error:
+            raise NormdetError(f"{file} has a line that is not numbers: {line[:60]!r}") from error
+        if names and number >= len(names):
+            raise NormdetError(f"{file} has the class {number}, and {len(names)} are named")
+        label = names[number] if names else f"class {number}"
+        if len(shares) in (4, 5):  # the fifth is a prediction's confidence
+            x, y, w, h = shares[:4]
+            box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
+            out.add(image, label, box=box)
+        elif len(shares) >= 6 and len(shares) % 2 == 0:
+            line = [share * (height if place % 2 else width) for place, share in enumerate(shares)]
+            out.add(image, label, polygons=[line])
+        else:
+            raise NormdetError(f"{file} has a line of {len(numbers)} numbers: boxes have five")
+
+
+def _names(out: Builder) -> list[str]:
+    """The classes that a source declares, in their order; read once."""
+    if not hasattr(out, "yolo_names"):
+        out.yolo_names = _declared(out.root if out.root.is_dir() else out.root.parent)
+        out.declare(out.yolo_names)
+    return out.yolo_names
+
+
+def _declared(root: Path) -> list[str]:
+    files = Files(root)
+    for path in files.ending(".yaml", ".yml"):
+        try:
+            content = yaml.safe_load(text_of(path))
+        except yaml.YAMLError:
+            continue
+        names = content.get("names") if isinstance(content, dict) else None
+        if isinstance(names, dict):
+            names = [names[key] for key in sorted(names, key=int)]
+        if isinstance(names, list) and names:
+            return [str(name) for name in names]
+    for path in files.all:
+        if path.name == "notes.json":  # Label Studio's
+            content = json.loads(text_of(path))
+            names = [str(entry["name"]) for entry in content.get("categories", [])]
+            if names:
+                return names
+    for path in files.all:
+        if path.name in _LISTS:
+            return [line.strip() for line in text_of(path).splitlines() if line.strip()]
+    return []
+
+
+FORMAT = Format("yolo", "YOLO's text files, boxes or polygons", find, read)

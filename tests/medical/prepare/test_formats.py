@@ -1,0 +1,413 @@
+"""The default exports of labelling tools give the objects that were drawn."""
+
+import base64
+import io
+import json
+import zlib
+
+import numpy as np
+import pycocotools.mask as mask_util
+import pytest
+import tifffile
+from PIL import Image
+
+from normdet.cli import main
+
+HEIGHT, WIDTH = 60, 80
+BOX = [10, 12, 20, 24]  # x, y, width, height
+OUTLINE = [(10, 12), (30, 12), (30, 36), (10, 36)]
+FLAT = [v for point in OUTLINE for v in point]
+NAMES = ("a", "b", "c")
+
+
+def image(path):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    pixels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    pixels[12:36, 10:30] = 200
+    Image.fromarray(pixels).save(path)
+
+
+def write(path, content):
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(content if isinstance(content, str) else json.dumps(content))
+
+
+def png(mask):
+    out = io.BytesIO()
+    Image.fromarray(mask.astype(np.uint8) * 255).save(out, "PNG")
+    return out.getvalue()
+
+
+def labelme(root):
+    shapes = {
+        "a": {"shape_type": "polygon", "points": OUTLINE},
+        "b": {"shape_type": "rectangle", "points": [OUTLINE[2], OUTLINE[0]]},
+        "c": {"shape_type": "mask", "points": [OUTLINE[0], OUTLINE[2]],
+              "mask": base64.b64encode(png(np.ones((24, 20)))).decode()},
+    }  # fmt: skip
+    for name, shape in shapes.items():
+        image(root / f"{name}.png")
+        write(root / f"{name}.json", {
+            "version": "5.4", "flags": {}, "shapes": [{"label": "cell", **shape}],
+            "imagePath": f"..\\lab\\{name}.png", "imageData": "x" * 99,
+            "imageHeight": HEIGHT, "imageWidth": WIDTH,
+        })  # fmt: skip
+
+
+def via_regions():
+    xs, ys = zip(*OUTLINE, strict=True)
+    box = dict(zip(("x", "y", "width", "height"), BOX, strict=True))
+    label = {"class": "cell"}
+    return {
+        "a": {"shape_attributes": {"name": "polygon", "all_points_x": xs, "all_points_y": ys},
+              "region_attributes": label},
+        "b": {"shape_attributes": {"name": "rect", **box}, "region_attributes": label},
+        "c": {"shape_attributes": {"name": "rect", **box}, "region_attributes": label},
+    }  # fmt: skip
+
+
+def via(root, old=False, project=False):
+    content = {}
+    for name, region in via_regions().items():
+        image(root / f"{name}.png")
+        regions = {"0": region} if old else [region]
+        content[f"{name}.png123"] = {"filename": f"{name}.png", "size": 123, "regions": regions}
+    write(root / "via.json", {"_via_settings": {}, "_via_img_metadata": content} if project
+          else content)  # fmt: skip
+
+
+def via_csv(root):
+    lines = ["filename,file_size,file_attributes,region_count,region_id,"
+             "region_shape_attributes,region_attributes"]  # fmt: skip
+    for name, region in via_regions().items():
+        image(root / f"{name}.png")
+        cells = [json.dumps(region[key]).replace('"', '""')
+                 for key in ("shape_attributes", "region_attributes")]  # fmt: skip
+        lines.append(f'{name}.png,123,"{{}}",1,0,"{cells[0]}","{cells[1]}"')
+    write(root / "via_export.csv", "\n".join(lines))
+
+
+def qupath(root):
+    for name in NAMES:
+        image(root / f"{name}.tif")
+        ring = [list(point) for point in (*OUTLINE, OUTLINE[0])]
+        feature = {
+            "type": "Feature", "id": "x",
+            "geometry": {"type": "Polygon", "coordinates": [ring]},
+            "properties": {"objectType": "annotation",
+                           "classification": {"name": "cell", "color": [1, 2, 3]}},
+        }  # fmt: skip
+        write(root / f"{name}.geojson", {"type": "FeatureCollection", "features": [feature]})
+
+
+def cvat(root):
+    shapes = {
+        "a": f'<polygon label="cell" points="{";".join(f"{x},{y}" for x, y in OUTLINE)}"/>',
+        "b": '<box label="cell" xtl="10" ytl="12" xbr="30" ybr="36"/>',
+        "c": '<mask label="cell" left="10" top="12" width="20" height="24" rle="0, 480"/>',
+    }
+    images = "".join(
+        f'<image id="{n}" name="{name}.png" width="{WIDTH}" height="{HEIGHT}">{shape}</image>'
+        for n, (name, shape) in enumerate(shapes.items())
+    )
+    for name in NAMES:
+        image(root / "images" / f"{name}.png")
+    text = f"<annotations><version>1.1</version>{images}</annotations>"
+    write(root / "annotations.xml", f'<?xml version="1.0"?>{text}')
+
+
+def label_studio(root):
+    tasks = []
+    percent = [(100 * x / WIDTH, 100 * y / HEIGHT) for x, y in OUTLINE]
+    x, y = percent[0]
+    w, h = 100 * 20 / WIDTH, 100 * 24 / HEIGHT
+    values = {
+        "a": {"points": percent, "polygonlabels": ["cell"]},
+        "b": {"x": x, "y": y, "width": w, "height": h, "rotation": 0,
+              "rectanglelabels": ["cell"]},
+        "c": {"format": "rle", "rle": brush(), "brushlabels": ["cell"]},
+    }  # fmt: skip
+    for n, (name, value) in enumerate(values.items()):
+        image(root / "images" / f"{n}fb0618f-{name}.png")
+        region = {"original_width": WIDTH, "original_height": HEIGHT, "value": value}
+        tasks.append({
+            "id": n, "data": {"image": f"/data/upload/4/{n}fb0618f-{name}.png"},
+            "annotations": [{"result": [], "was_cancelled": True}, {"result": [region]}],
+        })  # fmt: skip
+    write(root / "project.json", tasks)
+
+
+def brush():
+    """A mask in Label Studio's stream of bits: no runs, every value of 8 bits by itself."""
+    mask = np.zeros((HEIGHT, WIDTH), np.uint8)
+    mask[12:36, 10:30] = 255
+    values = np.repeat(mask.ravel(), 4)
+    bits = f"{len(values):032b}{7:05b}" + "".join(f"{size - 1:04b}" for size in (3, 4, 8, 16))
+    place = 0
+    while place < len(values):  # runs of one value, or of few others
+        run = 1
+        last = min(len(values), place + 60000)
+        while place + run < last and values[place + run] == values[place]:
+            run += 1
+        bits += "1" + "11" + f"{run - 1:016b}" + f"{values[place]:08b}"
+        place += run
+    bits += "0" * (-len(bits) % 8)
+    return [int(bits[n : n + 8], 2) for n in range(0, len(bits), 8)]
+
+
+def label_studio_min(root):
+    tasks = []
+    x, y = 100 * 10 / WIDTH, 100 * 12 / HEIGHT
+    for n, name in enumerate(NAMES):
+        image(root / "images" / f"{name}.png")
+        label = [{"x": x, "y": y, "width": 100 * 20 / WIDTH, "height": 100 * 24 / HEIGHT,
+                  "rotation": 0, "rectanglelabels": ["cell"], "original_width": WIDTH,
+                  "original_height": HEIGHT}]  # fmt: skip
+        tasks.append({"image": f"/data/upload/1/{name}.png", "id": n, "label": label})
+    write(root / "min.json", tasks)
+
+
+def supervisely(root):
+    write(root / "meta.json", {"classes": [{"title": "cell", "shape": "polygon"}]})
+    bitmap = base64.b64encode(zlib.compress(png(np.ones((24, 20))))).decode()
+    figures = {
+        "a": {"geometryType": "polygon", "points": {"exterior": OUTLINE, "interior": []}},
+        "b": {"geometryType": "rectangle",
+              "points": {"exterior": [OUTLINE[0], OUTLINE[2]], "interior": []}},
+        "c": {"geometryType": "bitmap", "bitmap": {"data": bitmap, "origin": [10, 12]}},
+    }  # fmt: skip
+    for name, figure in figures.items():
+        image(root / "ds0" / "img" / f"{name}.png")
+        write(root / "ds0" / "ann" / f"{name}.png.json", {
+            "description": "", "tags": [], "size": {"height": HEIGHT, "width": WIDTH},
+            "objects": [{"id": 1, "classTitle": "cell", **figure}],
+        })  # fmt: skip
+
+
+def createml(root):
+    content = []
+    for name in NAMES:
+        image(root / f"{name}.png")
+        place = {"x": 20, "y": 24, "width": 20, "height": 24}
+        content.append({"image": f"{name}.png",
+                        "annotations": [{"label": "cell", "coordinates": place}]})  # fmt: skip
+    write(root / "_annotations.createml.json", content)
+
+
+def table(root):
+    lines = ["filename,width,height,class,xmin,ymin,xmax,ymax"]
+    for name in NAMES:
+        image(root / f"{name}.png")
+        lines.append(f"{name}.png,{WIDTH},{HEIGHT},cell,10,12,30,36")
+    write(root / "_annotations.csv", "\n".join(lines))
+
+
+def yolo(root, polygons=False):
+    write(root / "data.yaml", "names: ['dirt', 'cell']\ntrain: ../train/images\n")
+    for name in NAMES:
+        image(root / "train" / "images" / f"{name}.png")
+        numbers = [20 / WIDTH, 24 / HEIGHT, 20 / WIDTH, 24 / HEIGHT]
+        if polygons:
+            numbers = [v for x, y in OUTLINE for v in (x / WIDTH, y / HEIGHT)]
+        write(root / "train" / "labels" / f"{name}.txt", f"1 {' '.join(map(str, numbers))}\n")
+
+
+def yolo_of_labelimg(root):
+    write(root / "classes.txt", "dirt\ncell\n")
+    for name in NAMES:
+        image(root / f"{name}.png")
+        write(root / f"{name}.txt",
+              f"1 {20 / WIDTH} {24 / HEIGHT} {20 / WIDTH} {24 / HEIGHT}\n")  # fmt: skip
+
+
+def labelimg(root):
+    for name in NAMES:
+        image(root / f"{name}.png")
+        write(root / f"{name}.xml", f"""<annotation><filename>{name}.png</filename>
+            <size><width>{WIDTH}</width><height>{HEIGHT}</height><depth>3</depth></size>
+            <object><name>cell</name><bndbox><xmin>11</xmin><ymin>13</ymin><xmax>30</xmax>
+            <ymax>36</ymax></bndbox></object></annotation>""")  # fmt: skip
+
+
+def napari(root):
+    head = "index,shape-type,vertex-index,axis-0,axis-1"
+    for name in NAMES:
+        image(root / f"{name}.tif")
+        rows = [f"0,polygon,{n},{y - 0.5},{x - 0.5}" for n, (x, y) in enumerate(OUTLINE)]
+        write(root / f"{name}.csv", "\n".join([head, *rows]))
+
+
+def fiftyone(root):
+    samples = []
+    for n, name in enumerate(NAMES):
+        image(root / "data" / f"{name}.png")
+        shares = [10 / WIDTH, 12 / HEIGHT, 20 / WIDTH, 24 / HEIGHT]
+        out = io.BytesIO()
+        np.save(out, np.ones((24, 20), bool))
+        mask = {"$binary": {"base64": base64.b64encode(zlib.compress(out.getvalue())).decode()}}
+        found = {"label": "cell", "bounding_box": shares} | ({"mask": mask} if n else {})
+        samples.append({"filepath": f"data/{name}.png", "tags": [],
+                        "ground_truth": {"_cls": "Detections", "detections": [found]}})  # fmt: skip
+    write(root / "samples.json", {"samples": samples})
+
+
+EXPORTS = {
+    "labelme": (labelme, "labelme", 2),
+    "via": (via, "via", 1),
+    "via of version 1": (lambda root: via(root, old=True), "via", 1),
+    "via project": (lambda root: via(root, project=True), "via", 1),
+    "via csv": (via_csv, "via", 1),
+    "qupath": (qupath, "geojson", 3),
+    "cvat": (cvat, "cvat", 2),
+    "label studio": (label_studio, "label-studio", 2),
+    "label studio, minimal": (label_studio_min, "label-studio", 0),
+    "supervisely": (supervisely, "supervisely", 2),
+    "createml": (createml, "createml", 0),
+    "roboflow's table": (table, "csv", 0),
+    "yolo": (yolo, "yolo", 0),
+    "yolo polygons": (lambda root: yolo(root, polygons=True), "yolo", 3),
+    "yolo of labelimg": (yolo_of_labelimg, "yolo", 0),
+    "labelimg": (labelimg, "voc-xml", 0),
+    "napari": (napari, "napari", 3),
+    "fiftyone": (fiftyone, "fiftyone", 2),
+}
+
+
+@pytest.mark.parametrize("tool", EXPORTS)
+def test_what_was_drawn_comes_out(tmp_path, capsys, tool):
+    make, kind, with_masks = EXPORTS[tool]
+    make(tmp_path / "lab")
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 0
+    assert "faults   0" in capsys.readouterr().out
+    made = json.loads((tmp_path / "out" / "fingerprint.json").read_text())
+    assert made["kind"] == kind and sum(made["images"].values()) == 3
+    found = []
+    for part in ("train", "val"):
+        content = json.loads((tmp_path / "out" / f"{part}.json").read_text())
+        names = {category["id"]: category["name"] for category in content["categories"]}
+        found += content["annotations"]
+        assert {names[entry["category_id"]] for entry in content["annotations"]} <= {
+            "cell", "object",
+        }  # fmt: skip
+    assert len(found) == 3
+    for entry in found:
+        assert np.allclose(entry["bbox"], BOX, atol=1e-3)
+        mask = entry.get("segmentation")
+        if mask:
+            if isinstance(mask, list):
+                mask = mask_util.merge(mask_util.frPyObjects(mask, HEIGHT, WIDTH))
+            drawn = mask_util.decode(mask)
+            expected = np.zeros((HEIGHT, WIDTH), np.uint8)
+            expected[12:36, 10:30] = 1
+            assert (drawn != expected).sum() <= 90  # an outline's own pixels
+    assert sum("segmentation" in entry for entry in found) == with_masks
+
+
+def test_a_hole_is_no_part_of_an_object(tmp_path):
+    qupath(tmp_path / "lab")
+    path = tmp_path / "lab" / "a.geojson"
+    content = json.loads(path.read_text())
+    hole = [[15, 18], [25, 18], [25, 30], [15, 30], [15, 18]]
+    content["features"][0]["geometry"]["coordinates"].append(hole)
+    path.write_text(json.dumps(content))
+    command = ["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out"), "--val", "0"]
+    assert main(command) == 0
+    content = json.loads((tmp_path / "out" / "train.json").read_text())
+    areas = [entry["area"] for entry in content["annotations"]]
+    assert 300 < min(areas) < 400 < 470 < sorted(areas)[1]
+
+
+def test_the_splits_of_roboflow_are_kept(tmp_path):
+    for part, names in (("train", "ab"), ("valid", "c"), ("test", "d")):
+        for name in names:
+            image(tmp_path / "lab" / part / f"{name}.png")
+            xml = f"<annotation><filename>{name}.png</filename>{OBJECT}</annotation>"
+            write(tmp_path / "lab" / part / f"{name}.xml", xml)
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 0
+    made = json.loads((tmp_path / "out" / "fingerprint.json").read_text())
+    assert made["images"] == {"train": 2, "val": 1, "test": 1}
+
+
+OBJECT = """<object><name>cell</name><bndbox><xmin>11</xmin><ymin>13</ymin><xmax>30</xmax>
+<ymax>36</ymax></bndbox></object>"""
+
+
+@pytest.mark.parametrize("tool", [t for t in EXPORTS if EXPORTS[t][1] not in ("csv", "createml")])
+def test_a_broken_file_is_named_and_the_others_are_read(tmp_path, capsys, tool):
+    EXPORTS[tool][0](tmp_path / "lab")
+    out = str(tmp_path / "out")
+    files = [p for p in (tmp_path / "lab").rglob("*") if p.suffix in (
+        ".json", ".xml", ".txt", ".csv", ".geojson")]  # fmt: skip
+    files = [p for p in files if p.name not in ("meta.json", "classes.txt")]
+    content = files[0].read_bytes()
+    files[0].write_bytes(content[: int(len(content) * 0.8)])
+    code = main(["prepare", str(tmp_path / "lab"), "--out", out, "--kind", EXPORTS[tool][1]])
+    said = capsys.readouterr()
+    if len(files) > 1 and EXPORTS[tool][1] not in ("yolo", "napari"):
+        assert code == 0 and files[0].name in said.err
+    assert "Traceback" not in said.err + said.out
+
+
+@pytest.mark.parametrize("names", [
+    ("{}.tif", "{}_cp_masks.png"), ("{}_img.tif", "{}_masks.tif"), ("{}.tif", "{}-labelled.tif"),
+    ("images/{}.ome.tif", "masks/{}.tif"), ("{}.ome.tif", "{}.tif"), ("{}.tif", "{}-labels.tif"),
+    ("{}.tif", "{}_Simple Segmentation.tif"), ("{}.tif", "{}_Object Identities.tif"),
+    ("JPEGImages/{}.tif", "SegmentationObject/{}.png"),
+])  # fmt: skip
+def test_label_images_as_tools_name_them(tmp_path, capsys, names):
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[12:36, 10:30], labels[40:50, 40:60] = 1, 2
+    for name in NAMES:
+        for text, pixels in zip(names, (labels * 90, labels), strict=True):
+            path = tmp_path / "lab" / text.format(name)
+            path.parent.mkdir(parents=True, exist_ok=True)
+            if path.suffix == ".png":
+                Image.fromarray(pixels).save(path)
+            else:
+                tifffile.imwrite(path, pixels)
+        tifffile.imwrite(tmp_path / "lab" / f"{name}_flows.tif", labels)  # Cellpose's by-product
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 0
+    assert "faults   0" in capsys.readouterr().out
+    made = json.loads((tmp_path / "out" / "fingerprint.json").read_text())
+    assert sum(made["objects"].values()) == 6
+
+
+def palette(path, labels):
+    picture = Image.new("P", labels.shape[::-1])
+    picture.putdata(labels.ravel().tolist())
+    picture.putpalette([(n * 37) % 256 for n in range(768)])
+    path.parent.mkdir(parents=True, exist_ok=True)
+    picture.save(path)
+
+
+@pytest.mark.parametrize("flags, objects", [
+    ((), 2), (("--ignore", "none"), 3), (("--ignore", "2,255"), 1),
+    (("--instances", "components"), 2),
+])  # fmt: skip
+def test_void_is_neither_object_nor_background(tmp_path, flags, objects):
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[12:36, 10:30], labels[40:50, 40:60], labels[36:38, 10:30] = 1, 2, 255
+    for name in NAMES:
+        image(tmp_path / "lab" / "images" / f"{name}.png")
+        palette(tmp_path / "lab" / "labels" / f"{name}.png", labels)
+    out = tmp_path / "out"
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(out), *flags, "--val", "0"]) == 0
+    content = json.loads((out / "train.json").read_text())
+    assert len(content["annotations"]) == 3 * objects
+    for entry in content["images"]:
+        if "none" in flags:
+            assert "ignore" not in entry
+        else:
+            ignored = mask_util.decode(entry["ignore"]) > 0
+            assert np.array_equal(ignored, np.isin(labels, (2, 255) if "2,255" in flags else 255))
+
+
+def test_a_mask_of_0_and_255_is_no_void(tmp_path):
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[12:36, 10:30] = 255
+    for name in NAMES:
+        image(tmp_path / "lab" / "images" / f"{name}.png")
+        palette(tmp_path / "lab" / "labels" / f"{name}.png", labels)
+    out = tmp_path / "out"
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(out), "--val", "0"]) == 0
+    assert len(json.loads((out / "train.json").read_text())["annotations"]) == 3
