@@ -122,6 +122,10 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # Keep no output of a fused norm (GN, LN, IN, FRN) for backward but compute it anew there: less
     # memory for one more elementwise pass per norm, and the same gradients to the last bit.
     node.RECOMPUTE = False
+    # The network of timm under MODEL.BACKBONE.NAME build_normdet_timm_fpn_backbone, such as
+    # resnet50.a1_in1k, and a file with its weights; "" starts from random weights.
+    node.TIMM = ""
+    node.TIMM_WEIGHTS = ""
     # Each method's own parameters.
     for method in METHODS.values():
         if method.params:

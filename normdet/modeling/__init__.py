@@ -2,6 +2,7 @@
 
 from . import detector  # noqa: F401  (registers)
 from .box_head import NormdetFastRCNNConvFCHead, normalize_box_head
+from .deform import use_torchvision_where_detectron2_has_none
 from .describe import PartRow, describe_norms, part_of
 from .fpn import (
     build_normdet_resnet_fpn_backbone,
@@ -17,8 +18,14 @@ from .retinanet import NormdetRetinaNet, normalize_retinanet_head
 from .rpn_head import NormdetStandardRPNHead, normalize_rpn_head
 from .sem_seg_head import NormdetSemSegFPNHead, normalize_sem_seg_head
 from .stock import teach_stock_detectors
+from .timm_backbone import (
+    TimmBackbone,
+    build_normdet_retinanet_timm_fpn_backbone,
+    build_normdet_timm_fpn_backbone,
+)
 
 teach_stock_detectors()
+use_torchvision_where_detectron2_has_none()
 
 __all__ = [
     "NormdetFastRCNNConvFCHead",
@@ -31,9 +38,12 @@ __all__ = [
     "NormdetStandardROIHeads",
     "NormdetStandardRPNHead",
     "PartRow",
+    "TimmBackbone",
     "build_normdet_resnet_backbone",
     "build_normdet_resnet_fpn_backbone",
     "build_normdet_retinanet_resnet_fpn_backbone",
+    "build_normdet_retinanet_timm_fpn_backbone",
+    "build_normdet_timm_fpn_backbone",
     "describe_norms",
     "normalize_box_head",
     "normalize_fpn",

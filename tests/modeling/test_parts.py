@@ -6,7 +6,6 @@ from detectron2.config import CfgNode
 from detectron2.modeling import build_backbone, build_model
 from detectron2.utils.events import EventStorage
 from torch import nn
-from torchvision.ops import deform_conv2d
 
 from normdet.config import load_config
 from normdet.keys import PARTS, put
@@ -139,28 +138,9 @@ def test_every_depth_builds(depth):
     assert len(frns) == len(convs) + joins
 
 
-class DeformConv(nn.Module):
-    """torchvision's operator in the interface of detectron2's, which needs its compiled part."""
-
-    def __init__(self, in_channels, out_channels, kernel_size, stride, padding, norm, **kwargs):
-        super().__init__()
-        size = (out_channels, in_channels, kernel_size, kernel_size)
-        self.weight = nn.Parameter(torch.randn(size) * 0.01)
-        self.bias = None
-        self.out_channels = out_channels
-        self.stride, self.padding = stride, padding
-        self.norm, self.activation = norm, None
-
-    def forward(self, x, offset, mask=None):
-        x = deform_conv2d(x, offset, self.weight, None, self.stride, self.padding, mask=mask)
-        return self.norm(x)
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize(("norm", "modulated"), [("GN", False), ("FRN+TLU+WS", True)])
-def test_deformable_blocks(norm, modulated, monkeypatch):
-    monkeypatch.setattr("detectron2.modeling.backbone.resnet.DeformConv", DeformConv)
-    monkeypatch.setattr("detectron2.modeling.backbone.resnet.ModulatedDeformConv", DeformConv)
+def test_deformable_blocks(norm, modulated):
     opts = ["MODEL.RESNETS.DEFORM_ON_PER_STAGE", [False, False, False, True]]
     opts += ["MODEL.RESNETS.DEFORM_MODULATED", modulated]
     backbone = build_backbone(config("mask_rcnn", "MODEL.RESNETS.NORM", norm, *opts))
