@@ -20,7 +20,10 @@ setup(
     # The configs lie beside the package in the repository and inside it once installed.
     packages=[*find_packages(include=["normdet", "normdet.*"]), "normdet.configs"],
     package_dir={"normdet.configs": "configs"},
-    package_data={"normdet": ["ops/csrc/*"], "normdet.configs": ["**/*.yaml", "lazy/*.py"]},
+    package_data={
+        "normdet": ["ops/csrc/*", "data/nuclei/*"],
+        "normdet.configs": ["**/*.yaml", "lazy/*.py"],
+    },
     # detectron2 is missing on purpose: PyPI has none under its own name, and a requirement by URL
     # would keep normdet off PyPI and replace the build a user has. tools/install_detectron2.py
     # installs one, or keeps what is there.
@@ -29,9 +32,11 @@ setup(
         "torchvision>=0.16",
         "fvcore>=0.1.5",
         "contourpy>=1.0",
+        "filelock>=3.30",
         "matplotlib",
         "numpy>=1.22",
         "pillow>=9.1",
+        "psutil>=5.9",
         "pycocotools>=2.0.4",
         "pyyaml",
         "rich>=12",

@@ -11,58 +11,20 @@ from typing import TYPE_CHECKING
 
 from .errors import NormdetError
 from .options import METHODS, NormOption, parse
+from .parts import NORMED, PARTS, STAGES
 
 if TYPE_CHECKING:
     from detectron2.config import CfgNode
-
-# Every part of a detector that can be normalized, and the key its norm stands in. Where detectron2
-# has a key it is that one.
-PARTS: dict[str, str] = {
-    "backbone": "MODEL.RESNETS.NORM",
-    "fpn": "MODEL.FPN.NORM",
-    "fpn_top": "MODEL.NORMDET.FPN_TOP_NORM",
-    "rpn_head": "MODEL.NORMDET.RPN_HEAD_NORM",
-    "res5_head": "MODEL.NORMDET.RES5_HEAD_NORM",
-    "box_head": "MODEL.ROI_BOX_HEAD.NORM",
-    "box_fc": "MODEL.NORMDET.BOX_FC_NORM",
-    "mask_head": "MODEL.ROI_MASK_HEAD.NORM",
-    "mask_deconv": "MODEL.NORMDET.MASK_DECONV_NORM",
-    "keypoint_head": "MODEL.NORMDET.KEYPOINT_HEAD_NORM",
-    "retinanet_head": "MODEL.RETINANET.NORM",
-    "sem_seg_head": "MODEL.SEM_SEG_HEAD.NORM",
-}
-
-# What the names of a part's tensors begin with. A backbone's file may leave out the first words.
-PART_TENSORS: dict[str, tuple[str, ...]] = {
-    "backbone": ("backbone.bottom_up.", "backbone.stem.", "backbone.res", "stem.", "res"),
-    "fpn": ("backbone.fpn_", "fpn_"),
-    "fpn_top": ("backbone.top_block.",),
-    "rpn_head": ("proposal_generator.rpn_head.",),
-    "res5_head": ("roi_heads.res5.",),
-    "box_head": ("roi_heads.box_head.conv", "box_head.conv"),
-    "box_fc": ("roi_heads.box_head.fc",),
-    "mask_head": ("roi_heads.mask_head.mask_fcn", "mask_head.mask_fcn"),
-    "mask_deconv": ("roi_heads.mask_head.deconv.",),
-    "keypoint_head": ("roi_heads.keypoint_head.",),
-    "retinanet_head": ("head.",),
-    "sem_seg_head": ("sem_seg_head.",),
-}
 
 # What the flag sets when no parts are named: the parts that the published GN and SyncBN models of
 # detectron2 normalize, so that a row of ours differs from theirs in the norm alone.
 USUAL_PARTS = ("backbone", "fpn", "box_head", "mask_head", "retinanet_head", "sem_seg_head")
 
-# What a part's key says in detectron2 where no norm is asked for, if that is not none.
-STOCK_NORM = {"sem_seg_head": "GN"}
-
-# The detectors that have a part; others are built without it, and its key says nothing of them.
-DETECTORS_WITH = {"sem_seg_head": ("PanopticFPN", "SemanticSegmentor")}
-
 # The parts whose new norms start from data: what follows them was made for the scale that their
 # layers have without a norm. The box head is left out: unit scale suits its predictor better.
 START_PARTS = ("fpn", "mask_head")
 
-# A part whose key says this takes the backbone's option: a C4 detector's res5 is a stage of it.
+# What the key of a part says that has the backbone's norm: a stage, or a C4 detector's res5.
 AS_BACKBONE = "as backbone"
 
 # detectron2's key for a part's builder -> the builders that have a normdet form.
@@ -103,6 +65,12 @@ def add_normdet_config(cfg: CfgNode) -> None:
     node.KEYPOINT_HEAD_NORM = ""
     # The convolutions of RetinaNet's p6 and p7.
     node.FPN_TOP_NORM = ""
+    # A norm of its own for the backbone's stem or for a stage.
+    node.STEM_NORM = AS_BACKBONE
+    node.RES2_NORM = AS_BACKBONE
+    node.RES3_NORM = AS_BACKBONE
+    node.RES4_NORM = AS_BACKBONE
+    node.RES5_NORM = AS_BACKBONE
     # res5 on the regions of a C4 detector.
     node.RES5_HEAD_NORM = AS_BACKBONE
     # Iterations between two looks at the norms (curves, and norms.html at the end); 0 for none.
@@ -189,14 +157,19 @@ def norm_option(cfg: CfgNode, part: str) -> NormOption:
     """
     if "NORMDET" not in cfg.MODEL:
         raise NormdetError("the config has no MODEL.NORMDET: call normdet.add_normdet_config(cfg)")
-    key = PARTS[part]
+    key = PARTS[part].key
     text = get(cfg, key)
-    if part == "res5_head" and text == AS_BACKBONE:
-        return norm_option(cfg, "backbone")
+    if text == AS_BACKBONE and PARTS[part].of:
+        return norm_option(cfg, PARTS[part].of)
     try:
         return parse(text, cfg.MODEL.NORMDET)
     except NormdetError as error:
         raise NormdetError(f"{key}: {error}") from None
+
+
+def stage_options(cfg: CfgNode) -> dict[str, NormOption]:
+    """The option of the backbone's stem and of each stage, by name."""
+    return {stage: norm_option(cfg, stage) for stage in STAGES}
 
 
 def use_normdet_parts(cfg: CfgNode) -> None:
@@ -215,7 +188,8 @@ def set_norm(cfg: CfgNode, text: str, parts: Iterable[str] | None = None) -> Non
     Args:
         cfg: with our keys (:func:`add_normdet_config`).
         text: an option such as `"GN"` or `"FRN+TLU"`.
-        parts: names out of :data:`PARTS`, or `["all"]`; the usual ones by default. Without `parts`
+        parts: names out of :data:`normdet.parts.NORMED`, or `["all"]`; the usual ones by default.
+            `backbone` takes its stages along, each of which can be named alone. Without `parts`
             `FrozenBN` and `AffineBN` go to the backbone alone: a head has no statistics to fix.
 
     Raises:
@@ -224,22 +198,25 @@ def set_norm(cfg: CfgNode, text: str, parts: Iterable[str] | None = None) -> Non
     option = parse(text)
     chosen = tuple(parts) if parts is not None else USUAL_PARTS
     if chosen == ("all",):
-        chosen = tuple(part for part in PARTS if part != "res5_head")
-    for part in chosen:
-        if part not in PARTS:
-            raise NormdetError(f"unknown part {part!r} to normalize: one of {', '.join(PARTS)}")
+        chosen = tuple(part.name for part in NORMED.values() if not part.of)
+    for name in chosen:
+        if name not in NORMED:
+            raise NormdetError(f"unknown part {name!r} to normalize: one of {', '.join(NORMED)}")
     use_normdet_parts(cfg)
+    if "backbone" in chosen:
+        for stage in STAGES.values():
+            put(cfg, stage.key, AS_BACKBONE)
     fixed = option.norm != "" and METHODS[option.norm].needs_statistics
-    for part in chosen:
-        if parts is None and not has_part(cfg, part):
+    for name in chosen:
+        if parts is None and not has_part(cfg, name):
             continue
-        bare = parts is None and fixed and part != "backbone"
-        put(cfg, PARTS[part], STOCK_NORM.get(part, "") if bare else str(option))
+        bare = parts is None and fixed and name != "backbone"
+        put(cfg, NORMED[name].key, NORMED[name].stock_norm if bare else str(option))
 
 
-def has_part(cfg: CfgNode, part: str) -> bool:
+def has_part(cfg: CfgNode, name: str) -> bool:
     """Whether the detector may have the part, as far as its architecture tells."""
-    return cfg.MODEL.META_ARCHITECTURE in DETECTORS_WITH.get(part, (cfg.MODEL.META_ARCHITECTURE,))
+    return cfg.MODEL.META_ARCHITECTURE in (PARTS[name].detectors or (cfg.MODEL.META_ARCHITECTURE,))
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -248,18 +225,19 @@ def check_config(cfg: CfgNode) -> None:
     Raises:
         NormdetError: naming the key.
     """
-    options = {part: norm_option(cfg, part) for part in PARTS}
-    ignored = {
-        "rpn_head": ("MODEL.RPN.HEAD_NAME", "StandardRPNHead"),
-        "box_fc": ("MODEL.ROI_BOX_HEAD.NAME", "FastRCNNConvFCHead"),
-        "mask_deconv": ("MODEL.ROI_MASK_HEAD.NAME", "MaskRCNNConvUpsampleHead"),
-        "keypoint_head": ("MODEL.ROI_KEYPOINT_HEAD.NAME", "KRCNNConvDeconvUpsampleHead"),
-    }
-    for part, (key, stock) in ignored.items():
-        if options[part] and get(cfg, key) == stock:
+    for part in NORMED.values():
+        option, stock = norm_option(cfg, part.name), get(cfg, part.builder)
+        unknown = part.key.startswith("MODEL.NORMDET.") and get(cfg, part.key) != AS_BACKBONE
+        if option and unknown and stock in BUILDERS[part.builder]:
             raise NormdetError(
-                f"{PARTS[part]} is {str(options[part])!r}, which {key} {stock!r} ignores: "
+                f"{part.key} is {str(option)!r}, which {part.builder} {stock!r} ignores: "
                 f"use {normdet_name(stock)!r}"
+            )
+        ours = [normdet_name(name) for name in BUILDERS[part.builder]]
+        if option and unknown and part.is_stage and stock not in ours:
+            raise NormdetError(
+                f"{part.key} is {str(option)!r}, and {part.builder} {stock!r} has no such stage: "
+                f"it is for {', '.join(ours)}"
             )
     steps, images = cfg.SOLVER.ACCUMULATE_STEPS, cfg.SOLVER.IMS_PER_BATCH
     if steps < 1 or images % steps:
@@ -276,9 +254,9 @@ def check_config(cfg: CfgNode) -> None:
             "and a share from 0 to below 1"
         )
     for part in start.PARTS:
-        if part not in PARTS:
+        if part not in NORMED:
             raise NormdetError(
-                f"MODEL.NORMDET.START: unknown part {part!r}: one of {', '.join(PARTS)}"
+                f"MODEL.NORMDET.START: unknown part {part!r}: one of {', '.join(NORMED)}"
             )
     if not all(value > 0 for value in cfg.DATASETS.PIXEL_STD):
         raise NormdetError(

@@ -6,8 +6,9 @@ convolution's weight is parametrized: `NORM[+TLU][+WS]`. To add a method, write 
 """
 
 import difflib
+import functools
 from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 from torch import nn
@@ -39,6 +40,8 @@ class Method:
         excludes: methods it has no meaning with, and why.
         takes_plain: whether a weight that was trained without a weight method keeps its function
             when it is loaded under this one.
+        as_bn: a norm that computes what BN does: `"tested"` at test time, `"started"` until it has
+            trained.
     """
 
     name: str
@@ -54,6 +57,7 @@ class Method:
     needs_space: bool = False
     excludes: Mapping[str, str] = field(default_factory=dict)
     takes_plain: bool = False
+    as_bn: str = ""
 
 
 def _by_dims(one: type, two: type, three: type) -> Callable[..., nn.Module]:
@@ -130,7 +134,7 @@ METHODS: dict[str, Method] = {
             statistics="none: the pretrained running averages, fixed",
             cost="nothing kept, one multiply-add",
             when="pretrained backbone, images like ImageNet, nothing to learn: the baseline",
-            build=_frozen_bn, params={"EPS": 1e-5}, needs_statistics=True,
+            build=_frozen_bn, params={"EPS": 1e-5}, needs_statistics=True, as_bn="tested",
         ),
         Method(
             "AffineBN", "norm",
@@ -138,7 +142,7 @@ METHODS: dict[str, Method] = {
             statistics="none: the pretrained running averages, fixed",
             cost="keeps x; one multiply-add",
             when="as FrozenBN, where the affine should learn: mmdetection's default",
-            build=_affine_bn, params={"EPS": 1e-5}, needs_statistics=True,
+            build=_affine_bn, params={"EPS": 1e-5}, needs_statistics=True, as_bn="tested",
         ),
         Method(
             "BN", "norm",
@@ -147,7 +151,7 @@ METHODS: dict[str, Method] = {
             cost="keeps x; cheap",
             when="16 or more images per GPU",
             build=_by_dims(layers.BatchNorm1d, layers.BatchNorm2d, layers.BatchNorm3d),
-            params={"EPS": 1e-5, "MOMENTUM": 0.1}, needs_batch=True,
+            params={"EPS": 1e-5, "MOMENTUM": 0.1}, needs_batch=True, as_bn="tested",
         ),
         Method(
             "SyncBN", "norm",
@@ -158,7 +162,7 @@ METHODS: dict[str, Method] = {
             build=_by_dims(
                 layers.SyncBatchNorm1d, layers.SyncBatchNorm2d, layers.SyncBatchNorm3d
             ),
-            params={"EPS": 1e-5, "MOMENTUM": 0.1}, needs_batch=True,
+            params={"EPS": 1e-5, "MOMENTUM": 0.1}, needs_batch=True, as_bn="tested",
         ),
         Method(
             "GN", "norm",
@@ -205,7 +209,7 @@ METHODS: dict[str, Method] = {
                 "EPS": 1e-5, "MOMENTUM": 0.01, "R_MAX": 3.0, "D_MAX": 5.0, "WARMUP": 5000,
                 "OPEN": 20000, "SYNC": False,
             },
-            needs_batch=True,
+            needs_batch=True, as_bn="tested",
         ),
         Method(
             "BIN", "norm",
@@ -215,7 +219,7 @@ METHODS: dict[str, Method] = {
             when="contrast matters in some channels and not in others, batches as for BN",
             build=_running(layers.BatchInstanceNorm),
             params={"EPS": 1e-5, "MOMENTUM": 0.1, "RATE": 10.0, "SYNC": False},
-            needs_batch=True, needs_space=True,
+            needs_batch=True, needs_space=True, as_bn="started",
         ),
         Method(
             "SwitchNorm", "norm",
@@ -234,6 +238,7 @@ METHODS: dict[str, Method] = {
             when="a model is trained with BN in small batches and its test time disappoints",
             build=_running(layers.EvalNorm),
             params={"EPS": 1e-5, "MOMENTUM": 0.1, "SYNC": False}, needs_batch=True,
+            as_bn="tested",
         ),
         Method(
             "InPlaceABN", "norm",
@@ -310,6 +315,11 @@ METHODS: dict[str, Method] = {
 }  # fmt: skip
 
 
+_NO_METHOD = Method("", "norm", "", "", "", "")
+# Of detectron2, which a config or a file may state and no option of ours is.
+_OTHER_BNS = ("nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
+
+
 @dataclass(frozen=True)
 class NormOption:
     """A parsed option: builds the norms, activations and weights of a network's layers.
@@ -342,6 +352,25 @@ class NormOption:
         weight method is refused there; see :func:`normdet.normalize`.
         """
         return self.build_norm(channels)
+
+    @property
+    def tests_as_bn(self) -> bool:
+        """Whether its norm computes what BN does at test time."""
+        return self.norm in _OTHER_BNS or self._method.as_bn == "tested"
+
+    @property
+    def starts_as_bn(self) -> bool:
+        """Whether BN's weights keep their function under its norm."""
+        return self.tests_as_bn or self._method.as_bn == "started"
+
+    @property
+    def needs_batch(self) -> bool:
+        """Whether its norm trains on the statistics of a batch."""
+        return self.norm in _OTHER_BNS or self._method.needs_batch
+
+    @property
+    def _method(self) -> Method:
+        return METHODS.get(self.norm, _NO_METHOD)
 
     def build_norm(
         self, channels: int, *, activate: bool = False, dims: int = 2, levels: int = 1
@@ -433,6 +462,22 @@ def parse(text: str, params: Mapping[str, Mapping[str, Any]] | None = None) -> N
     """
     if not isinstance(text, str):
         raise NormdetError(f"a norm option is text such as 'GN+WS', got {text!r}")
+    return replace(_parsed(text), params=params or {})
+
+
+def read_stated(text: str) -> NormOption:
+    """An option as a weights file or a stock config states it; refuses nothing.
+
+    What is no option of ours stands for a norm of that name, such as detectron2's `nnSyncBN`.
+    """
+    try:
+        return parse(text)
+    except NormdetError:
+        return NormOption(norm=text)
+
+
+@functools.cache
+def _parsed(text: str) -> NormOption:
     chosen: dict[str, str] = {}
     for name in text.split("+") if text else ():
         method = METHODS.get(name)
@@ -448,7 +493,7 @@ def parse(text: str, params: Mapping[str, Mapping[str, Any]] | None = None) -> N
         chosen[method.kind] = name
     for reason in _exclusions(chosen.values()):
         raise _refusal(text, reason)
-    return NormOption(**chosen, params=params or {})
+    return NormOption(**chosen)
 
 
 def _exclusions(chosen: Collection[str]) -> list[str]:

@@ -19,11 +19,7 @@ def real_data() -> Path:
 
 @pytest.fixture(scope="session")
 def quickstart_data() -> Path:
-    """The folder of the embedded nuclei; skips where they cannot be fetched."""
+    """The folder of the embedded nuclei."""
     from normdet.data import quickstart
-    from normdet.errors import NormdetError
 
-    try:
-        return quickstart.prepare()
-    except NormdetError as error:
-        pytest.skip(str(error))
+    return quickstart.prepare()

@@ -9,8 +9,9 @@ from detectron2.config import get_cfg
 import normdet
 from normdet.config import config_names, load_config
 from normdet.errors import NormdetError
-from normdet.keys import BUILDERS, PARTS, USUAL_PARTS, get, norm_option, normdet_name
+from normdet.keys import BUILDERS, USUAL_PARTS, get, norm_option, normdet_name
 from normdet.options import METHODS
+from normdet.parts import NORMED
 
 
 @pytest.fixture
@@ -21,7 +22,7 @@ def cfg():
 
 
 def norms(cfg) -> dict[str, str]:
-    return {part: get(cfg, key) for part, key in PARTS.items()}
+    return {name: get(cfg, part.key) for name, part in NORMED.items()}
 
 
 def test_the_flag_fills_every_usual_part(cfg):
@@ -105,7 +106,8 @@ def test_chosen_parts_alone(cfg):
     changed = {part for part, norm in norms(cfg).items() if norm != before[part]}
     assert changed == {"rpn_head", "box_fc"}
     normdet.set_norm(cfg, "GN", ["all"])
-    assert {norm for part, norm in norms(cfg).items() if part != "res5_head"} == {"GN"}
+    assert {norm for part, norm in norms(cfg).items() if not NORMED[part].of} == {"GN"}
+    assert {str(norm_option(cfg, part)) for part in NORMED} == {"GN"}
 
 
 @pytest.mark.parametrize(

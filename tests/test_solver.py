@@ -6,8 +6,9 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from normdet.config import load_config
-from normdet.keys import BUILDERS, PARTS, get, normdet_name, put
+from normdet.keys import BUILDERS, get, normdet_name, put
 from normdet.options import METHODS, parse
+from normdet.parts import NORMED
 from normdet.solver import build_optimizer, norm_parameters, optimizer_groups
 from tests.covering import covering_options
 
@@ -16,10 +17,10 @@ NORM_NAMES = ("weight", "bias", "tau", "eps_l")
 
 def model_and_config(text: str, *opts):
     cfg = load_config("quickstart/base.yaml", ["MODEL.DEVICE", "cpu", *opts])
-    for part in PARTS:
+    for part in NORMED:
         norm = parse(text).norm
         if part != "box_fc" or not norm or not METHODS[norm].needs_space:
-            put(cfg, PARTS[part], text)
+            put(cfg, NORMED[part].key, text)
     return build_model(cfg), cfg
 
 

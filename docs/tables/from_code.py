@@ -10,8 +10,9 @@ from detectron2.config import CfgNode, get_cfg
 import normdet
 from normdet import cli
 from normdet.config import config_folder, config_names
-from normdet.keys import PARTS, USUAL_PARTS, get
+from normdet.keys import USUAL_PARTS, get
 from normdet.options import METHODS
+from normdet.parts import NORMED
 
 from .markdown import table
 
@@ -42,8 +43,11 @@ def parts() -> str:
     """Every part's name and key, and whether `--norm` sets it by itself."""
     cfg = _defaults()
     rows = [
-        [f"`{name}`", f"`{key}`", _value(get(cfg, key)), "yes" if name in USUAL_PARTS else ""]
-        for name, key in PARTS.items()
+        [
+            f"`{name}`", f"`{part.key}`", _value(get(cfg, part.key)),
+            "yes" if name in USUAL_PARTS else "",
+        ]
+        for name, part in NORMED.items()
     ]
     return table(["part", "key", "default", "set by `--norm` alone"], rows)
 

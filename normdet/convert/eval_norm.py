@@ -2,6 +2,7 @@
 
 import itertools
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from detectron2.config import CfgNode
@@ -10,9 +11,10 @@ from normdet.convert.blend import BlendRow, fit_eval_norm
 from normdet.data import register_datasets
 from normdet.engine import Trainer
 from normdet.engine.loader import build_train_loader
-from normdet.keys import PARTS, get, put
+from normdet.keys import get, put
 from normdet.layers import to_eval_norm
-from normdet.options import parse
+from normdet.options import read_stated
+from normdet.parts import NORMED
 from normdet.weights import Checkpointer, save_file
 from normdet.weights.card import Card, Measurement, write_card
 from normdet.weights.facts import describe
@@ -46,10 +48,10 @@ def to_fitted_eval_norm(
     model = to_eval_norm(model)
     rows = fit_eval_norm(model, _unlabelled(cfg, batches))
     converted = cfg.clone()
-    for key in PARTS.values():
-        norm, *modifiers = str(get(cfg, key)).split("+")
-        if norm in _BATCH_NORMS:
-            put(converted, key, str(parse("+".join(["EvalNorm", *modifiers]))))
+    for key in (part.key for part in NORMED.values()):
+        option = read_stated(get(cfg, key))
+        if option.norm in _BATCH_NORMS:
+            put(converted, key, str(replace(option, norm="EvalNorm")))
     save_file({"model": model.state_dict(), "normdet": describe(converted)}, out)
     write_card(out, converted, _card(cfg.MODEL.WEIGHTS, rows))
     return rows

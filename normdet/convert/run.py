@@ -10,8 +10,9 @@ from detectron2.modeling import build_model
 from torch import Tensor, nn
 
 from normdet.errors import NormdetError
-from normdet.keys import PARTS, check_config, norm_option, put
+from normdet.keys import AS_BACKBONE, check_config, get, norm_option, put
 from normdet.options import METHODS, NormOption, parse
+from normdet.parts import NORMED
 from normdet.weights import Checkpointer, LoadReport, load_file, save_file
 from normdet.weights.facts import describe
 from normdet.weights.importers import unwrap
@@ -39,7 +40,7 @@ class Settings:
         to: the option it gets.
         rung: one of :data:`RUNGS`.
         keep: see :func:`.closed_form.convert_norms`.
-        parts: names out of :data:`normdet.keys.PARTS`; by default those that have a norm.
+        parts: names out of :data:`normdet.parts.NORMED`; by default those that have a norm.
         size: pixels a side of the squares of images that are looked at.
         crop: the same in a step of distillation, where smaller ones are faster; 0 for `size`.
         batch: squares in a step of distillation.
@@ -179,8 +180,10 @@ def target_config(cfg: CfgNode, settings: Settings) -> CfgNode:
     for flag, wanted in (("--keep", settings.keep), ("--rung annealed", annealed)):
         if wanted and option.norm not in PER_EXAMPLE:
             raise NormdetError(f"{flag} is for {', '.join(PER_EXAMPLE)}, not for {option.norm}")
-    old = {part: norm_option(cfg, part) for part in PARTS if part != "res5_head"}
-    parts = settings.parts or [part for part, norm in old.items() if norm]
+    old = {part: norm_option(cfg, part) for part in NORMED if part != "res5_head"}
+    parts = settings.parts or [
+        part for part, norm in old.items() if norm and get(cfg, NORMED[part].key) != AS_BACKBONE
+    ]
     if not parts:
         raise NormdetError("no part of this model has a norm: name the parts to give one, --parts")
     target = cfg.clone()
@@ -188,7 +191,7 @@ def target_config(cfg: CfgNode, settings: Settings) -> CfgNode:
         if part not in old:
             raise NormdetError(f"unknown part {part!r}: one of {', '.join(old)}")
         _check_source(part, old[part], option)
-        put(target, PARTS[part], str(option))
+        put(target, NORMED[part].key, str(option))
     if option.norm in PER_EXAMPLE:  # frozen, a norm that took BN's place could not settle
         target.MODEL.BACKBONE.FREEZE_AT = 0
     if settings.keep:

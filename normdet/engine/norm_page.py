@@ -10,7 +10,7 @@ from statistics import median
 from normdet.errors import NormdetError
 from normdet.files import page
 from normdet.files.atomic import atomic_file
-from normdet.modeling.describe import PARTS, part_of
+from normdet.modeling.describe import TITLES, part_of
 
 from .history import read_history
 from .norm_figure import draw_training
@@ -54,7 +54,7 @@ def _stage(part: str) -> str:
 def _place(key: str) -> tuple:
     """Where a layer's curve stands: parts as data flows, numbers in names as numbers."""
     words = re.split(r"(\d+)", key)
-    return PARTS.index(part_of(key)), [int(w) if i % 2 else w for i, w in enumerate(words)]
+    return TITLES.index(part_of(key)), [int(w) if i % 2 else w for i, w in enumerate(words)]
 
 
 def _is_norms(key: str) -> bool:
@@ -75,7 +75,7 @@ def write_norm_page(folder: Path) -> Path:
             "MODEL.NORMDET.STATISTICS_PERIOD iterations, or that is 0"
         )
     seen = {stage for by_stage in curves.values() for stage in by_stage}
-    stages = [stage for stage in map(_stage, PARTS) if stage in seen]
+    stages = [stage for stage in map(_stage, TITLES) if stage in seen]
     drawn = io.BytesIO()
     draw_training(curves, stages, drawn)
     document = page.page(

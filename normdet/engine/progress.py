@@ -1,9 +1,6 @@
 """A progress bar for people who watch; detectron2's plain lines serve everybody else."""
 
-import resource
-import sys
-from pathlib import Path
-
+import psutil
 import torch
 from detectron2.engine import HookBase
 from rich.console import Console
@@ -19,13 +16,7 @@ from rich.progress import (
 
 def memory_used() -> str:
     """The memory this process holds, and on a GPU the most its tensors have held: "1.2 GB"."""
-    statm = Path("/proc/self/statm")
-    if statm.exists():
-        resident = int(statm.read_text().split()[1]) * resource.getpagesize()
-    else:  # the peak is what other systems tell; macOS counts bytes, the rest kilobytes
-        peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-        resident = peak if sys.platform == "darwin" else peak * 1024
-    text = f"{resident / 1e9:.1f} GB"
+    text = f"{psutil.Process().memory_info().rss / 1e9:.1f} GB"
     if torch.cuda.is_available():
         text += f" + {torch.cuda.max_memory_allocated() / 1e9:.1f} GB GPU"
     return text

@@ -8,8 +8,8 @@ from detectron2.utils import comm
 from torch import nn
 
 from normdet.engine.loader import derived_seed, sample_images, seeded
-from normdet.keys import PART_TENSORS
 from normdet.modeling.start import new_norms, start_from_data
+from normdet.parts import PARTS
 
 logger = logging.getLogger(__name__)
 
@@ -27,7 +27,7 @@ def start_norms(cfg: CfgNode, model: nn.Module, seed: int) -> list[str]:
     """
     start = cfg.MODEL.NORMDET.START
     model = getattr(model, "module", model)
-    prefixes = [prefix for part in start.PARTS for prefix in PART_TENSORS[part]]
+    prefixes = [prefix for part in start.PARTS for prefix in PARTS[part].prefixes]
     if not (start.IMAGES and prefixes and new_norms(model, prefixes)):
         return []
     images = sample_images(cfg, seed, start.IMAGES)

@@ -10,8 +10,9 @@ from detectron2.config import CfgNode, get_cfg
 from torch import nn
 
 from ..errors import NormdetError
-from ..keys import AS_BACKBONE, BUILDERS, PARTS, get, has_part, norm_option, normdet_name, put
+from ..keys import AS_BACKBONE, BUILDERS, get, has_part, norm_option, normdet_name, put
 from ..options import METHODS
+from ..parts import NORMED
 from .fold import deployable
 
 # Norms that detectron2 has itself, under the same state-dict keys.
@@ -32,7 +33,7 @@ def stock_config(cfg: CfgNode, weights: str) -> CfgNode:
     """
     stock = cfg.clone()
     stock.defrost()
-    for part, key in PARTS.items():
+    for part, key in ((part.name, part.key) for part in NORMED.values()):
         if not has_part(cfg, part):
             continue
         option = norm_option(cfg, part)
@@ -50,9 +51,10 @@ def stock_config(cfg: CfgNode, weights: str) -> CfgNode:
 
 
 def _refusal(cfg: CfgNode, part: str) -> str:
-    option, key = norm_option(cfg, part), PARTS[part]
+    option, key = norm_option(cfg, part), NORMED[part].key
     if key.startswith("MODEL.NORMDET."):
-        if part == "res5_head" and get(cfg, key) in (AS_BACKBONE, get(cfg, PARTS["backbone"])):
+        above = NORMED[part].of  # detectron2 has the backbone's norm there
+        if above and get(cfg, key) in (AS_BACKBONE, get(cfg, NORMED[above].key)):
             return ""
         return "has no norm in this part" if option or option.init else ""
     if option.init or option.activation != "ReLU":

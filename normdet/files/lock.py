@@ -1,7 +1,8 @@
 """One process at a time."""
 
-import fcntl
 from typing import IO
+
+from filelock import lock_descriptor
 
 
 def hold(file: int | IO) -> bool:
@@ -10,7 +11,6 @@ def hold(file: int | IO) -> bool:
     Does not wait. On a file system without locks everyone has it.
     """
     try:
-        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except OSError as error:
-        return not isinstance(error, BlockingIOError)
-    return True
+        return lock_descriptor(file if isinstance(file, int) else file.fileno(), blocking=False)
+    except OSError:
+        return True

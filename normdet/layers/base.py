@@ -100,6 +100,11 @@ class NormLayer(nn.Module):
         return f"{self.num_features}, eps={self.eps:g}{activation}"
 
 
+def renamed(option: str, norm: str) -> str:
+    """The text of an option with another norm: `"EvalNorm+WS"` of `"BN+WS"`."""
+    return "+".join([norm, *option.split("+")[1:]])
+
+
 def after_step(model: nn.Module) -> None:
     """Tell every norm of a model that the optimizer made a step: call it after each.
 

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ops import frozen_bn_act, scripted
-from .base import NormLayer
+from .base import NormLayer, renamed
 from .batch_statistics import BatchStatistics
 
 
@@ -49,7 +49,7 @@ class _BatchNorm(BatchStatistics):
         frozen.num_batches_tracked = self.num_batches_tracked
         frozen.load_state_dict(self.state_dict())
         if hasattr(self, "option"):
-            frozen.option = "+".join(["FrozenBN", *self.option.split("+")[1:]])
+            frozen.option = renamed(self.option, "FrozenBN")
         if frozen.tau is not None:
             frozen.tau.requires_grad = self.tau.requires_grad
         return frozen.to(self.running_mean.device).train(self.training)

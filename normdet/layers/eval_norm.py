@@ -5,6 +5,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from .base import renamed
 from .batch_norm import _BatchNorm
 from .batch_statistics import RunningNorm
 from .moments import instance_moments
@@ -95,5 +96,5 @@ def _from_batch_norm(norm: _BatchNorm) -> EvalNorm:
         setattr(new, name, value)
     new.blend = new.blend.to(norm.running_mean)
     if hasattr(norm, "option"):
-        new.option = "+".join(["EvalNorm", *norm.option.split("+")[1:]])
+        new.option = renamed(norm.option, "EvalNorm")
     return new.train(norm.training)

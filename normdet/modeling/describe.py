@@ -1,37 +1,14 @@
 """What a detector's parts are normalized by and which of them train: the table shown at start."""
 
-import re
 from dataclasses import dataclass
 
 from torch import nn
 
 from ..layers import BatchStatistics, FrozenBatchNorm2d, NormLayer
+from ..parts import PARTS, owner
 
-# Part -> what the names of its parameters begin with, in the order data flows.
-_PARTS = {
-    "backbone stem": r"backbone\.(bottom_up\.)?stem\.",
-    "backbone res2": r"backbone\.(bottom_up\.)?res2\.",
-    "backbone res3": r"backbone\.(bottom_up\.)?res3\.",
-    "backbone res4": r"backbone\.(bottom_up\.)?res4\.",
-    "backbone res5": r"backbone\.(bottom_up\.)?res5\.",
-    "backbone": r"backbone\.bottom_up\.",
-    "FPN top": r"backbone\.top_block\.",
-    "FPN": r"backbone\.",
-    "RPN head": r"proposal_generator\.rpn_head\.",
-    "res5 on regions": r"roi_heads\.res5\.",
-    "box head": r"roi_heads\.box_head\.",
-    "box predictor": r"roi_heads\.box_predictor\.",
-    "mask head": r"roi_heads\.mask_head\.",
-    "keypoint head": r"roi_heads\.keypoint_head\.",
-    "RetinaNet head": r"head\.",
-    "semantic head": r"sem_seg_head\.",
-    "instance head": r"ins_embed_head\.",
-    "proposals": r"proposal_generator\.",
-    "regions": r"roi_heads\.",
-    "detector": r"",
-}
-
-PARTS = tuple(_PARTS)
+# The titles of parts, in the order data flows.
+TITLES = tuple(dict.fromkeys(part.title for part in PARTS.values()))
 
 
 @dataclass
@@ -54,9 +31,8 @@ class PartRow:
 
 
 def part_of(name: str) -> str:
-    """The part that a parameter or module of a detector belongs to, by its dotted name."""
-    name = name.removeprefix("module.") + "."
-    return next(part for part, pattern in _PARTS.items() if re.match(pattern, name))
+    """The title of the part that a parameter or module belongs to, by its dotted name."""
+    return owner(name).title
 
 
 def _norm_text(module: nn.Module) -> str | None:
@@ -77,14 +53,14 @@ def _training(modules: list[nn.Module]) -> str:
 
 def describe_norms(model: nn.Module) -> list[PartRow]:
     """A row for every part of a detector that has parameters, in the order data flows."""
-    modules: dict[str, list[nn.Module]] = {part: [] for part in _PARTS}
+    modules: dict[str, list[nn.Module]] = {part: [] for part in TITLES}
     for name, module in model.named_modules():
         modules[part_of(name)].append(module)
-    keys: dict[str, list[str]] = {part: [] for part in _PARTS}
+    keys: dict[str, list[str]] = {part: [] for part in TITLES}
     for name in model.state_dict():
         keys[part_of(name)].append(name)
     rows = []
-    for part in _PARTS:
+    for part in TITLES:
         count = sum(p.numel() for module in modules[part] for p in module.parameters(recurse=False))
         texts = dict.fromkeys(filter(None, map(_norm_text, modules[part])))
         if count:

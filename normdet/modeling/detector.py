@@ -14,8 +14,9 @@ from detectron2.modeling.roi_heads import (
 )
 from torch import nn
 
-from ..keys import PART_TENSORS, PARTS, USUAL_PARTS
+from ..keys import USUAL_PARTS
 from ..options import NormOption
+from ..parts import NORMED, belongs
 from ..surgery import Bare, knows_bare_parts
 from .box_head import normalize_box_head
 from .fpn import normalize_fpn
@@ -32,22 +33,21 @@ def bare_parts(model: nn.Module, option: NormOption, parts: list[str] | None) ->
     """What a detector of detectron2 has to normalize beside the norms it has.
 
     Args:
-        parts: names out of :data:`normdet.keys.PARTS` or of modules; None for the usual parts.
+        parts: names out of :data:`normdet.parts.NORMED` or of modules; None for the usual parts.
     """
     if not _is_detector(model):
         return None
     if parts == ["all"]:
-        parts = list(PARTS)
-    wanted = USUAL_PARTS if parts is None else [part for part in parts if part in PARTS]
+        parts = list(NORMED)
+    wanted = USUAL_PARTS if parts is None else [part for part in parts if part in NORMED]
     # A head has no statistics to freeze.
     found = {} if option.norm == "FrozenBN" else _bare(model, option)
     dress = {name: act for part in wanted for name, act in found.get(part, {}).items()}
     if parts is None:
         return Bare(None, dress)
-    modules = [part for part in parts if part not in PARTS]
+    modules = [part for part in parts if part not in NORMED]
     names = [name for name, _ in model.named_modules()]
-    prefixes = [prefix for part in wanted for prefix in PART_TENSORS[part]]
-    modules += [name for name in names if any(f"{name}.".startswith(p) for p in prefixes)]
+    modules += [name for name in names if any(belongs(name, NORMED[part]) for part in wanted)]
     return Bare(modules, dress)
 
 
@@ -59,7 +59,7 @@ def _is_detector(model: nn.Module) -> bool:
 
 def _bare(model: nn.Module, option: NormOption) -> dict[str, dict[str, Callable[[], Any]]]:
     """For every part, what normalizes its modules that have no norms."""
-    found: dict[str, dict[str, Callable[[], Any]]] = {part: {} for part in PARTS}
+    found: dict[str, dict[str, Callable[[], Any]]] = {part: {} for part in NORMED}
     levels = _levels(model)
     for name, module in model.named_modules():
         if isinstance(module, FPN):

@@ -7,7 +7,7 @@ from detectron2.modeling.backbone.fpn import (
 )
 from torch import Tensor, nn
 
-from ..keys import norm_option
+from ..keys import norm_option, stage_options
 from ..options import NormOption
 from .dress import dress_conv, without_norms
 from .lean import lean
@@ -58,7 +58,8 @@ def _build(stock_builder, cfg, input_shape) -> FPN:
     bare.MODEL.BACKBONE.FREEZE_AT = 0
     fpn = stock_builder(bare, input_shape)
     freeze_at, depth = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.DEPTH
-    normalize_resnet(fpn.bottom_up, norm_option(cfg, "backbone"), freeze_at, depth=depth)
+    option, stages = norm_option(cfg, "backbone"), stage_options(cfg)
+    normalize_resnet(fpn.bottom_up, option, freeze_at, depth=depth, stages=stages)
     normalize_fpn(fpn, norm_option(cfg, "fpn"), norm_option(cfg, "fpn_top"))
     return lean(fpn, cfg.MODEL.NORMDET.RECOMPUTE)
 

@@ -1,12 +1,14 @@
 """ResNet whose blocks take any norm option: 18 to 152, basic, bottleneck and deformable."""
 
+from collections.abc import Mapping
+
 import torch
 import torch.nn.functional as F
 from detectron2.layers import CNNBlockBase
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, ResNet, build_resnet_backbone
 from torch import Tensor, nn
 
-from ..keys import norm_option
+from ..keys import norm_option, stage_options
 from ..layers import freeze_batch_norm
 from ..options import NormOption
 from .dress import dress_conv, without_norms
@@ -113,7 +115,12 @@ def normalize_blocks(blocks: nn.Sequential, option: NormOption, depth: int) -> n
 
 
 def normalize_resnet(
-    resnet: ResNet, option: NormOption, freeze_at: int = 0, *, depth: int
+    resnet: ResNet,
+    option: NormOption,
+    freeze_at: int = 0,
+    *,
+    depth: int,
+    stages: Mapping[str, NormOption] | None = None,
 ) -> ResNet:
     """Normalize a detectron2 ResNet built without norms, in place.
 
@@ -121,23 +128,30 @@ def normalize_resnet(
         depth: 18 to 152, even if the last stages are not built.
         freeze_at: stages to freeze, the stem first; a frozen stage trains neither its convolutions
             nor its norms, whatever they are.
+        stages: options of their own for some of `stem`, `res2`, ... `res5`.
     """
-    resnet.stem = Stem(resnet.stem, option)
-    if option.init:
-        fixup_stem(resnet.stem, option)
+    stages = stages or {}
+    at_stem = stages.get("stem", option)
+    resnet.stem = Stem(resnet.stem, at_stem)
+    if at_stem.init:
+        fixup_stem(resnet.stem, at_stem)
     for index, name in enumerate(resnet.stage_names):
-        resnet.stages[index] = normalize_blocks(getattr(resnet, name), option, depth)
+        own = stages.get(name, option)
+        resnet.stages[index] = normalize_blocks(getattr(resnet, name), own, depth)
         setattr(resnet, name, resnet.stages[index])
     return resnet.freeze(freeze_at)
 
 
 @BACKBONE_REGISTRY.register()
 def build_normdet_resnet_backbone(cfg, input_shape) -> ResNet:
-    """detectron2's `build_resnet_backbone` for any norm option in `MODEL.RESNETS.NORM`."""
+    """detectron2's `build_resnet_backbone` for any norm option in `MODEL.RESNETS.NORM`.
+
+    `MODEL.NORMDET.STEM_NORM` and `RES2_NORM` to `RES5_NORM` give a stage one of its own.
+    """
     option = norm_option(cfg, "backbone")
     bare = without_norms(cfg, "MODEL.RESNETS.NORM")
     bare.MODEL.BACKBONE.FREEZE_AT = 0  # freezing comes after the norms are there
     resnet = build_resnet_backbone(bare, input_shape)
     freeze_at, depth = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.DEPTH
-    normalize_resnet(resnet, option, freeze_at, depth=depth)
+    normalize_resnet(resnet, option, freeze_at, depth=depth, stages=stage_options(cfg))
     return lean(resnet, cfg.MODEL.NORMDET.RECOMPUTE)

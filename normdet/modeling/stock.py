@@ -18,8 +18,9 @@ from detectron2.modeling.meta_arch import panoptic_fpn, rcnn, retinanet, semanti
 from detectron2.modeling.roi_heads import box_head, mask_head
 
 from ..errors import NormdetError
-from ..keys import AS_BACKBONE, PARTS, get, use_normdet_parts
+from ..keys import AS_BACKBONE, get, use_normdet_parts
 from ..options import NormOption
+from ..parts import NORMED
 from ..solver import decay_no_norm_in_detectron2
 from .retinanet import NormdetRetinaNet
 
@@ -51,7 +52,7 @@ def asks_for_ours(cfg: CfgNode) -> bool:
     """Whether a config has a norm that detectron2 alone would refuse or ignore."""
     if "NORMDET" not in cfg.MODEL:
         return False
-    for key in PARTS.values():
+    for key in (part.key for part in NORMED.values()):
         fine = ("", AS_BACKBONE) if key.startswith("MODEL.NORMDET.") else STOCK_NORMS
         if get(cfg, key) not in fine:
             return True

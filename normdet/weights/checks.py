@@ -1,12 +1,15 @@
 """Whether a config suits a weights file: what it would silently misuse is refused."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 from fvcore.common.config import CfgNode
 
 from normdet.errors import NormdetError
-from normdet.options import METHODS
+from normdet.keys import AS_BACKBONE
+from normdet.options import METHODS, NormOption, read_stated
+from normdet.parts import NORMED, PARTS, STAGES, Part
 
 from .facts import (
     BACKBONE,
@@ -15,16 +18,12 @@ from .facts import (
     IMAGE_STD,
     IMAGENET_STD,
     MEAN,
-    PARTS,
     STD,
     STRIDE,
     Facts,
     describe,
     find,
-    is_bn,
-    weight_method,
-    with_prefix,
-    without_weight_method,
+    tensors_of,
 )
 from .importers import Imported, import_weights
 
@@ -58,32 +57,46 @@ def check_weights(cfg: CfgNode, weights: Imported | Mapping[str, Any], source: s
     warnings += _seen_darker(cfg, facts, source)
     warnings += [f"{source}: {note}" for note in imported.notes]
     ours = str(cfg.MODEL.RESNETS.NORM)
-    if facts.folded and _uses_batch(ours) and cfg.MODEL.BACKBONE.FREEZE_AT < 5:
-        raise NormdetError(
-            f"{source} has no batch statistics, they are folded into the affine, which holds only "
-            f"while frozen, and {BACKBONE} is {ours!r}: set {BACKBONE} FrozenBN, or take weights "
-            "that have running_mean and running_var"
-        )
+    for stage in list(STAGES.values())[cfg.MODEL.BACKBONE.FREEZE_AT :]:
+        key, text = _stated(cfg, stage)
+        if facts.folded and read_stated(text).needs_batch:
+            raise NormdetError(
+                f"{source} has no batch statistics, they are folded into the affine, which holds "
+                f"only while frozen, and {key} is {text!r}: set {key} FrozenBN, or take weights "
+                "that have running_mean and running_var"
+            )
     norms = dict(facts.norms)
     if BACKBONE not in norms:
         warnings += _unknown_standardization(ours, facts, source)
     for key, norm in facts.shown.items():  # which leaves WS open
-        norms.setdefault(key, f"{norm}+WS" if _standardized(str(find(cfg, key))) else norm)
-    for key, theirs in norms.items():
-        if find(cfg, key) is not None and (
-            key == BACKBONE or with_prefix(imported.model, PARTS[key])
-        ):
-            warnings += _check_norm(cfg, key, theirs, facts.settings, source)
+        ours_has_it = read_stated(str(find(cfg, key))).weight == "WS"
+        norms.setdefault(key, f"{norm}+WS" if ours_has_it else norm)
+    for part in NORMED.values():
+        theirs = norms.get(part.key)
+        if part.is_stage and (theirs or find(cfg, part.key) not in (None, AS_BACKBONE)):
+            theirs = theirs or norms.get(BACKBONE)
+        here = part.key == BACKBONE or tensors_of(imported.model, part)
+        if theirs is not None and find(cfg, part.key) is not None and here:
+            warnings += _check_norm(cfg, part, theirs, facts.settings, source)
     return warnings
 
 
+def _stated(cfg: CfgNode, part: Part) -> tuple[str, str]:
+    """The key that states a part's option in the config, and the option's text."""
+    text = find(cfg, part.key)
+    if part.of and text in (None, AS_BACKBONE):
+        return _stated(cfg, PARTS[part.of])
+    return part.key, str(text)
+
+
 def _unknown_standardization(ours: str, facts: Facts, source: str) -> list[str]:
-    if _standardized(ours):
+    method = read_stated(ours).weight
+    if method == "WS":
         return [
             f"{BACKBONE} is {ours}, and nothing tells whether {source} was trained with WS: "
             "weights that were not lose their function under it"
         ]
-    if facts.shown.get(BACKBONE) == "GN" and STRIDE in facts.assumed and weight_method(ours) == "":
+    if facts.shown.get(BACKBONE) == "GN" and STRIDE in facts.assumed and not method:
         return [
             f"{BACKBONE} is {ours}, and nothing tells whether {source} was trained with WS: "
             f"weights that were need {BACKBONE} {ours}+WS"
@@ -214,43 +227,38 @@ def _compare_means(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
 
 
 def _check_norm(
-    cfg: CfgNode, key: str, theirs: str, settings: Mapping[str, Any], name: str
+    cfg: CfgNode, part: Part, theirs: str, settings: Mapping[str, Any], name: str
 ) -> list[str]:
     """Compare one part's option in the config with that of the weights."""
-    ours = str(find(cfg, key))
-    our_method, their_method = weight_method(ours), weight_method(theirs)
-    if our_method != their_method and (their_method or our_method == "WS"):
-        method = their_method or our_method
+    key, (_, text) = part.key, _stated(cfg, part)
+    ours, stated = read_stated(text), read_stated(theirs)
+    if ours.weight != stated.weight and (stated.weight or ours.weight == "WS"):
+        method = stated.weight or ours.weight
         method = "weight standardization" if method == "WS" else method
-        how = f"{'with' if their_method else 'without'} {method}"
-        change = "+".join(filter(None, (without_weight_method(ours), their_method)))
+        how = f"{'with' if stated.weight else 'without'} {method}"
         raise NormdetError(
-            f"{name} was trained {how} and {key} is {ours!r}: its weights mean nothing there; "
-            f"set {key} {change}"
+            f"{name} was trained {how} and {key} is {text!r}: its weights mean nothing there; "
+            f"set {key} {_under(ours, stated)}"
         )
-    if _standardized(ours):
+    if ours.weight == "WS":
         trained, asked = settings.get(DIALECT), find(cfg, DIALECT)
         if None not in (trained, asked) and trained != asked:
             raise NormdetError(
                 f"{name} was trained with the WS dialect {trained!r} and {DIALECT} is {asked!r}: "
                 f"set {DIALECT} {trained}"
             )
-    if our_method == their_method or METHODS[our_method].takes_plain:
-        ours, theirs = without_weight_method(ours), without_weight_method(theirs)
-    starts_as_bn = is_bn(ours) or ours == "BIN"  # its gate starts there
-    if ours == theirs or (starts_as_bn and is_bn(theirs)):
+    if ours.weight == stated.weight or METHODS[ours.weight].takes_plain:
+        ours, stated = replace(ours, weight=""), replace(stated, weight="")
+    plain = ours.activation == stated.activation and ours.weight == stated.weight
+    if ours == stated or (plain and ours.starts_as_bn and stated.tests_as_bn):
         return []
     return [
-        f"{name} was trained with {theirs or 'no norm'} and {key} is {ours or 'no norm'}: what "
-        "fits is copied, but the network's function is lost until trained again; `normdet "
+        f"{name} was trained with {str(stated) or 'no norm'} and {key} is {str(ours) or 'no norm'}"
+        ": what fits is copied, but the network's function is lost until trained again; `normdet "
         "convert` keeps what that norm can hold"
     ]
 
 
-def _standardized(option: str) -> bool:
-    return weight_method(option) == "WS"
-
-
-def _uses_batch(option: str) -> bool:
-    norm = option.split("+")[0]
-    return METHODS[norm].needs_batch if norm in METHODS else is_bn(norm)
+def _under(ours: NormOption, theirs: NormOption) -> str:
+    """Our option with the weight method of the weights; theirs where we have no norm."""
+    return str(replace(ours, weight=theirs.weight) if ours or not theirs.weight else theirs)

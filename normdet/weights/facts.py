@@ -7,7 +7,7 @@ the custom of a file's layout is marked as assumed.
 
 import math
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -15,12 +15,12 @@ import torch
 from fvcore.common.config import CfgNode
 
 from normdet.errors import NormdetError
-from normdet.keys import PART_TENSORS, has_part
-from normdet.keys import PARTS as PART_KEYS
+from normdet.keys import AS_BACKBONE, has_part
 from normdet.layers.batch_statistics import of_no_data
-from normdet.options import names
+from normdet.options import read_stated
+from normdet.parts import NORMED, PARTS, Part, belongs
 
-BACKBONE = "MODEL.RESNETS.NORM"
+BACKBONE = PARTS["backbone"].key
 DIALECT = "MODEL.NORMDET.WS.DIALECT"
 STRIDE, FORMAT = "MODEL.RESNETS.STRIDE_IN_1X1", "INPUT.FORMAT"
 MEAN, STD = "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"
@@ -29,8 +29,8 @@ IMAGE_STD = "DATASETS.PIXEL_STD"
 # ImageNet's, in grey values of 8 bits: what published weights were trained on.
 IMAGENET_STD = 57.0
 
-# Each NORM key, and where its part's tensors stand in a detectron2 model.
-PARTS = {PART_KEYS[part]: prefixes for part, prefixes in PART_TENSORS.items()}
+
+_KEYS = {part.key: part for part in NORMED.values()}
 
 
 @dataclass(frozen=True)
@@ -103,13 +103,13 @@ def published_facts(source: str, author: str = "") -> Facts | None:
 
 def describe(cfg: CfgNode) -> dict[str, Any]:
     """What a checkpoint says of itself: plain values that :func:`read_description` reads back."""
-    keys = [key for part, key in PART_KEYS.items() if has_part(cfg, part)]
-    norms = {key: str(value) for key in keys if (value := find(cfg, key)) is not None}
+    has = [part for part in NORMED.values() if has_part(cfg, part.name)]
+    texts = {part.key: find(cfg, part.key) for part in has}
+    norms = {key: str(text) for key, text in texts.items() if text not in (None, AS_BACKBONE)}
     settings = {key: find(cfg, key) for key in (STRIDE, FORMAT, MEAN, STD, DIALECT)}
     settings[IMAGE_STD] = find(cfg, IMAGE_STD) or None
     return {
         "norms": norms,
-        "weight": weight_method(norms.get(BACKBONE, "")),
         "settings": {
             key: list(value) if isinstance(value, list | tuple) else value
             for key, value in settings.items()
@@ -125,7 +125,7 @@ def read_description(said: Any, source: str) -> Facts:
         NormdetError: `said` is something else.
     """
     try:
-        norms = {key: str(said["norms"][key]) for key in PARTS if key in said["norms"]}
+        norms = {key: str(said["norms"][key]) for key in _KEYS if key in said["norms"]}
         settings = dict(said["settings"])
         for key in settings.keys() & {MEAN, STD, IMAGE_STD}:
             settings[key] = [float(value) for value in settings[key]]
@@ -153,20 +153,22 @@ def shown_norms(state: Mapping[str, Any]) -> dict[str, str]:
     A backbone's affine without statistics is a GN's or a folded BN's: nothing is shown.
     """
     shown = {}
-    for key, prefixes in PARTS.items():
-        layers = [name for name in with_prefix(state, prefixes) if ".norm." in name]
+    for part in NORMED.values():
+        layers = [name for name in tensors_of(state, part) if ".norm." in name]
+        if part.is_stage:  # the backbone's key speaks for it
+            continue
         if any(name.endswith(".running_var") for name in layers):
-            shown[key] = "BN"
-        elif layers and key != BACKBONE:
-            shown[key] = "GN"
+            shown[part.key] = "BN"
+        elif layers and part.key != BACKBONE:
+            shown[part.key] = "GN"
     return shown
 
 
 def is_folded(state: Mapping[str, Any], norm: str) -> bool:
     """Whether a backbone of this norm has a batch norm's affine but not its statistics."""
-    if not is_bn(norm):
+    if not read_stated(norm).tests_as_bn:
         return False
-    keys = with_prefix(state, PARTS[BACKBONE])
+    keys = tensors_of(state, PARTS["backbone"])
     layers = [key.removesuffix("running_var") for key in keys if key.endswith(".running_var")]
     if not layers:
         return any(key.endswith(".norm.weight") for key in keys)
@@ -196,7 +198,7 @@ _RAW_RATIO = 260
 
 def takes_raw_pixels(state: Mapping[str, Any]) -> bool | None:
     """Whether the stem's batch statistics are of pixels of 0 to 255 (std 1); None if none tell."""
-    for key in with_prefix(state, PARTS[BACKBONE]):
+    for key in tensors_of(state, PARTS["backbone"]):
         if key.endswith("stem.conv1.norm.running_var"):
             layer = key.removesuffix("running_var")
             weight = state.get(key.removesuffix("norm.running_var") + "weight")
@@ -290,14 +292,16 @@ def required_config(facts: Facts, state: Mapping[str, Any]) -> dict[str, Any]:
         settings.pop(STRIDE, None)
     norms = {**facts.shown, **facts.norms}
     for key, norm in norms.items():
-        if with_prefix(state, PARTS[key]):
-            keys[key] = f"Frozen{norm}" if key == BACKBONE and norm.startswith("BN") else norm
+        part = _KEYS[key]
+        if tensors_of(state, part):
+            of_backbone = part.is_stage or key == BACKBONE
+            keys[key] = f"Frozen{norm}" if of_backbone and norm.startswith("BN") else norm
     return keys | settings
 
 
-def with_prefix(state: Mapping[str, Any], prefixes: tuple[str, ...]) -> Iterable[str]:
-    """The names that belong to a part."""
-    return [key for key in state if key.removeprefix("module.").startswith(prefixes)]
+def tensors_of(state: Mapping[str, Any], part: Part) -> list[str]:
+    """The names of a part's tensors."""
+    return [name for name in state if belongs(name, part)]
 
 
 def find(cfg: CfgNode, key: str) -> Any:
@@ -308,22 +312,3 @@ def find(cfg: CfgNode, key: str) -> Any:
             return None
         node = node[part]
     return node
-
-
-# An option's text --------------------------------------------------------------------------------
-
-
-def weight_method(option: str) -> str:
-    """`"WS"` of `"GN+WS"`."""
-    return next((part for part in option.split("+") if part in names("weight")), "")
-
-
-def without_weight_method(option: str) -> str:
-    """`"GN"` of `"GN+WS"`."""
-    return "+".join(part for part in option.split("+") if part not in names("weight"))
-
-
-def is_bn(option: str) -> bool:
-    """Whether its test time is BN's, under any of detectron2's names or as BRN and EvalNorm."""
-    kin = r"(Frozen|Affine|Sync|nnSync|naiveSync)?BN(_N)?|BRN|EvalNorm"
-    return re.fullmatch(kin, option) is not None

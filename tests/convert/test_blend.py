@@ -143,12 +143,13 @@ def test_a_detector_is_fitted_and_loads_under_its_option():
     from detectron2.modeling import build_model
 
     from normdet.config import load_config
-    from normdet.keys import PARTS, put
+    from normdet.keys import put
+    from normdet.parts import NORMED
 
     def build(norm: str) -> nn.Module:
         cfg = load_config("quickstart/base.yaml", ["MODEL.DEVICE", "cpu"])
-        for part in PARTS:
-            put(cfg, PARTS[part], norm)
+        for part in NORMED:
+            put(cfg, NORMED[part].key, norm)
         torch.manual_seed(0)
         return build_model(cfg).eval()
 

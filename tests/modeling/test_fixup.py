@@ -7,10 +7,11 @@ from detectron2.modeling import build_backbone, build_model
 from torch import nn
 
 from normdet.errors import NormdetError
-from normdet.keys import PARTS, put
+from normdet.keys import put
 from normdet.layers import FixupScalars, NormLayer
 from normdet.modeling import describe_norms
 from normdet.options import parse, valid_options
+from normdet.parts import NORMED
 from tests.modeling.test_parts import config, shallow
 
 
@@ -96,8 +97,8 @@ def test_the_whole_network_counts_where_res5_is_on_regions():
 def test_other_parts_have_no_norm_keep_their_biases_and_start_as_stock():
     def build(text):
         cfg = shallow("MODEL.BACKBONE.FREEZE_AT", 0)
-        for part in PARTS:
-            put(cfg, PARTS[part], text)
+        for part in NORMED:
+            put(cfg, NORMED[part].key, text)
         torch.manual_seed(0)
         return build_model(cfg)
 

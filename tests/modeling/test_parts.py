@@ -8,10 +8,11 @@ from detectron2.utils.events import EventStorage
 from torch import nn
 
 from normdet.config import load_config
-from normdet.keys import PARTS, put
+from normdet.keys import put
 from normdet.layers import NormLayer
 from normdet.modeling import describe_norms
 from normdet.options import METHODS, parse
+from normdet.parts import NORMED, STAGES
 from tests.covering import covering_options
 from tests.modeling.test_same_as_stock import images
 
@@ -24,6 +25,7 @@ CONFIGS = {
 ROWS = {
     "backbone": ("mask_rcnn", "backbone res4"),
     "fpn": ("mask_rcnn", "FPN"),
+    **{stage: ("mask_rcnn", f"backbone {stage}") for stage in STAGES},
     "fpn_top": ("retinanet", "FPN top"),
     "rpn_head": ("mask_rcnn", "RPN head"),
     "res5_head": ("c4", "res5 on regions"),
@@ -72,11 +74,11 @@ def norms_of(model: nn.Module) -> dict[str, str]:
     return {row.part: row.norm for row in describe_norms(model)}
 
 
-@pytest.mark.parametrize("part", PARTS)
+@pytest.mark.parametrize("part", NORMED)
 def test_each_part_is_set_apart_from_the_others(part):
     detector, row = ROWS[part]
     cfg = config(detector, "MODEL.RESNETS.NORM", "FrozenBN")
-    put(cfg, PARTS[part], "FRN+TLU")
+    put(cfg, NORMED[part].key, "FRN+TLU")
     norms = norms_of(build_model(cfg))
     others = {"none", "FrozenBN"}
     for name, norm in norms.items():
@@ -91,10 +93,10 @@ def test_each_part_is_set_apart_from_the_others(part):
 @pytest.mark.slow
 @pytest.mark.parametrize("text", covering_options())
 def test_every_option_trains_in_every_part(text):
-    parts = [part for part in PARTS if fits(text, part)]
+    parts = [part for part in NORMED if fits(text, part)]
     cfg = shallow("MODEL.BACKBONE.FREEZE_AT", 0)
     for part in parts:
-        put(cfg, PARTS[part], text)
+        put(cfg, NORMED[part].key, text)
     if text.startswith(("BN", "SyncBN")):
         cfg.MODEL.BACKBONE.FREEZE_AT = 2
     torch.manual_seed(0)
@@ -114,8 +116,8 @@ def test_every_option_trains_in_every_part(text):
 
 def test_no_relu_stands_behind_a_tlu():
     cfg = shallow("MODEL.BACKBONE.FREEZE_AT", 0)
-    for part in PARTS:
-        put(cfg, PARTS[part], "FRN+TLU")
+    for part in NORMED:
+        put(cfg, NORMED[part].key, "FRN+TLU")
     model = build_model(cfg)
     assert not [name for name, module in model.named_modules() if isinstance(module, nn.ReLU)]
     taus = [name for name, _ in model.named_parameters() if name.endswith(".tau")]

@@ -28,7 +28,8 @@ def wheel(tmp_path_factory):
 
 @pytest.mark.slow
 def test_the_wheel_carries_configs_and_sources(wheel):
-    for room, pattern in [("configs", "**/*.yaml"), ("normdet/ops/csrc", "*.cpp")]:
+    rooms = {"configs": "**/*.yaml", "normdet/ops/csrc": "*.cpp", "normdet/data/nuclei": "*"}
+    for room, pattern in rooms.items():
         files = [path for path in (REPO / room).glob(pattern) if path.is_file()]
         assert files, f"{room} is empty"
         inside = "normdet/configs" if room == "configs" else room

@@ -5,6 +5,8 @@ import torch
 from detectron2.config import get_cfg
 
 from normdet.errors import NormdetError
+from normdet.keys import add_normdet_config
+from normdet.options import parse
 from normdet.weights import check_weights, import_weights, required_config
 from normdet.weights.checks import describe
 
@@ -111,6 +113,7 @@ def test_weight_standardization_must_agree(source, norm, way_out):
     with pytest.raises(NormdetError, match="weight standardization") as info:
         check_weights(cfg, weights(), source)
     assert str(info.value).endswith(f"set MODEL.RESNETS.NORM {way_out}")
+    assert str(parse(way_out)) == way_out
     cfg.MODEL.RESNETS.NORM = way_out
     check_weights(cfg, weights(), source)
 
@@ -170,8 +173,13 @@ def test_each_part_of_our_own_checkpoint_is_compared():
     checkpoint = {"model": state, "normdet": describe(trained)}
     assert check_weights(trained, checkpoint, "m.pth") == []
     asked = config("GN")
-    with pytest.raises(NormdetError, match=r"ROI_MASK_HEAD\.NORM is '': .* NORM \+WS$|set .*WS"):
+    with pytest.raises(NormdetError, match=r"ROI_MASK_HEAD\.NORM is '': ") as info:
         check_weights(asked, checkpoint, "m.pth")
+    key, advised = str(info.value).rpartition("set ")[2].split()
+    assert (key, str(parse(advised))) == ("MODEL.ROI_MASK_HEAD.NORM", "GN+WS")
+    asked.MODEL.ROI_MASK_HEAD.NORM = advised
+    assert check_weights(asked, checkpoint, "m.pth") == []
+    asked.MODEL.ROI_MASK_HEAD.NORM = ""
     del state["roi_heads.mask_head.mask_fcn1.weight"]  # a backbone alone has no such part
     assert check_weights(asked, checkpoint, "m.pth") == []
     asked.MODEL.RESNETS.STRIDE_IN_1X1 = False
@@ -367,3 +375,25 @@ def test_required_config_of_an_affine_that_is_folded():
 def known(state, source):
     imported = import_weights(state, source)
     return imported.facts, imported.model
+
+
+def test_a_stage_s_own_norm_is_compared():
+    stage, source = "MODEL.NORMDET.RES4_NORM", f"{ZOO}MSRA/R-50.pkl"
+    state = weights(0.5, 2.0, layer="backbone.bottom_up.res4.0.conv1")
+
+    def of_stage(norm="as backbone"):
+        cfg = config("BN")
+        add_normdet_config(cfg)
+        cfg.merge_from_list([stage, norm])
+        return cfg
+
+    (warning,) = check_weights(of_stage("GN"), state, source)
+    assert f"{stage} is GN" in warning
+    said = {"model": state, "normdet": describe(of_stage("GN"))}
+    assert check_weights(of_stage("GN"), said, "mine.pth") == []
+    with pytest.raises(NormdetError, match=f"set {stage} GN$"):
+        check_weights(of_stage("GN+WS"), state, source)
+    said = {"model": state, "normdet": describe(of_stage("GN+WS"))}
+    with pytest.raises(NormdetError, match=rf"set {stage} BN\+WS$"):
+        check_weights(of_stage(), said, "mine.pth")
+    assert stage not in describe(of_stage())["norms"]

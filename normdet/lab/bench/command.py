@@ -14,6 +14,7 @@ import torch
 
 from normdet.errors import NormdetError
 from normdet.lab.bench import layers, measure, step
+from normdet.options import read_stated
 
 COLUMNS = (
     "date versions machine command op shape dtype layout provider mode median_ms q25_ms q75_ms "
@@ -111,7 +112,7 @@ def _with_recompute(norms: list[str]) -> Iterable[str]:
     """Each norm, and each with a fused form again with its output recomputed in backward."""
     for norm in norms:
         yield norm
-        if norm.split("+")[0] in ("GN", "LN", "IN", "FRN"):
+        if read_stated(norm).norm in ("GN", "LN", "IN", "FRN"):
             yield norm + step.RECOMPUTE
 
 

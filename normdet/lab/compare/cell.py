@@ -12,12 +12,13 @@ import re
 import signal
 import statistics
 import subprocess
-import sys
 import time
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 from normdet.engine.history import read_history
 from normdet.engine.launch import GRACE_SECONDS
@@ -104,7 +105,7 @@ def run_cell(
             stderr=log,
             # We pass Ctrl-C on; the lock lives as long as the process.
             start_new_session=True,
-            pass_fds=[lock],
+            pass_fds=[lock] if os.name == "posix" else (),
         )
         if started:
             started(process.pid)
@@ -132,20 +133,17 @@ def _sole_owner(path: Path, stopping: Callable[[], bool]) -> Iterator[int]:
 
 
 def _wait(process: subprocess.Popen, stopping: Callable[[], bool]) -> tuple[int, float]:
-    """The exit code, and the most memory in MB that the process held with those it started."""
+    """The exit code, and the most MB that the process was seen to hold with those it started."""
     asked = False
     peak, look, begun = 0.0, 0.0, time.monotonic()
     try:
         while True:
-            pid, status, usage = os.wait4(process.pid, os.WNOHANG)
-            if pid:
-                process.returncode = os.waitstatus_to_exitcode(status)
-                # If nothing else tells: the peak is never below what we held when we started it.
-                scale = 2**20 if sys.platform == "darwin" else 2**10
-                return process.returncode, peak or usage.ru_maxrss / scale
+            code = process.poll()
+            if code is not None:
+                return code, peak
             now = time.monotonic()
             if now >= look:
-                peak = max(peak, held_memory(process.pid)[1])
+                peak = max(peak, held_memory(process.pid))
                 look = now + min(_LOOK_SECONDS, (now - begun) / 10)
             if stopping() and not asked:
                 asked = True
@@ -156,14 +154,19 @@ def _wait(process: subprocess.Popen, stopping: Callable[[], bool]) -> tuple[int,
         try:
             process.wait(GRACE_SECONDS)
         except subprocess.TimeoutExpired:
-            _signal(process, signal.SIGKILL)
+            _signal(process, getattr(signal, "SIGKILL", signal.SIGTERM))
         raise
 
 
 def _signal(process: subprocess.Popen, number: int) -> None:
     """Send a signal to the cell's process and those it started."""
-    with contextlib.suppress(ProcessLookupError):
-        os.killpg(process.pid, number)
+    with contextlib.suppress(ProcessLookupError, psutil.Error):
+        if hasattr(os, "killpg"):
+            os.killpg(process.pid, number)
+            return
+        leader = psutil.Process(process.pid)
+        for one in [*leader.children(recursive=True), leader]:
+            one.send_signal(signal.SIGTERM)  # which ends a process there at once
 
 
 def _write(row: Mapping[str, Any], path: Path) -> None:

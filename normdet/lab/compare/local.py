@@ -120,7 +120,7 @@ class LocalPool:
         """Learn from cells that have taken their first steps."""
         for task, run in self._running.items():
             if run.pid and _logged_since(task, run.begun):
-                self.learn(*_kind(task), held_memory(run.pid)[1])
+                self.learn(*_kind(task), held_memory(run.pid))
 
     def _expected(self, task: Task) -> float | None:
         """The memory a cell may need: that of its kind, or of other norms at the nearest size."""
@@ -140,7 +140,7 @@ class LocalPool:
         if need is None:
             return False
         for other, run in self._running.items():
-            available -= max(0.0, (self._expected(other) or 0.0) - held_memory(run.pid)[0])
+            available -= max(0.0, (self._expected(other) or 0.0) - held_memory(run.pid))
         return available >= HEADROOM * need
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from normdet.errors import NormdetError
 from normdet.layers import AddAct, NormLayer
 from normdet.layers.batch_statistics import of_no_data
-from normdet.modeling.describe import PARTS, part_of
+from normdet.modeling.describe import TITLES, part_of
 
 from .rows import BATCHES, FITS, Channels, Row, measure, summarize
 from .traces import Moments, has_stored_statistics, trace
@@ -49,7 +49,7 @@ def layers_to_watch(model: nn.Module) -> dict[str, NormLayer]:
         NormdetError: there is no such norm.
     """
     named = [(name, m) for name, m in model.named_modules() if isinstance(m, NormLayer)]
-    modules = dict(sorted(named, key=lambda item: PARTS.index(part_of(item[0]))))
+    modules = dict(sorted(named, key=lambda item: TITLES.index(part_of(item[0]))))
     watched = {
         name: m
         for name, m in modules.items()

@@ -65,8 +65,6 @@ def test_every_way_to_end_is_a_row(tmp_path, what, status, note):
 
 
 def test_its_memory_is_its_own_not_ours(tmp_path):
-    if not Path("/proc/self/status").exists():
-        pytest.skip("no /proc")
     ours = bytearray(os.urandom(1)) * (400 << 20)
     task, rows = fake(tmp_path / "a", "hold100"), []
     thread = threading.Thread(target=lambda: rows.append(run_cell(task)))
@@ -182,8 +180,6 @@ def test_each_norm_needs_what_it_needed(tmp_path):
 
 
 def test_memory_is_of_a_run_and_the_workers_it_started():
-    if not Path("/proc/self/status").exists():
-        pytest.skip("no /proc")
     code = """
 import os, sys, time
 if os.fork() == 0:
@@ -196,8 +192,8 @@ time.sleep(60)
     leader = subprocess.Popen(words, stdout=subprocess.PIPE, start_new_session=True)
     try:
         leader.stdout.readline()
-        until(lambda: held_memory(leader.pid)[0] > 100)
-        assert held_memory(leader.pid)[0] < 300
+        until(lambda: held_memory(leader.pid) > 100)
+        assert held_memory(leader.pid) < 300
     finally:
         os.killpg(leader.pid, signal.SIGKILL)
         leader.wait()
@@ -211,11 +207,8 @@ def test_gpus_are_shared_out():
 
 
 def test_memory_of_this_very_process_is_told():
-    if not Path("/proc/self/status").exists():
-        pytest.skip("no /proc")
-    held, most = held_memory(os.getpid())
-    assert 10 < held <= most and available_memory() > 0
-    assert held_memory(2**22 + 1) == (0.0, 0.0)
+    assert 10 < held_memory(os.getpid()) < 10**6 and available_memory() > 0
+    assert held_memory(2**22 + 1) == 0.0
 
 
 def test_closing_stops_what_runs_and_loses_only_that(tmp_path):
