@@ -411,3 +411,15 @@ def test_a_mask_of_0_and_255_is_no_void(tmp_path):
     out = tmp_path / "out"
     assert main(["prepare", str(tmp_path / "lab"), "--out", str(out), "--val", "0"]) == 0
     assert len(json.loads((out / "train.json").read_text())["annotations"]) == 3
+
+
+def test_empty_text_files_beside_label_images_are_no_yolo(tmp_path):
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    labels[12:36, 10:30] = 1
+    for name in NAMES:
+        image(tmp_path / "lab" / f"{name}.png")
+        Image.fromarray(labels).save(tmp_path / "lab" / f"{name}_mask.png")
+        (tmp_path / "lab" / f"{name}.txt").touch()
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 0
+    made = json.loads((tmp_path / "out" / "fingerprint.json").read_text())
+    assert made["kind"] == "images"

@@ -16,7 +16,9 @@ _LISTS = ("classes.txt", "obj.names", "predefined_classes.txt", "labels.txt", "_
 
 def find(files: Files) -> list[Path]:
     """Text files of numbers by fives or more, named after images."""
-    return [path for path in files.ending(".txt") if _is_labels(path, files)]
+    found = [path for path in files.ending(".txt") if _is_labels(path, files)]
+    # An empty file is an image without objects, but no sign of YOLO.
+    return found if any(files.beginning(path).strip() for path in found) else []
 
 
 def _is_labels(path: Path, files: Files) -> bool:
