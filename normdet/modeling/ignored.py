@@ -6,6 +6,7 @@ regions train as in detectron2, to the last bit.
 """
 
 from collections.abc import Sequence
+from typing import Final
 
 import torch
 from detectron2.modeling.proposal_generator import PROPOSAL_GENERATOR_REGISTRY, RPN
@@ -90,3 +91,7 @@ def _first_threshold(thresholds: Sequence[float]) -> float:
 @ROI_HEADS_REGISTRY.register()
 class NormdetStandardROIHeads(IgnoringProposals, StandardROIHeads):
     """detectron2's `StandardROIHeads`; proposals in ignored pixels are no background."""
+
+    # Constants for TorchScript, which detectron2 annotates in its own class alone.
+    mask_on: Final[bool]
+    keypoint_on: Final[bool]
