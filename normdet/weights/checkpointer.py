@@ -3,7 +3,7 @@
 import logging
 import os
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -51,20 +51,6 @@ class LoadReport:
     layout: str = ""
     verified: bool = True
     warnings: list[str] = field(default_factory=list)
-
-    def part_sources(self, prefixes: Iterable[str]) -> dict[str, str]:
-        """For each prefix of tensor names: the source, `"start values"`, or how much of which."""
-        sources = {}
-        for prefix in prefixes:
-            loaded = sum(key.startswith(prefix) for key in self.matched)
-            others = (*self.missing, *self.reinitialized)
-            total = loaded + sum(key.startswith(prefix) for key in others)
-            sources[prefix] = (
-                "start values" if not loaded
-                else self.source if loaded == total
-                else f"{self.source} ({loaded} of {total} tensors)"
-            )  # fmt: skip
-        return sources
 
     def to_dict(self) -> dict[str, Any]:
         """The report as plain values, for JSON."""
