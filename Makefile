@@ -8,7 +8,7 @@ PY := .venv/bin/python
 STARTER := $(shell for python in python3 python3.13 python3.12 python3.11 python3.10 "$(PYTHON)"; do \
 	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
 
-.PHONY: help setup demo test bench gpu check docs tables
+.PHONY: help setup demo test bench kernels gpu check docs tables
 .DEFAULT_GOAL := help
 
 help:
@@ -16,6 +16,7 @@ help:
 	@echo "make demo    train Mask R-CNN with GN and FRN+TLU on nuclei: output/demo/report.html"
 	@echo "make test    run the test suite (ARGS='-m \"not slow\"' for the quick part)"
 	@echo "make bench   time the layers and their kernels on this machine"
+	@echo "make kernels compile the GPU kernels without a GPU and look at their machine code"
 	@echo "make gpu     run the GPU tests, then time the kernels and a training step on the GPU"
 	@echo "make check   look for errors of style with ruff"
 	@echo "make docs    build the site: docs/_build/html/index.html"
@@ -42,6 +43,10 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
 		$(PY) -m pytest tests $(ARGS)
+
+# Needs no GPU: compiles for three, and fails on a spill or a narrow read.
+kernels: setup
+	$(PY) -m normdet bench --kernels $(ARGS)
 
 bench: setup
 	$(PY) -m normdet bench $(ARGS)

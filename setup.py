@@ -21,7 +21,7 @@ setup(
     packages=[*find_packages(include=["normdet", "normdet.*"]), "normdet.configs"],
     package_dir={"normdet.configs": "configs"},
     package_data={
-        "normdet": ["ops/csrc/*", "data/nuclei/*"],
+        "normdet": ["lab/bench/csrc/*", "ops/csrc/*", "data/nuclei/*"],
         "normdet.configs": ["**/*.yaml", "lazy/*.py"],
     },
     # detectron2 is missing on purpose: PyPI has none under its own name, and a requirement by URL

@@ -88,13 +88,15 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # stays as it is on average. 0 is the norm as its authors have it.
     node.START.KEEP = 0.0
     # Keep no output of a fused norm (GN, LN, IN, FRN) for backward but compute it anew there: less
-    # memory for one more elementwise pass per norm, and the same gradients to the last bit.
+    # memory for one more elementwise pass per norm, and the same gradients to the last bit. Under
+    # AMP on a GPU, GN needs GN.AMP_OUTPUT "input" for it: of a cast output the cast is kept.
     node.RECOMPUTE = False
     # The network of timm under MODEL.BACKBONE.NAME build_normdet_timm_fpn_backbone, such as
     # resnet50.a1_in1k, and a file with its weights; "" starts from random weights.
     node.TIMM = ""
     node.TIMM_WEIGHTS = ""
-    # Each method's own parameters.
+    # Each method's own parameters. GN.AMP_OUTPUT is what GN gives under AMP on a GPU: "stock" for
+    # fp32 as torch's own does, "input" for half precision as it came, in half the memory.
     for method in METHODS.values():
         if method.params:
             node[method.name] = new_node(dict(method.params))

@@ -83,8 +83,11 @@ def _learned_eps(family: str, value: str, dims: int, allowed: tuple[str, ...]) -
     return value == "always" or (value == "auto" and dims == 0)
 
 
-def _group_norm(channels, dims, activation, num_groups: int, **params) -> nn.Module:
-    return _per_example(layers.GroupNorm, layers.groups_for(channels, num_groups))(
+def _group_norm(
+    channels, dims, activation, num_groups: int, amp_output: str, **params
+) -> nn.Module:
+    cls = functools.partial(layers.GroupNorm, amp_output=amp_output)
+    return _per_example(cls, layers.groups_for(channels, num_groups))(
         channels, dims, activation, **params
     )
 
@@ -92,8 +95,10 @@ def _group_norm(channels, dims, activation, num_groups: int, **params) -> nn.Mod
 def _per_example(cls: type, *groups: int) -> Callable[..., nn.Module]:
     """GN or a case of it, which take any number of spatial dimensions."""
 
+    family = getattr(cls, "func", cls).family
+
     def build(channels, dims, activation, eps: float, learned_eps: str) -> nn.Module:
-        learned = _learned_eps(cls.family, learned_eps, dims, ("never", "always"))
+        learned = _learned_eps(family, learned_eps, dims, ("never", "always"))
         return cls(*groups, channels, eps=eps, activation=activation, learned_eps=learned)
 
     return build
@@ -171,7 +176,9 @@ METHODS: dict[str, Method] = {
             cost="keeps x; cheap",
             when="one or two images per GPU; the safe choice, with public weights",
             build=_group_norm,
-            params={"NUM_GROUPS": 32, "EPS": 1e-5, "LEARNED_EPS": "never"},
+            params={
+                "NUM_GROUPS": 32, "EPS": 1e-5, "LEARNED_EPS": "never", "AMP_OUTPUT": "stock",
+            },
         ),
         Method(
             "LN", "norm",

@@ -50,6 +50,20 @@ class NormLayer(nn.Module):
             f"got {tuple(x.shape)}"
         )
 
+    def joined(self, x: torch.Tensor, residual: torch.Tensor, join: "NormLayer") -> torch.Tensor:
+        """`join(self(x), residual)`: the norm at a residual block's end, with its join.
+
+        A norm with a fused form computes both in one pass over `x` (:meth:`fuses_join`).
+        """
+        return join(self(x), residual)
+
+    def fuses_join(self) -> bool:
+        """Whether :meth:`joined` is one pass: there is a form for it, and nobody looks between."""
+        return False
+
+    def _unobserved(self) -> bool:
+        return not (self.activation or self._forward_hooks or self._forward_pre_hooks)
+
     def norm_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters weight decay must leave alone: gamma, beta, tau and learned epsilons."""
         return self.parameters(recurse=False)

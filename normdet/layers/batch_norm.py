@@ -108,11 +108,22 @@ class FrozenBatchNorm2d(NormLayer):
             )
             return scripted.activate(y, self.tau, self.activation)
         else:
-            self._check_input(x)
-            return frozen_bn_act(
-                x, self.weight, self.bias, self.running_mean, self.running_var, self.tau,
-                eps=self.eps, activation=self.activation, backend=self.backend,
-            )  # fmt: skip
+            return self._normalize(x, self.tau, activation=self.activation)
+
+    def fuses_join(self) -> bool:
+        return self._unobserved()
+
+    def joined(self, x: torch.Tensor, residual: torch.Tensor, join: NormLayer) -> torch.Tensor:
+        if not self.fuses_join():
+            return super().joined(x, residual, join)
+        return self._normalize(x, join.tau, activation=join.activation, residual=residual)
+
+    def _normalize(self, x, tau, **options) -> torch.Tensor:
+        self._check_input(x)
+        return frozen_bn_act(
+            x, self.weight, self.bias, self.running_mean, self.running_var, tau,
+            eps=self.eps, backend=self.backend, **options,
+        )  # fmt: skip
 
     def expected_moments(self, mean, square):
         return BatchStatistics.expected_moments(self, mean, square)

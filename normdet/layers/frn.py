@@ -57,10 +57,12 @@ class FilterResponseNorm(PerExampleNorm):
         self._check_input(x)
         if self.stored is not None:
             return self.leaving_stored(x)
+        return self._normalize(x, self.tau, activation=self.activation)
+
+    def _normalize(self, x, tau, **options) -> torch.Tensor:
         return frn_tlu(
-            x, self.weight, self.bias, self.tau,
-            eps=self._eps(), activation=self.activation, backend=self.backend,
-        )  # fmt: skip
+            x, self.weight, self.bias, tau, eps=self._eps(), backend=self.backend, **options
+        )
 
     def own_moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, var = instance_moments(x)

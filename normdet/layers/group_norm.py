@@ -9,6 +9,8 @@ from ..ops import group_norm_act, scripted
 from .moments import instance_moments, pool
 from .per_example import PerExampleNorm
 
+AMP_OUTPUTS = ("stock", "input")
+
 
 def groups_for(channels: int, num_groups: int) -> int:
     """The groups that `channels` get if `num_groups` are asked for: the greatest common divisor.
@@ -30,6 +32,8 @@ class GroupNorm(PerExampleNorm):
         eps: added to the variance.
         activation: `None`, `"ReLU"` or `"TLU"`.
         backend: see :mod:`normdet.ops`.
+        amp_output: the output's dtype under autocast on CUDA: `"stock"` for fp32, as torch's group
+            norm gives it, or `"input"` for the input's, which moves and keeps half as many bytes.
         learned_eps: add the learned `abs(eps_l)` to `eps`: the larger it is beside the variance,
             the less an example's own contrast is normalized away.
 
@@ -47,13 +51,17 @@ class GroupNorm(PerExampleNorm):
         activation: str | None = None,
         backend: str = "auto",
         learned_eps: bool = False,
+        amp_output: str = "stock",
     ):
         super().__init__()
+        if amp_output not in AMP_OUTPUTS:
+            raise NormdetError(f"amp_output {amp_output!r} is not one of {AMP_OUTPUTS}")
         if num_groups < 1 or num_features % num_groups:
             raise NormdetError(f"{num_groups} groups do not divide {num_features} channels")
         self.num_groups = num_groups
         self.num_features = num_features
         self.backend = backend
+        self.amp_output = amp_output
         self._init_epsilon(eps, learned_eps)
         self._init_affine(num_features)
         self._init_activation(num_features, activation)
@@ -71,10 +79,19 @@ class GroupNorm(PerExampleNorm):
         self._check_input(x)
         if self.stored is not None:
             return self.leaving_stored(x)
+        return self._normalize(x, self.tau, activation=self.activation)
+
+    def _normalize(self, x, tau, **options) -> torch.Tensor:
         return group_norm_act(
-            x, self.num_groups, self.weight, self.bias, self.tau,
-            eps=self._eps(), activation=self.activation, backend=self.backend,
+            x, self.num_groups, self.weight, self.bias, tau,
+            eps=self._eps(), dtype=self._output_dtype(x), backend=self.backend, **options,
         )  # fmt: skip
+
+    def _output_dtype(self, x: torch.Tensor) -> torch.dtype | None:
+        """fp32 where autocast would have torch's own group norm give that, on CUDA alone."""
+        half = x.dtype in (torch.float16, torch.bfloat16)
+        stock = self.amp_output == "stock" and x.is_cuda and half
+        return torch.float32 if stock and torch.is_autocast_enabled() else None
 
     def own_moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, var = (m.unflatten(1, (self.num_groups, -1)) for m in instance_moments(x))
@@ -101,7 +118,7 @@ class LayerNorm(GroupNorm):
     family = "LN"
 
     def __init__(self, num_features: int, **kwargs):
-        super().__init__(1, num_features, **kwargs)
+        super().__init__(1, num_features, amp_output="input", **kwargs)
 
 
 class InstanceNorm(GroupNorm):
@@ -110,4 +127,4 @@ class InstanceNorm(GroupNorm):
     family = "IN"
 
     def __init__(self, num_features: int, **kwargs):
-        super().__init__(num_features, num_features, **kwargs)
+        super().__init__(num_features, num_features, amp_output="input", **kwargs)

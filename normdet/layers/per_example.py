@@ -46,6 +46,19 @@ class PerExampleNorm(NormLayer):
     def _eps(self) -> float | Tensor:
         return self.eps if self.eps_l is None else self.eps + self.eps_l.abs()
 
+    def fuses_join(self) -> bool:
+        return self.stored is None and self._unobserved()
+
+    def joined(self, x: Tensor, residual: Tensor, join: NormLayer) -> Tensor:
+        if not self.fuses_join():
+            return super().joined(x, residual, join)
+        self._check_input(x)
+        return self._normalize(x, join.tau, activation=join.activation, residual=residual)
+
+    def _normalize(self, x: Tensor, tau: Tensor | None, **options) -> Tensor:
+        """The fused norm, with an activation and perhaps a residual."""
+        raise NotImplementedError
+
     def own_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """The mean and the variance that each example is normalized by, both `(N, C)`."""
         raise NotImplementedError

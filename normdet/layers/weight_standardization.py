@@ -14,8 +14,8 @@ class WSConv2d(nn.Conv2d):
 
     Two dialects, whose trained weights do not mix: `"jhu"` (the authors' and mmcv's: unbiased
     deviation, 1e-5 added to it) and `"timm"` (timm's and BiT's: biased variance, 1e-6 under the
-    root). In eval without gradients the standardized weight is computed once and kept until the
-    weight changes.
+    root). A weight that is frozen, or in eval without gradients, is standardized once; that is kept
+    until the weight changes.
 
     Args:
         norm: module applied to the output, or `None`; belongs behind it: the scale of the weight
@@ -47,8 +47,8 @@ class WSConv2d(nn.Conv2d):
 
     def standardized_weight(self) -> torch.Tensor:
         """The weight in use, `(C_out, C_in / groups, kH, kW)`."""
-        learning = torch.is_grad_enabled() and self.weight.requires_grad
-        if self.training or learning or torch.compiler.is_compiling():
+        learning = self.weight.requires_grad and (self.training or torch.is_grad_enabled())
+        if learning or torch.compiler.is_compiling():
             self._folded = None
             return standardize_weight(self.weight, dialect=self.dialect)
         key = (self.weight.data_ptr(), self.weight._version)

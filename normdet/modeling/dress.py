@@ -4,10 +4,13 @@ Every part of ours is detectron2's own part, built without norms and then dresse
 initialization, random numbers and state-dict keys stay detectron2's.
 """
 
+import torch
 from detectron2.config import CfgNode
-from torch import nn
+from detectron2.layers import Conv2d
+from torch import Tensor, nn
 
 from ..keys import put
+from ..layers import AddAct, NormLayer, WSConv2d
 from ..options import NormOption
 
 
@@ -80,3 +83,25 @@ def dress_pair(
             name = name.replace("relu", "norm")
             child = option.build_norm(channels, activate=True, dims=dims)
         parent.add_module(name, child)
+
+
+def convolve_and_join(conv: nn.Module, x: Tensor, residual: Tensor, join: nn.Module) -> Tensor:
+    """`join(conv(x), residual)`, the convolution's norm and the join in one pass where they can.
+
+    Modules that somebody has hooked are called as themselves, and so are all while a trace is
+    taken.
+    """
+    norm = getattr(conv, "norm", None)
+    hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (conv, join))
+    fuses = (
+        type(conv) in (Conv2d, WSConv2d)
+        and isinstance(norm, NormLayer)
+        and norm.fuses_join()
+        and isinstance(join, AddAct)
+        and conv.activation is None
+        and not (hooked or torch.jit.is_tracing())
+    )
+    if not fuses:
+        return join(conv(x), residual)
+    weight = conv.standardized_weight() if isinstance(conv, WSConv2d) else conv.weight
+    return norm.joined(conv._conv_forward(x, weight, conv.bias), residual, join)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from ..keys import norm_option, stage_options
 from ..layers import freeze_batch_norm
 from ..options import NormOption
-from .dress import dress_conv, without_norms
+from .dress import convolve_and_join, dress_conv, without_norms
 from .fixup import fixup_block, fixup_stem
 from .lean import lean
 
@@ -49,6 +49,7 @@ class BasicBlock(_Dressed):
     """Two 3x3 convolutions and a shortcut; the activation after the addition has its own `tau`."""
 
     activated = ("conv1",)
+    last = "conv2"
 
     def __init__(self, block: CNNBlockBase, option: NormOption):
         super().__init__(block, option)
@@ -56,8 +57,12 @@ class BasicBlock(_Dressed):
         self.entry = None  # before the convolutions, where Fixup is
         self.shortcut = getattr(self, "shortcut", None)
 
+    def trunk(self, x: Tensor) -> Tensor:
+        """All of the branch but its last convolution, whose norm the join follows."""
+        return self.conv1(x)
+
     def branch(self, x: Tensor) -> Tensor:
-        return self.conv2(self.conv1(x))
+        return self.conv2(self.trunk(x))
 
     def forward(self, x: Tensor) -> Tensor:
         shortcut = x
@@ -65,7 +70,10 @@ class BasicBlock(_Dressed):
             x = self.entry(x)
         if self.shortcut is not None:
             shortcut = self.shortcut(x)
-        return self.join(self.branch(x), shortcut)
+        if torch.jit.is_scripting():
+            return self.join(self.branch(x), shortcut)
+        else:
+            return convolve_and_join(getattr(self, self.last), self.trunk(x), shortcut, self.join)
 
 
 class BottleneckBlock(BasicBlock):
@@ -73,8 +81,13 @@ class BottleneckBlock(BasicBlock):
 
     activated = ("conv1", "conv2")
 
+    last = "conv3"
+
+    def trunk(self, x: Tensor) -> Tensor:
+        return self.conv2(self.conv1(x))
+
     def branch(self, x: Tensor) -> Tensor:
-        return self.conv3(self.conv2(self.conv1(x)))
+        return self.conv3(self.trunk(x))
 
 
 class DeformBottleneckBlock(BottleneckBlock):
@@ -84,14 +97,14 @@ class DeformBottleneckBlock(BottleneckBlock):
         super().__init__(block, option)
         self.modulated = block.deform_modulated
 
-    def branch(self, x: Tensor) -> Tensor:
+    def trunk(self, x: Tensor) -> Tensor:
         x = self.conv1(x)
         offset = self.conv2_offset(x)
         if not self.modulated:
-            return self.conv3(self.conv2(x, offset))
+            return self.conv2(x, offset)
         offset_x, offset_y, mask = offset.chunk(3, dim=1)
         offset = torch.cat((offset_x, offset_y), dim=1)
-        return self.conv3(self.conv2(x, offset, mask.sigmoid()))
+        return self.conv2(x, offset, mask.sigmoid())
 
 
 _DRESSED = {

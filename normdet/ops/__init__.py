@@ -45,22 +45,28 @@ def frn_tlu(
     *,
     eps: float | Tensor,
     activation: str | None = None,
+    residual: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Filter Response Norm and its activation (arXiv:1911.09737).
 
-    Keeps `x` and one float per `(n, c)` for backward.
+    Keeps `x` and one float per `(n, c)` for backward; with a residual its output as well.
 
     Args:
         eps: a number, or a tensor of one element that is learned.
+        residual: shaped as `x`, added before the activation: the join of a residual block, in
+            the same pass.
     """
     _check(x, tau, activation)
-    if _plain(backend, x):
-        return reference.frn_tlu(x, weight, bias, tau, eps=eps, activation=activation)
+    if _plain(backend, x, residual):
+        return reference.frn_tlu(
+            x, weight, bias, tau, eps=eps, activation=activation, residual=residual
+        )
     number, learned = _split_eps(eps)
     return library.norm_act(
-        x, weight, bias, tau, learned, "rms", x.shape[1], number, activation, backend
-    )
+        x, residual, weight, bias, tau, learned, "rms", x.shape[1], number, activation, None,
+        backend,
+    )  # fmt: skip
 
 
 def group_norm_act(
@@ -72,26 +78,32 @@ def group_norm_act(
     *,
     eps: float | Tensor,
     activation: str | None = None,
+    residual: Tensor | None = None,
+    dtype: torch.dtype | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Group Norm and its activation (arXiv:1803.08494); one group is LN, C groups are IN.
 
-    Keeps `x` and two floats per `(n, group)` for backward.
+    Keeps `x` and two floats per `(n, group)` for backward; with a residual its output as well.
 
     Args:
         eps: as in :func:`frn_tlu`.
+        residual: as in :func:`frn_tlu`, of the output's dtype.
+        dtype: the output's, by default the input's. A wider one costs no pass of its own.
     """
     _check(x, tau, activation)
     if num_groups < 1 or x.shape[1] % num_groups:
         raise NormdetError(f"{x.shape[1]} channels do not divide into {num_groups} groups")
-    if _plain(backend, x):
+    if _plain(backend, x, residual, dtype):
         return reference.group_norm_act(
-            x, num_groups, weight, bias, tau, eps=eps, activation=activation
-        )
+            x, num_groups, weight, bias, tau, eps=eps, activation=activation, residual=residual,
+            dtype=dtype,
+        )  # fmt: skip
     number, learned = _split_eps(eps)
     return library.norm_act(
-        x, weight, bias, tau, learned, "group", num_groups, number, activation, backend
-    )
+        x, residual, weight, bias, tau, learned, "group", num_groups, number, activation,
+        None if dtype is x.dtype else dtype, backend,
+    )  # fmt: skip
 
 
 def frozen_bn_act(
@@ -104,20 +116,25 @@ def frozen_bn_act(
     *,
     eps: float,
     activation: str | None = None,
+    residual: Tensor | None = None,
     backend: str = "auto",
 ) -> Tensor:
     """Frozen batch statistics and the activation: one fixed affine.
 
     Keeps nothing but its output for backward. An affine that wants a gradient takes the plain form.
+
+    Args:
+        residual: as in :func:`frn_tlu`.
     """
     _check(x, tau, activation)
     fixed = [p for p in (weight, bias, running_mean, running_var) if p is not None]
-    if _plain(backend, x) or any(p.requires_grad for p in fixed):
+    if _plain(backend, x, residual) or any(p.requires_grad for p in fixed):
         return reference.frozen_bn_act(
-            x, weight, bias, running_mean, running_var, tau, eps=eps, activation=activation
-        )
+            x, weight, bias, running_mean, running_var, tau, eps=eps, activation=activation,
+            residual=residual,
+        )  # fmt: skip
     scale, shift = reference.frozen_affine(weight, bias, running_mean, running_var, eps)
-    return library.affine_act(x, scale, shift, tau, activation, backend)
+    return library.point_act(x, residual, scale, shift, tau, activation, backend)
 
 
 def add_act(
@@ -130,12 +147,11 @@ def add_act(
 ) -> Tensor:
     """The residual join: add, then the activation. Keeps nothing but its output for backward."""
     _check(x, tau, activation)
-    unlike = x.dtype != y.dtype or x.shape != y.shape
-    if _plain(backend, x) or activation is None or unlike:
+    if _plain(backend, x, y) or activation is None:
         return reference.add_act(x, y, tau, activation=activation)
     if backend == "auto" and activation == "ReLU" and x.device.type == "cpu":
         return F.relu_(x + y)  # keeps the same, and torch's own two passes measure faster
-    return library.add_act(x, y, tau, activation, backend)
+    return library.point_act(x, y, None, None, tau, activation, backend)
 
 
 def act(x: Tensor, tau: Tensor | None = None, *, activation: str | None = None) -> Tensor:
@@ -182,8 +198,9 @@ def standardize_weight(
     if rows[:1].numel() == 1:
         kind = "group"  # one value has no unbiased deviation
     standard = library.norm_act(
-        rows.flatten(1).unsqueeze(0), None, None, None, None, kind, len(rows), eps, None, backend
-    )
+        rows.flatten(1).unsqueeze(0), None, None, None, None, None, kind, len(rows), eps, None,
+        None, backend,
+    )  # fmt: skip
     return standard.reshape(rows.shape).movedim(0, out_dim)
 
 
@@ -203,12 +220,19 @@ def _split_eps(eps: float | Tensor) -> tuple[float, Tensor | None]:
     return (0.0, eps) if isinstance(eps, Tensor) else (eps, None)
 
 
-def _plain(backend: str, x: Tensor) -> bool:
-    """Whether to take the reference form."""
+def _plain(
+    backend: str,
+    x: Tensor,
+    residual: Tensor | None = None,
+    dtype: torch.dtype | None = None,
+) -> bool:
+    """Whether to take the reference form, as must a residual that is to be broadcast or cast."""
     if backend not in library.BACKENDS:
         raise NormdetError(
             f"backend {backend!r} is not one of {', '.join(map(repr, library.BACKENDS))}"
         )
+    if residual is not None and (residual.dtype != (dtype or x.dtype) or residual.shape != x.shape):
+        return True
     if backend != "auto":
         return backend == "reference"
     transformed = torch._C._are_functorch_transforms_active()

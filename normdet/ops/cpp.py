@@ -92,16 +92,22 @@ def _build(compiler: list[str], path: Path) -> None:
         os.replace(built, path)
 
 
-def norm_forward(x, weight, bias, tau, learned_eps, kind, groups, eps, activation):
+def norm_forward(
+    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype=None
+):
+    if dtype is not None and dtype is not x.dtype:
+        x = x.to(dtype)
     x, last, shape = _prepare(x)
     eps = eps if learned_eps is None else learned_eps.item()
     y = torch.empty_like(x)
     rstd = torch.empty(shape[0], groups, dtype=_wide_dtype(x))
-    mean = torch.empty_like(rstd) if kind != "rms" else rstd.new_empty(0)
+    mean = None if kind == "rms" else torch.empty_like(rstd)
+    if residual is not None:
+        residual = _alike(residual.to(x.dtype), x)
     weight, bias, tau = _parameters(rstd.dtype, weight, bias, tau)
     if x.numel():
         call = _call(
-            x, last, shape, activation, None, weight, bias, tau, y,
+            x, last, shape, activation, residual, weight, bias, tau, y,
             mean, rstd, None, None, _KINDS[kind], groups, eps,
         )  # fmt: skip
         _library().normdet_norm_forward(call)
@@ -109,13 +115,19 @@ def norm_forward(x, weight, bias, tau, learned_eps, kind, groups, eps, activatio
 
 
 def norm_backward(
-    dy, x, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient
+    dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient
 ):
-    x, last, shape = _prepare(x)
+    if out is not None:
+        return _joined_backward(
+            dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient
+        )
+    dtype = x.dtype
+    x, last, shape = _prepare(x.to(dy.dtype))
     dy = _alike(dy, x)
     dx = torch.empty_like(x)
     by_channel = torch.zeros(3, shape[1], dtype=rstd.dtype)
-    deps = torch.zeros(1 if eps_gradient else 0, dtype=rstd.dtype)
+    deps = torch.zeros(1, dtype=rstd.dtype) if eps_gradient else None
+    trained = eps_gradient or not (weight is bias is tau is None)
     weight, bias, tau = _parameters(rstd.dtype, weight, bias, tau)
     if x.numel():
         call = _call(
@@ -123,31 +135,43 @@ def norm_backward(
             mean, rstd, by_channel, deps, _KINDS[kind], groups, eps,
         )  # fmt: skip
         _library().normdet_norm_backward(call)
-    return dx, by_channel, deps
+    return dx.to(dtype), None, by_channel if trained else None, deps
 
 
-def affine_forward(x, scale, shift, tau, activation):
-    return _point_forward(x, None, scale, shift, tau, activation)
+def _joined_backward(dy, x, out, mean, rstd, weight, bias, tau, *options):
+    """What the activation let pass of the sum is the residual's gradient, and the norm's."""
+    *options, activation, eps_gradient = options
+    dtau = None
+    if activation is not None:
+        dy, _, dtau = point_backward(dy, out, None, True, tau)
+    dx, _, by_channel, deps = norm_backward(
+        dy, x, None, mean, rstd, weight, bias, None, *options, None, eps_gradient
+    )
+    if dtau is not None and by_channel is None:
+        by_channel = torch.zeros(3, x.shape[1], dtype=rstd.dtype)
+    if dtau is not None:
+        by_channel[2] = dtau
+    return dx, dy, by_channel, deps
 
 
-def add_forward(x, y, tau, activation):
-    return _point_forward(x, y, None, None, tau, activation)
-
-
-def _point_forward(x, x2, scale, shift, tau, activation):
+def point_forward(x, residual, scale, shift, tau, activation):
     x, last, shape = _prepare(x)
-    if x2 is not None:
-        x2 = _alike(x2, x)
+    if residual is not None:
+        residual = _alike(residual, x)
     y = torch.empty_like(x)
     scale, shift, tau = _parameters(_wide_dtype(x), scale, shift, tau)
     if x.numel():
         _library().normdet_point_forward(
-            _call(x, last, shape, activation, x2, scale, shift, tau, y)
+            _call(x, last, shape, activation, residual, scale, shift, tau, y)
         )
     return y
 
 
-def point_backward(dy, y, scale, tau, activation):
+def point_backward(dy, y, scale, joined, tau):
+    if scale is not None and joined:  # two gradients, of which the kernel writes one
+        dsum, _, dtau = point_backward(dy, y, None, True, tau)
+        rows = scale.to(dsum.dtype).reshape(1, -1, *[1] * (dsum.dim() - 2))
+        return dsum * rows, dsum, dtau
     y, last, shape = _prepare(y)
     dy = _alike(dy, y)
     dx = torch.empty_like(y)
@@ -155,9 +179,9 @@ def point_backward(dy, y, scale, tau, activation):
     scale, tau = _parameters(dtau.dtype, scale, tau)
     if y.numel():
         _library().normdet_point_backward(
-            _call(y, last, shape, activation, dy, scale, None, tau, dx, by_channel=dtau)
+            _call(y, last, shape, "", dy, scale, None, tau, dx, by_channel=dtau)
         )
-    return dx, dtau
+    return dx, None, None if tau is None else dtau
 
 
 def _call(

@@ -12,31 +12,41 @@ from normdet.ops.layout import memory_format
 from normdet.ops.reference import wide
 
 
-def norm_forward(x, weight, bias, tau, learned_eps, kind, groups, eps, activation):
-    """`y` shaped as `x`, and `mean` (empty for "rms") and `rstd`, both `(N, groups)`."""
+def norm_forward(
+    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype=None
+):
+    """`y` shaped as `x`, and `mean` (None for "rms") and `rstd`, both `(N, groups)`.
+
+    A residual is added before the activation.
+    """
     z = _with_space(wide(x))
     mean, rstd = _statistics(z, kind, groups, eps if learned_eps is None else learned_eps)
     y = _affine(_centre(z, mean), _scale(rstd, weight, z), bias)
-    if activation is not None:
-        t = _row(tau, z) if activation == "TLU" else 0.0
-        y = torch.where(y <= t, t, y)
-    y = y.to(x.dtype).reshape(x.shape).contiguous(memory_format=memory_format(x))
-    return y, z.new_empty(0) if mean is None else mean, rstd
+    if residual is not None:
+        y = y + wide(residual).reshape(y.shape)
+    return _finish(_activate(y, tau, activation), x, dtype or x.dtype), mean, rstd
 
 
 def norm_backward(
-    dy, x, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient
+    dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient
 ):
-    """Gradients of `x`, of weight, bias and tau `(3, C)`, and of eps (empty if not asked for)."""
+    """Gradients of `x` and of the residual, of weight, bias and tau `(3, C)`, and of eps.
+
+    Those of what was not given are None. With a residual, what was clamped is found from the
+    output `out`.
+    """
     z, grad = _with_space(wide(x)), _with_space(wide(dy))
     space = list(range(2, z.dim()))
-    centred = _centre(z, None if kind == "rms" else mean)
+    centred = _centre(z, mean)
     scale = _scale(rstd, weight, z)
     if activation is None:
         kept, st = grad, grad.new_zeros(grad.shape[:2])
     else:
         t = _row(tau, z) if activation == "TLU" else 0.0
-        clamped = _affine(centred, scale, bias) <= t
+        if out is None:
+            clamped = _affine(centred, scale, bias) <= t
+        else:
+            clamped = _clamped(out, tau, activation)
         kept = grad.masked_fill(clamped, 0)
         st = (grad - kept).sum(space)
     s0, s1 = kept.sum(space), (kept * centred).sum(space)
@@ -51,39 +61,51 @@ def norm_backward(
         p = -g1 * rstd.square() / ((count - 1) * deviation)
         p = p.masked_fill(deviation <= 0, 0)
     dx = torch.addcmul(kept * scale, centred, _spread(p, z))
-    if kind != "rms":
+    if mean is not None:
         dx += _spread(-g0 * rstd / count, z)
 
     per_row = rstd.repeat_interleave(c // groups, 1)
-    deps = (-0.5 * (w * s1 * per_row**3).sum()).reshape(1) if eps_gradient else s1.new_empty(0)
-    dx = dx.to(x.dtype).reshape(x.shape).contiguous(memory_format=memory_format(x))
-    return dx, torch.stack([s1 * per_row, s0, st]).sum(1), deps
+    deps = (-0.5 * (w * s1 * per_row**3).sum()).reshape(1) if eps_gradient else None
+    by_channel = None
+    if eps_gradient or any(parameter is not None for parameter in (weight, bias, tau)):
+        by_channel = torch.stack([s1 * per_row, s0, st]).sum(1)
+    dsum = None if out is None else _finish(kept, x, dy.dtype)
+    return _finish(dx, x, x.dtype), dsum, by_channel, deps
 
 
-def affine_forward(x, scale, shift, tau, activation):
-    z = _affine(_with_space(wide(x)), _row(scale, x), shift)
-    return (
-        _activate(z, tau, activation)
-        .to(x.dtype)
-        .reshape(x.shape)
-        .contiguous(memory_format=memory_format(x))
-    )
-
-
-def add_forward(x, y, tau, activation):
-    z = _activate(_with_space(wide(x) + wide(y)), tau, activation)
-    return z.to(x.dtype).reshape(x.shape).contiguous(memory_format=memory_format(x))
-
-
-def point_backward(dy, y, scale, tau, activation):
-    """Gradients of the input and of `tau` of a pointwise form, from its output `y` alone."""
-    grad, out = _with_space(dy), _with_space(y)
-    t = _row(tau.to(y.dtype), out) if activation == "TLU" else 0.0
-    kept = grad.masked_fill(out <= t, 0)
-    dtau = wide(grad - kept).sum([0, *range(2, out.dim())])
+def point_forward(x, residual, scale, shift, tau, activation):
+    """`activation(x * scale + shift + residual)`, of which each may be missing."""
+    z = _with_space(wide(x))
     if scale is not None:
-        kept = (kept * _row(scale, out)).to(dy.dtype)
-    return kept.reshape(y.shape).contiguous(memory_format=memory_format(y)), dtau
+        z = _affine(z, _row(scale, x), shift)
+    if residual is not None:
+        z = z + wide(residual).reshape(z.shape)
+    return _finish(_activate(z, tau, activation), x, x.dtype)
+
+
+def point_backward(dy, y, scale, joined, tau):
+    """Gradients of the input, of the residual and of `tau`, from the activated output `y` alone.
+
+    Without a scale input and residual have the same, given once; what was not there has None.
+    """
+    grad = _with_space(dy)
+    kept = grad.masked_fill(_clamped(y, tau, "ReLU" if tau is None else "TLU"), 0)
+    dtau = None if tau is None else wide(grad - kept).sum([0, *range(2, grad.dim())])
+    if scale is None:
+        return _finish(kept, y, y.dtype), None, dtau
+    dx = _finish(kept * _row(scale, grad), y, y.dtype)
+    return dx, _finish(kept, y, y.dtype) if joined else None, dtau
+
+
+def _finish(z: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
+    """`z` in the shape and layout of `x`."""
+    return z.to(dtype).reshape(x.shape).contiguous(memory_format=memory_format(x))
+
+
+def _clamped(out: Tensor, tau: Tensor | None, activation: str) -> Tensor:
+    """Which elements of an output lie at its threshold, as the output holds that."""
+    out = _with_space(out)
+    return out <= (_row(tau.to(out.dtype), out) if activation == "TLU" else 0.0)
 
 
 def _with_space(x: Tensor) -> Tensor:

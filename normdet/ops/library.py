@@ -1,10 +1,12 @@
 """The torch operators `normdet::*`: how torch.compile, export and autocast see the fast forms.
 
 Each has a fake form (shapes and strides) and a derivative. The work is done by a backend, a module
-with `norm_forward`, `norm_backward`, `affine_forward`, `add_forward` and `point_backward`; "auto"
-is resolved here, when the operator runs, so that nothing of the choice is traced.
+with `norm_forward`, `norm_backward`, `point_forward` and `point_backward`; "auto" is resolved here,
+when the operator runs, so that nothing of the choice is traced. A backend gives None for what there
+is not; an operator, which cannot, an empty tensor.
 """
 
+import functools
 import importlib.util
 from types import ModuleType
 
@@ -20,31 +22,42 @@ DTYPES = (torch.float16, torch.bfloat16, torch.float32, torch.float64)
 
 _lib = torch.library.Library("normdet", "DEF")
 _lib.define(
-    "norm_act(Tensor x, Tensor? weight, Tensor? bias, Tensor? tau, Tensor? learned_eps, str kind, "
-    "SymInt groups, float eps, str? activation, str backend) -> (Tensor, Tensor, Tensor)"
+    "norm_act(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? tau, "
+    "Tensor? learned_eps, str kind, SymInt groups, float eps, str? activation, ScalarType? dtype, "
+    "str backend) -> (Tensor, Tensor, Tensor)"
 )
 _lib.define(
-    "norm_act_backward(Tensor dy, Tensor x, Tensor mean, Tensor rstd, Tensor? weight, "
-    "Tensor? bias, Tensor? tau, str kind, SymInt groups, float eps, str? activation, "
-    "bool eps_gradient, str backend) -> (Tensor, Tensor, Tensor)"
+    "norm_act_backward(Tensor dy, Tensor x, Tensor? out, Tensor? mean, Tensor rstd, "
+    "Tensor? weight, Tensor? bias, Tensor? tau, str kind, SymInt groups, float eps, "
+    "str? activation, bool eps_gradient, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
 )
 _lib.define(
-    "affine_act(Tensor x, Tensor scale, Tensor shift, Tensor? tau, str? activation, str backend) "
-    "-> Tensor"
+    "point_act(Tensor x, Tensor? residual, Tensor? scale, Tensor? shift, Tensor? tau, "
+    "str? activation, str backend) -> Tensor"
 )
-_lib.define("add_act(Tensor x, Tensor y, Tensor? tau, str? activation, str backend) -> Tensor")
 _lib.define(
-    "point_backward(Tensor dy, Tensor y, Tensor? scale, Tensor? tau, str? activation, str backend) "
-    "-> (Tensor, Tensor)"
+    "point_act_backward(Tensor dy, Tensor y, Tensor? scale, bool joined, Tensor? tau, str backend) "
+    "-> (Tensor, Tensor, Tensor)"
 )
+
+
+@functools.cache
+def _triton() -> ModuleType | None:
+    """The backend "triton", or None where there is no Triton."""
+    if importlib.util.find_spec("triton") is None:
+        return None
+    from normdet.ops import triton_backend
+
+    return triton_backend
 
 
 def _resolve(backend: str, x: Tensor) -> ModuleType:
     if backend == "auto":
         if x.device.type == "cpu":
             return cpp if cpp.available() else eager
-        has_triton = x.device.type == "cuda" and importlib.util.find_spec("triton")
-        backend = "triton" if has_triton and x.dtype != torch.float64 else "eager"
+        fits = x.device.type == "cuda" and x.dtype != torch.float64
+        triton = _triton() if fits else None
+        return triton if triton is not None and triton.works(x.get_device()) else eager
     if backend == "eager":
         return eager
     if backend == "cpp":
@@ -52,36 +65,52 @@ def _resolve(backend: str, x: Tensor) -> ModuleType:
             raise NormdetError("backend 'cpp' needs a C++ compiler, and none here works")
         return cpp
     try:
-        from normdet.ops import triton_backend
+        triton = _triton()
     except ImportError as error:
         raise NormdetError(f"backend 'triton' needs the package triton: {error}") from None
-    return triton_backend
+    if triton is None:
+        raise NormdetError("backend 'triton' needs the package triton, which is not installed")
+    return triton
 
 
-def _norm_act(x, weight, bias, tau, learned_eps, kind, groups, eps, activation, backend):
+def _norm_act(
+    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype, backend
+):
     run = _resolve(backend, x).norm_forward
-    return run(x, weight, bias, tau, learned_eps, kind, groups, eps, activation)
+    return run(
+        x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype
+    )
 
 
-def _norm_act_backward(*inputs):
-    *inputs, backend = inputs
-    return _resolve(backend, inputs[1]).norm_backward(*inputs)
+def _norm_act_backward(dy, x, out, mean, rstd, weight, bias, tau, kind, *options):
+    *options, backend = options
+    mean = None if kind == "rms" else mean  # of the operator's, which are empty
+    run = _resolve(backend, x).norm_backward
+    return run(dy, x, out, mean, rstd, weight, bias, tau, kind, *options)
 
 
-def _affine_act(x, scale, shift, tau, activation, backend):
-    return _resolve(backend, x).affine_forward(x, scale, shift, tau, activation)
+def _point_act(x, residual, scale, shift, tau, activation, backend):
+    return _resolve(backend, x).point_forward(x, residual, scale, shift, tau, activation)
 
 
-def _add_act(x, y, tau, activation, backend):
-    return _resolve(backend, x).add_forward(x, y, tau, activation)
+def _point_act_backward(dy, y, scale, joined, tau, backend):
+    return _resolve(backend, y).point_backward(dy, y, scale, joined, tau)
 
 
-def _point_backward(dy, y, scale, tau, activation, backend):
-    return _resolve(backend, y).point_backward(dy, y, scale, tau, activation)
+def _full(run):
+    """`run` with an empty tensor in place of every None."""
+
+    def filled(x, *inputs):
+        outputs = run(x, *inputs)
+        if isinstance(outputs, Tensor):
+            return outputs
+        return tuple(_statistic(x, 0) if out is None else out for out in outputs)
+
+    return filled
 
 
-def _like(x: Tensor) -> Tensor:
-    return torch.empty_like(x, memory_format=memory_format(x))
+def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
+    return torch.empty_like(x, dtype=dtype, memory_format=memory_format(x))
 
 
 def _statistic(x: Tensor, *shape) -> Tensor:
@@ -89,47 +118,69 @@ def _statistic(x: Tensor, *shape) -> Tensor:
     return x.new_empty(shape, dtype=dtype)
 
 
-def _fake_norm_act(x, weight, bias, tau, learned_eps, kind, groups, eps, activation, backend):
+def _fake_norm_act(
+    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype, backend
+):
     rstd = _statistic(x, x.shape[0], groups)
-    return _like(x), _statistic(x, 0) if kind == "rms" else torch.empty_like(rstd), rstd
+    return _like(x, dtype), _statistic(x, 0) if kind == "rms" else torch.empty_like(rstd), rstd
 
 
-def _fake_norm_act_backward(dy, x, *others):
-    return _like(x), _statistic(x, 3, x.shape[1]), _statistic(x, int(others[-2]))
+def _fake_norm_act_backward(
+    dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient, backend
+):
+    trained = any(p is not None for p in (weight, bias, tau)) or eps_gradient
+    return (
+        _like(x),
+        _statistic(x, 0) if out is None else _like(dy),
+        _statistic(x, 3, x.shape[1]) if trained else _statistic(x, 0),
+        _statistic(x, 1 if eps_gradient else 0),
+    )
 
 
-def _fake_point_backward(dy, y, scale, tau, activation, backend):
-    return _like(y), _statistic(y, y.shape[1])
+def _fake_point_act(x, residual, scale, shift, tau, activation, backend):
+    return _like(x)
+
+
+def _fake_point_act_backward(dy, y, scale, joined, tau, backend):
+    dsum = _like(y) if joined and scale is not None else _statistic(y, 0)
+    return _like(y), dsum, _statistic(y, 0 if tau is None else y.shape[1])
+
+
+def _keep_norm(ctx, inputs, output):
+    x, residual, weight, bias, tau, learned_eps, *ctx.options = inputs
+    y, mean, rstd = output
+    out = None if residual is None else y
+    ctx.save_for_backward(x, out, mean, rstd, weight, bias, tau, learned_eps)
 
 
 def _save_norm(ctx, inputs, output):
-    x, weight, bias, tau, learned_eps, *ctx.options, ctx.backend = inputs
-    _, mean, rstd = output
+    """For the operator, whose statistics are outputs too."""
     ctx.set_materialize_grads(False)
-    ctx.mark_non_differentiable(mean, rstd)
-    ctx.save_for_backward(x, mean, rstd, weight, bias, tau, learned_eps)
+    ctx.mark_non_differentiable(*output[1:])
+    _keep_norm(ctx, inputs, output)
 
 
 def _differentiate_norm(ctx, dy, *_):
-    none = (None,) * 10
-    return none if dy is None else (*_norm_gradients(ctx, dy), *none[5:])
-
-
-def _norm_gradients(ctx, dy: Tensor) -> tuple[Tensor | None, ...]:
-    """Of x, weight, bias, tau and the learned eps."""
-    x, mean, rstd, weight, bias, tau, learned_eps = ctx.saved_tensors
-    dx, by_channel, deps = norm_act_backward(
-        dy, x, mean, rstd, weight, bias, tau, *ctx.options, learned_eps is not None, ctx.backend
-    )
-    if weight is None and bias is None and tau is None:
-        return dx, None, None, None, _gradient(deps, learned_eps)
-    dweight, dbias, dtau = by_channel.unbind()
+    """Of x, residual, weight, bias, tau and the learned eps."""
+    if dy is None:
+        return (None,) * 12
+    x, out, mean, rstd, weight, bias, tau, learned_eps = ctx.saved_tensors
+    kind, groups, eps, activation, _, backend = ctx.options
+    dx, dsum, by_channel, deps = norm_act_backward(
+        dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation,
+        learned_eps is not None, backend,
+    )  # fmt: skip
+    dweight = dbias = dtau = None
+    if weight is not None or bias is not None or tau is not None:
+        dweight, dbias, dtau = by_channel.unbind()
     return (
         dx,
+        None if out is None else dsum,
         _gradient(dweight, weight),
         _gradient(dbias, bias),
         _gradient(dtau, tau),
         _gradient(deps, learned_eps),
+        *(None,) * 6,
     )
 
 
@@ -140,30 +191,24 @@ def _gradient(value: Tensor, parameter: Tensor | None) -> Tensor | None:
     return value if alike else value.to(parameter.dtype).view(parameter.shape)
 
 
-def _save_affine(ctx, inputs, output):
-    _, scale, _, tau, ctx.activation, ctx.backend = inputs
+def _save_point(ctx, inputs, output):
+    _, residual, scale, _, tau, ctx.activation, ctx.backend = inputs
+    ctx.joined = residual is not None
     ctx.save_for_backward(None if ctx.activation is None else output, scale, tau)
 
 
-def _differentiate_affine(ctx, dy):
+def _differentiate_point(ctx, dy):
     """The affine is fixed: scale and shift get no gradient."""
     y, scale, tau = ctx.saved_tensors
-    if ctx.activation is None:
+    dtau = None
+    if ctx.activation is not None:
+        dx, dsum, dtau = point_act_backward(dy, y, scale, ctx.joined, tau, ctx.backend)
+        dsum = dx if scale is None else dsum
+    else:
+        dsum = dy
         shape = (1, -1, *[1] * (dy.dim() - 2))
-        return dy * scale.to(dy.dtype).reshape(shape), None, None, None, None, None
-    dx, dtau = point_backward(dy, y, scale, tau, ctx.activation, ctx.backend)
-    return dx, None, None, _gradient(dtau, tau), None, None
-
-
-def _save_add(ctx, inputs, output):
-    _, _, tau, ctx.activation, ctx.backend = inputs
-    ctx.save_for_backward(output, tau)
-
-
-def _differentiate_add(ctx, dz):
-    z, tau = ctx.saved_tensors
-    dx, dtau = point_backward(dz, z, None, tau, ctx.activation, ctx.backend)
-    return dx, dx, _gradient(dtau, tau), None, None
+        dx = dy if scale is None else dy * scale.to(dy.dtype).reshape(shape)
+    return dx, dsum if ctx.joined else None, None, None, _gradient(dtau, tau), None, None
 
 
 def _once(ctx, *_):
@@ -175,22 +220,29 @@ def _once(ctx, *_):
 for _name, _run, _fake, _save, _differentiate in (
     ("norm_act", _norm_act, _fake_norm_act, _save_norm, _differentiate_norm),
     ("norm_act_backward", _norm_act_backward, _fake_norm_act_backward, None, _once),
-    ("affine_act", _affine_act, lambda x, *_: _like(x), _save_affine, _differentiate_affine),
-    ("add_act", _add_act, lambda x, *_: _like(x), _save_add, _differentiate_add),
-    ("point_backward", _point_backward, _fake_point_backward, None, _once),
+    ("point_act", _point_act, _fake_point_act, _save_point, _differentiate_point),
+    ("point_act_backward", _point_act_backward, _fake_point_act_backward, None, _once),
 ):
-    _lib.impl(_name, _run, "CompositeExplicitAutograd")
+    _lib.impl(_name, _full(_run), "CompositeExplicitAutograd")
     torch.library.register_fake(f"normdet::{_name}", _fake, lib=_lib)
     torch.library.register_autograd(
         f"normdet::{_name}", _differentiate, setup_context=_save, lib=_lib
     )
 
 
-def _shortcut(name, run, save=None, differentiate=None):
+def _shortcut(name, run, save=None, differentiate=None, again=None):
     """The operator, called without torch's dispatcher if nothing traces or transforms.
 
     That spares two thirds of the time a call takes before its kernel runs, which a detector with
     a hundred norms would feel. Whatever traces or transforms gets the operator itself.
+
+    Args:
+        save: what the operator's derivative keeps; None for a derivative, which has none itself.
+        differentiate: the derivative.
+        again: computes the first output once more from its node (:mod:`normdet.ops.recompute`).
+
+    Returns:
+        A function of the operator's inputs. One with a derivative gives its first output alone.
     """
 
     class Direct(torch.autograd.Function):
@@ -198,19 +250,25 @@ def _shortcut(name, run, save=None, differentiate=None):
         def forward(ctx, *inputs):
             output = run(*inputs)
             save(ctx, inputs, output)
-            return output
+            return output if isinstance(output, Tensor) else output[0]
 
         backward = staticmethod(differentiate)
 
     operator = getattr(torch.ops.normdet, name)
 
+    def first(output):
+        return output if save is None or isinstance(output, Tensor) else output[0]
+
     def call(*inputs):
         if _watched(inputs[0]):
-            return operator(*inputs)
+            return first(operator(*inputs))
         if not torch.is_grad_enabled():
-            return run(*inputs)
+            return first(run(*inputs))
         # Derivatives have no derivative: the operator says so where one is asked for.
-        return operator(*inputs) if save is None else Direct.apply(*inputs)
+        if save is None:
+            return operator(*inputs)
+        y = Direct.apply(*inputs)
+        return y if again is None else recompute.made(y, again)
 
     return call
 
@@ -223,39 +281,16 @@ def _watched(x: Tensor) -> bool:
     )
 
 
-class _NormAct(torch.autograd.Function):
-    """The operator `norm_act` and its derivative; of few objects, which small maps feel."""
-
-    @staticmethod
-    def forward(ctx, x, weight, bias, tau, learned_eps, options):
-        y, mean, rstd = _norm_act(x, weight, bias, tau, learned_eps, *options)
-        *ctx.options, ctx.backend = options
-        ctx.save_for_backward(x, mean, rstd, weight, bias, tau, learned_eps)
-        return y
-
-    @staticmethod
-    def backward(ctx, dy):
-        return *_norm_gradients(ctx, dy), None
-
-
 def _norm_again(node) -> Tensor:
     """The output, from what its node keeps: the same kernel on the same numbers."""
-    x, _, _, *parameters = node.saved_tensors
+    x, out, _, _, *parameters = node.saved_tensors
+    if out is not None:  # kept anyway: it tells what was clamped
+        return out
     with torch.no_grad():
-        return _norm_act(x, *parameters, *node.options, node.backend)[0]
-
-
-def norm_act(x, weight, bias, tau, learned_eps, *options) -> Tensor:
-    """The output of the operator `norm_act`; see :func:`_shortcut`."""
-    if _watched(x):
-        return torch.ops.normdet.norm_act(x, weight, bias, tau, learned_eps, *options)[0]
-    if not torch.is_grad_enabled():
-        return _norm_act(x, weight, bias, tau, learned_eps, *options)[0]
-    y = _NormAct.apply(x, weight, bias, tau, learned_eps, options)
-    return recompute.made(y, _norm_again)
+        return _norm_act(x, None, *parameters, *node.options)[0]
 
 
 norm_act_backward = _shortcut("norm_act_backward", _norm_act_backward)
-affine_act = _shortcut("affine_act", _affine_act, _save_affine, _differentiate_affine)
-add_act = _shortcut("add_act", _add_act, _save_add, _differentiate_add)
-point_backward = _shortcut("point_backward", _point_backward)
+point_act_backward = _shortcut("point_act_backward", _point_act_backward)
+norm_act = _shortcut("norm_act", _norm_act, _keep_norm, _differentiate_norm, _norm_again)
+point_act = _shortcut("point_act", _point_act, _save_point, _differentiate_point)

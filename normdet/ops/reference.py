@@ -34,6 +34,16 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + per_channel(bias, x)
 
 
+def finish(
+    y: Tensor, dtype: torch.dtype, tau: Tensor | None, activation: str | None,
+    residual: Tensor | None,
+) -> Tensor:  # fmt: skip
+    """A norm's activation; with a residual the join of a block, which adds what is stored."""
+    if residual is None:
+        return act(y, tau, activation=activation).to(dtype)
+    return add_act(y.to(dtype), residual, tau, activation=activation)
+
+
 def frn_tlu(
     x: Tensor,
     weight: Tensor | None,
@@ -42,6 +52,7 @@ def frn_tlu(
     *,
     eps: float | Tensor,
     activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """Filter Response Norm (arXiv:1911.09737): divide each channel by its root mean square."""
     z = wide(x)
@@ -49,7 +60,7 @@ def frn_tlu(
     if isinstance(eps, Tensor):
         eps = eps.to(z.dtype).reshape(())
     scale = (mean_square + eps).rsqrt().reshape(*x.shape[:2], *[1] * (x.dim() - 2))
-    return act(affine(z * scale, weight, bias), tau, activation=activation).to(x.dtype)
+    return finish(affine(z * scale, weight, bias), x.dtype, tau, activation, residual)
 
 
 def group_norm_act(
@@ -61,6 +72,8 @@ def group_norm_act(
     *,
     eps: float | Tensor,
     activation: str | None = None,
+    residual: Tensor | None = None,
+    dtype: torch.dtype | None = None,
 ) -> Tensor:
     """Group Norm (arXiv:1803.08494) as torch computes it, then the activation."""
     z = wide(x)
@@ -72,7 +85,7 @@ def group_norm_act(
         y = affine(((groups - mean) * scale).reshape(z.shape), weight, bias)
     else:
         y = torch.group_norm(z, num_groups, weight, bias, eps)
-    return act(y, tau, activation=activation).to(x.dtype)
+    return finish(y, dtype or x.dtype, tau, activation, residual)
 
 
 def frozen_bn_act(
@@ -85,6 +98,7 @@ def frozen_bn_act(
     *,
     eps: float,
     activation: str | None = None,
+    residual: Tensor | None = None,
 ) -> Tensor:
     """A fixed affine, to the bit as detectron2's `FrozenBatchNorm2d` computes it.
 
@@ -98,7 +112,7 @@ def frozen_bn_act(
             running_mean, running_var = running_mean.double(), running_var.double()
             weight, bias = (None if p is None else p.double() for p in (weight, bias))
         y = F.batch_norm(x, running_mean, running_var, weight, bias, training=False, eps=eps)
-    return act(y, tau, activation=activation)
+    return finish(y, y.dtype, tau, activation, residual)
 
 
 def frozen_affine(

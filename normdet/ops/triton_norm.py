@@ -1,426 +1,752 @@
 """Triton kernels of FRN, GN and weight standardization with their activation.
 
-Two regimes, either layout. "Whole": a program holds whole rows (FRN: as many as fit; GN: the rows
-of one group) and does everything in one reading. "Split": rows too long for that are cut into
-tiles; tiles write partial sums, one program per group joins them in order, tiles finish. There are
-no atomics: the result for an input never varies from run to run.
+Two regimes, either layout. "Whole": a program normalizes some channels of some examples from start
+to end. "Split": rows too long for that are cut into parts; a first kernel writes partial sums of
+every part, a second joins those of its channels and finishes its part. There are no atomics: the
+result for an input never varies from run to run.
 
-The formulas and the names `a`, `s0`, `s1`, `st`, `p`, `q` are those of `eager.py`.
+The formulas and the names `a`, `s0`, `s1`, `st`, `p`, `q` are those of `eager.py`. A `residual` is
+added before the activation; backward then finds what was clamped from the output `out`, and `dsum`
+is the gradient of the sum, which is that of the residual.
 """
+
+import math
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
+from torch import Tensor
 
-from normdet.ops.layout import memory_format
-from normdet.ops.triton_tiles import Limits, load_or, split, tile_offsets, view, warps
+from normdet.ops.triton_launch import make_launch, on_device, stream
+from normdet.ops.triton_tiles import (
+    DTYPES,
+    Limits,
+    aligned,
+    alike,
+    along_memory,
+    ceil,
+    clamp,
+    inside,
+    kept,
+    load_or,
+    load_tile,
+    origin,
+    power,
+    sizes,
+    stride,
+    tile,
+    vector,
+    view,
+    walk,
+    warps,
+    where_split,
+)
 
 _LIMITS = Limits()
+_FILTER_TILE = (4, 512)  # of weights to standardize: rows of thousands of elements, few of them
+
+# How the rows of a whole program's tile belong together.
+ALONE, ONE_GROUP, GROUPS = tl.constexpr(0), tl.constexpr(1), tl.constexpr(2)
 
 
 @triton.jit
-def _rstd(variance, eps, eps_pointer, DEVIATION: tl.constexpr, LEARNED: tl.constexpr):
-    if LEARNED:
-        eps = tl.load(eps_pointer).to(tl.float32)
+def _moments(x, at, step, valid, begin, end, S, offsets, BC: tl.constexpr, BS: tl.constexpr,
+             CENTRE: tl.constexpr):  # fmt: skip
+    """Mean and squared deviations of rows `(BC,)` over the pixels of a part; or 0 and squares.
+
+    Every element of the tile has a mean of its own, so that nothing cancels (Welford) and threads
+    meet once, at the end.
+    """
+    mean = tl.zeros((BC, BS), tl.float32)
+    m2 = tl.zeros((BC, BS), tl.float32)
+    seen = 0.0
+    for start in range(begin, end, BS):
+        mask = inside(valid, start, S, BS)
+        v = load_tile(x + (at + start * step), offsets, mask)
+        if CENTRE:
+            seen += 1.0
+            away = tl.where(mask, v - mean, 0.0)
+            mean += away * (1.0 / seen)
+            m2 += away * (v - mean)
+        else:
+            m2 += v * v
+    if CENTRE:
+        left = end - begin - tl.arange(0, BS)
+        count = tl.maximum((left + BS - 1) // BS, 0).to(tl.float32)[None, :]
+        mu = tl.sum(mean * count, 1) / (end - begin)
+        away = mean - mu[:, None]
+        return mu, tl.sum(m2 + count * away * away, 1)
+    return tl.zeros((BC,), tl.float32), tl.sum(m2, 1)
+
+
+@triton.jit
+def _apply(x, residual, y, at, step, valid, begin, end, S, offsets, mu, a, b, t,
+           BS: tl.constexpr, ACT: tl.constexpr):  # fmt: skip
+    for start in range(begin, end, BS):
+        here = at + start * step
+        mask = inside(valid, start, S, BS)
+        z = (load_tile(x + here, offsets, mask) - mu[:, None]) * a[:, None] + b[:, None]
+        if residual is not None:
+            z += load_tile(residual + here, offsets, mask)
+        z = clamp(z, t[:, None], ACT)
+        tl.store(y + here + offsets, z.to(y.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _kept(grad, v, out, here, offsets, mask, a, b, t, ACT: tl.constexpr):
+    """The gradient where the activation let its input pass, `v` being centred."""
+    if out is not None:
+        stored = t.to(out.dtype.element_ty).to(tl.float32)[:, None]
+        return kept(grad, load_tile(out + here, offsets, mask), stored, ACT)
+    return kept(grad, v * a[:, None] + b[:, None], t[:, None], ACT)
+
+
+@triton.jit
+def _sums(dy, x, out, dsum, at, step, valid, begin, end, S, offsets, mu, a, b, t,
+          BC: tl.constexpr, BS: tl.constexpr, ACT: tl.constexpr):  # fmt: skip
+    """`s0`, `s1` and `st` of rows `(BC,)` over the pixels of a part; `dsum` is written."""
+    s0 = tl.zeros((BC, BS), tl.float32)
+    s1 = tl.zeros((BC, BS), tl.float32)
+    st = tl.zeros((BC, BS), tl.float32)
+    for start in range(begin, end, BS):
+        here = at + start * step
+        mask = inside(valid, start, S, BS)
+        grad = load_tile(dy + here, offsets, mask)
+        v = load_tile(x + here, offsets, mask) - mu[:, None]
+        k = _kept(grad, v, out, here, offsets, mask, a, b, t, ACT)
+        if dsum is not None:
+            tl.store(dsum + here + offsets, k.to(dsum.dtype.element_ty), mask=mask)
+        s0 += k
+        s1 += k * v
+        if ACT:
+            st += grad - k
+    return tl.sum(s0, 1), tl.sum(s1, 1), tl.sum(st, 1)
+
+
+@triton.jit
+def _grad(dy, x, out, dx, at, step, valid, begin, end, S, offsets, mu, a, b, t, p, q,
+          BS: tl.constexpr, ACT: tl.constexpr):  # fmt: skip
+    for start in range(begin, end, BS):
+        here = at + start * step
+        mask = inside(valid, start, S, BS)
+        grad = load_tile(dy + here, offsets, mask)
+        v = load_tile(x + here, offsets, mask) - mu[:, None]
+        k = _kept(grad, v, out, here, offsets, mask, a, b, t, ACT)
+        result = k * a[:, None] + v * p[:, None] + q[:, None]
+        tl.store(dx + here + offsets, result.to(dx.dtype.element_ty), mask=mask)
+
+
+@triton.jit
+def _rstd(m2, count, eps, learned_eps, DEVIATION: tl.constexpr):
+    if learned_eps is not None:
+        eps = tl.load(learned_eps).to(tl.float32)
     else:
         eps = tl.cast(eps, tl.float32)
     if DEVIATION:
-        return 1.0 / (tl.sqrt(variance) + eps)
-    return 1.0 / tl.sqrt(variance + eps)
+        return 1.0 / (tl.sqrt(m2 / (count - 1)) + eps)
+    return 1.0 / tl.sqrt(m2 / count + eps)
 
 
 @triton.jit
-def _slope(g1, r, count, eps, DEVIATION: tl.constexpr):
+def _slopes(g0, g1, r, count, eps, mean, DEVIATION: tl.constexpr):
+    """`p` and `q` of rows, from the sums of their groups."""
     if DEVIATION:
         deviation = 1.0 / r - tl.cast(eps, tl.float32)
-        return tl.where(deviation > 0, -g1 * r * r / ((count - 1) * deviation), 0.0)
-    return -g1 * r * r * r / count
+        p = tl.where(deviation > 0, -g1 * r * r / ((count - 1) * deviation), 0.0)
+    else:
+        p = -g1 * r * r * r / count
+    if mean is not None:
+        return p, -g0 * r / count
+    return p, tl.zeros_like(p)
 
 
 @triton.jit
-def _clamp(z, t, ACT: tl.constexpr):
-    if ACT:
-        return tl.where(z <= t, t, z)  # as written, NaN passes
-    return z
+def _load_mean(mean, index, mask):
+    if mean is not None:
+        return tl.load(mean + index, mask=mask, other=0.0)
+    return tl.zeros(index.shape, tl.float32)
 
 
 @triton.jit
-def _kept(dy, z, t, ACT: tl.constexpr):
-    if ACT:
-        return tl.where(z <= t, 0.0, dy)
-    return dy
-
-
-@triton.jit
-def _total(v, GROUPED: tl.constexpr):
-    """Sum over a row `(BC, 1)`, or over all rows of the tile where they are one group."""
-    rows = tl.sum(v, 1)
-    if GROUPED:
-        return tl.zeros_like(rows)[:, None] + tl.sum(rows, 0)
-    return rows[:, None]
-
-
-@triton.jit
-def _where_whole(C, groups, BC: tl.constexpr, GROUPED: tl.constexpr):
-    """Example, channels, validity and statistics index of the rows of a program."""
-    program = tl.program_id(0)
+def _where_whole(C, width, step, VEC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr):
+    """Slab of examples, first channel, the channels, and which of them there are, of a program."""
+    if LAST:
+        step = step * VEC
+    blocks = tl.cdiv(C, step)
+    first = tl.program_id(0) % blocks * step
     lane = tl.arange(0, BC)
-    if GROUPED:
-        width = C // groups
-        n, group = program // groups, program % groups
-        return n, group * width + lane, lane < width, program + lane * 0
-    blocks = tl.cdiv(C, BC)
-    n = program // blocks
-    channel = program % blocks * BC + lane
-    return n, channel, channel < C, n * C + channel
+    channel = first + lane
+    return tl.program_id(0) // blocks, first, channel, (lane < step) & (channel < C)
 
 
 @triton.jit
-def _whole_forward(
-    x, y, weight, bias, tau, mean, rstd, eps_pointer, C, S, groups, eps,
-    BC: tl.constexpr, BS: tl.constexpr, LAST: tl.constexpr, GROUPED: tl.constexpr,
-    CENTRE: tl.constexpr, DEVIATION: tl.constexpr, LEARNED: tl.constexpr, ACT: tl.constexpr,
-    WEIGHT: tl.constexpr, BIAS: tl.constexpr, TAU: tl.constexpr,
+def _total(rows, channel, valid, width, TOGETHER: tl.constexpr):
+    """Every row's sum `(BC,)` over the rows of its group."""
+    if TOGETHER == ALONE:
+        return rows
+    rows = tl.where(valid, rows, 0.0)
+    if TOGETHER == ONE_GROUP:
+        return tl.zeros_like(rows) + tl.sum(rows, 0)
+    group = tl.where(valid, channel // width, -1)
+    return tl.sum(tl.where(group[:, None] == group[None, :], rows[None, :], 0.0), 1)
+
+
+@triton.jit
+def whole_forward(
+    x, residual, y, weight, bias, tau, mean, rstd, learned_eps,
+    N, outer, inner, width, step, per, eps,
+    VEC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    TOGETHER: tl.constexpr, DEVIATION: tl.constexpr, ACT: tl.constexpr,
 ):  # fmt: skip
-    n, channel, valid, stat = _where_whole(C, groups, BC, GROUPED)
-    pixel = tl.arange(0, BS)
-    mask = valid[:, None] & (pixel < S)[None, :]
-    at = tile_offsets(n, channel, pixel, C, S, LAST)
-    v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    count = S * 1.0
-    if GROUPED:
-        count = count * (C // groups)
-    first = tl.arange(0, BC) == 0
-    store = valid & (first | (not GROUPED))
-    if CENTRE:
-        mu = _total(v, GROUPED) / count
-        v = tl.where(mask, v - mu, 0.0)
-        tl.store(mean + stat[:, None], mu, mask=store[:, None])
-    divisor = count
-    if DEVIATION:
-        divisor = count - 1
-    r = _rstd(_total(v * v, GROUPED) / divisor, eps, eps_pointer, DEVIATION, LEARNED)
-    tl.store(rstd + stat[:, None], r, mask=store[:, None])
-    a = r * load_or(weight, channel, valid, 1.0, WEIGHT)[:, None]
-    b = load_or(bias, channel, valid, 0.0, BIAS)[:, None]
-    t = load_or(tau, channel, valid, 0.0, TAU)[:, None]
-    tl.store(y + at, _clamp(v * a + b, t, ACT).to(y.dtype.element_ty), mask=mask)
+    C, S = sizes(outer, inner, VEC, LAST)
+    slab, first, channel, valid = _where_whole(C, width, step, VEC, LAST, BC)
+    offsets = tile(C, S, BC, BS, LAST)
+    forward = stride(C, LAST)
+    count = S * 1.0 * width
+    for n in range(slab * per, tl.minimum(slab * per + per, N)):
+        at = origin(n, first, C, S, LAST)
+        mu, m2 = _moments(
+            x, at, forward, valid, 0, S, S, offsets, BC, BS, mean is not None
+        )
+        stat = n * (C // width) + channel // width
+        leader = valid & (channel % width == 0)
+        if mean is not None:
+            rows = mu
+            mu = _total(mu, channel, valid, width, TOGETHER) / width
+            m2 = _total(m2 + S * (rows - mu) * (rows - mu), channel, valid, width, TOGETHER)
+            tl.store(mean + stat, mu, mask=leader)
+        r = _rstd(m2, count, eps, learned_eps, DEVIATION)
+        tl.store(rstd + stat, r, mask=leader)
+        # Parameters are read anew for each example: held, they would cost registers.
+        _apply(
+            x, residual, y, at, forward, valid, 0, S, S, offsets, mu,
+            r * load_or(weight, channel, valid, 1.0), load_or(bias, channel, valid, 0.0),
+            load_or(tau, channel, valid, 0.0), BS, ACT,
+        )  # fmt: skip
 
 
 @triton.jit
-def _whole_backward(
-    dy, x, dx, weight, bias, tau, mean, rstd, sums, rows, C, S, groups, eps,
-    BC: tl.constexpr, BS: tl.constexpr, LAST: tl.constexpr, GROUPED: tl.constexpr,
-    CENTRE: tl.constexpr, DEVIATION: tl.constexpr, ACT: tl.constexpr,
-    WEIGHT: tl.constexpr, BIAS: tl.constexpr, TAU: tl.constexpr,
+def whole_backward(
+    dy, x, out, dx, dsum, weight, bias, tau, mean, rstd, sums,
+    N, outer, inner, width, step, per, eps,
+    VEC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    TOGETHER: tl.constexpr, DEVIATION: tl.constexpr, ACT: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
-    n, channel, valid, stat = _where_whole(C, groups, BC, GROUPED)
-    pixel = tl.arange(0, BS)
-    mask = valid[:, None] & (pixel < S)[None, :]
-    at = tile_offsets(n, channel, pixel, C, S, LAST)
-    v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    grad = tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
-    r = tl.load(rstd + stat, mask=valid, other=0.0)[:, None]
-    if CENTRE:
-        mu = tl.load(mean + stat, mask=valid, other=0.0)[:, None]
-        v = tl.where(mask, v - mu, 0.0)
-    w = load_or(weight, channel, valid, 1.0, WEIGHT)[:, None]
-    b = load_or(bias, channel, valid, 0.0, BIAS)[:, None]
-    t = load_or(tau, channel, valid, 0.0, TAU)[:, None]
-    kept = _kept(grad, v * (w * r) + b, t, ACT)
-    row = n.to(tl.int64) * C + channel
-    tl.store(sums + row, tl.sum(kept * v * r, 1), mask=valid)
-    tl.store(sums + rows + row, tl.sum(kept, 1), mask=valid)
-    tl.store(sums + 2 * rows + row, tl.sum(grad - kept, 1), mask=valid)
-    count = S * 1.0
-    if GROUPED:
-        count = count * (C // groups)
-    result = kept * (w * r) + v * _slope(_total(kept * v * w, GROUPED), r, count, eps, DEVIATION)
-    if CENTRE:
-        result -= _total(kept * w, GROUPED) * r / count
-    tl.store(dx + at, result.to(dx.dtype.element_ty), mask=mask)
+    C, S = sizes(outer, inner, VEC, LAST)
+    slab, first, channel, valid = _where_whole(C, width, step, VEC, LAST, BC)
+    offsets = tile(C, S, BC, BS, LAST)
+    forward = stride(C, LAST)
+    count = S * 1.0 * width
+    dw = tl.zeros((BC,), tl.float32)
+    db = tl.zeros((BC,), tl.float32)
+    dt = tl.zeros((BC,), tl.float32)
+    de = tl.zeros((BC,), tl.float32)
+    for n in range(slab * per, tl.minimum(slab * per + per, N)):
+        at = origin(n, first, C, S, LAST)
+        stat = n * (C // width) + channel // width
+        r = tl.load(rstd + stat, mask=valid, other=0.0)
+        mu = _load_mean(mean, stat, valid)
+        w = load_or(weight, channel, valid, 1.0)
+        b = load_or(bias, channel, valid, 0.0)
+        t = load_or(tau, channel, valid, 0.0)
+        a = w * r
+        s0, s1, st = _sums(
+            dy, x, out, dsum, at, forward, valid, 0, S, S, offsets, mu, a, b, t, BC, BS, ACT
+        )
+        g0 = _total(w * s0, channel, valid, width, TOGETHER)
+        g1 = _total(w * s1, channel, valid, width, TOGETHER)
+        p, q = _slopes(g0, g1, r, count, eps, mean, DEVIATION)
+        _grad(
+            dy, x, out, dx, at, forward, valid, 0, S, S, offsets, mu, a, b, t, p, q, BS, ACT
+        )
+        dw += s1 * r
+        db += s0
+        dt += st
+        if EPS:
+            de += w * s1 * r * r * r
+    if sums is not None:
+        slabs = tl.cdiv(N, per)
+        here = sums + slab * C + channel
+        tl.store(here, dw, mask=valid)
+        tl.store(here + slabs * C, db, mask=valid)
+        tl.store(here + 2 * slabs * C, dt, mask=valid)
+        if EPS:
+            tl.store(here + 3 * slabs * C, de, mask=valid)
 
 
 @triton.jit
-def _where_split(C, chunks, BC: tl.constexpr, BS: tl.constexpr):
-    """Example, channels, pixels and chunk of a program."""
-    program = tl.program_id(0)
-    chunk = program % chunks
-    blocks = tl.cdiv(C, BC)
-    block = program // chunks % blocks
-    n = program // chunks // blocks
-    return n, block * BC + tl.arange(0, BC), chunk * BS + tl.arange(0, BS), chunk
-
-
-@triton.jit
-def _split_moments(
-    x, part_mean, part_m2, C, S, chunks,
-    BC: tl.constexpr, BS: tl.constexpr, LAST: tl.constexpr, CENTRE: tl.constexpr,
+def split_moments(
+    x, part_mean, part_m2,
+    outer, inner, blocks, parts, steps,
+    VEC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    n, channel, pixel, chunk = _where_split(C, chunks, BC, BS)
-    mask = (channel < C)[:, None] & (pixel < S)[None, :]
-    v = tl.load(x + tile_offsets(n, channel, pixel, C, S, LAST), mask=mask, other=0.0)
-    v = v.to(tl.float32)
-    out = (n.to(tl.int64) * C + channel) * chunks + chunk
-    if CENTRE:
-        mu = tl.sum(v, 1) / tl.minimum(S - chunk * BS, BS)
-        v = tl.where(mask, v - mu[:, None], 0.0)
-        tl.store(part_mean + out, mu, mask=channel < C)
-    tl.store(part_m2 + out, tl.sum(v * v, 1), mask=channel < C)
+    C, S = sizes(outer, inner, VEC, LAST)
+    n, block, part, channel = where_split(C, blocks, parts, BC)
+    valid = channel < C
+    begin = part * (steps * BS)
+    mu, m2 = _moments(
+        x, origin(n, block * BC, C, S, LAST), stride(C, LAST), valid,
+        begin, tl.minimum(begin + steps * BS, S), S, tile(C, S, BC, BS, LAST), BC, BS,
+        part_mean is not None,
+    )  # fmt: skip
+    here = (n * C + channel) * parts + part
+    if part_mean is not None:
+        tl.store(part_mean + here, mu, mask=valid)
+    tl.store(part_m2 + here, m2, mask=valid)
 
 
 @triton.jit
 def _join_moments(
-    part_mean, part_m2, mean, rstd, eps_pointer, S, chunks, width, eps,
-    BS: tl.constexpr, BLOCK: tl.constexpr, CENTRE: tl.constexpr, DEVIATION: tl.constexpr,
-    LEARNED: tl.constexpr,
-):  # fmt: skip
-    group = tl.program_id(0)
-    parts = width * chunks
-    start = group.to(tl.int64) * parts
-    count = width * 1.0 * S
-    mu = 0.0
-    if CENTRE:
-        weighted = tl.zeros((BLOCK,), tl.float32)
-        for i in range(0, parts, BLOCK):
-            part = i + tl.arange(0, BLOCK)
-            share = tl.minimum(S - part % chunks * BS, BS) / count
-            m = tl.load(part_mean + start + part, mask=part < parts, other=0.0)
-            weighted += tl.where(part < parts, m * share, 0.0)
-        mu = tl.sum(weighted, 0)
-        tl.store(mean + group, mu)
-    squares = tl.zeros((BLOCK,), tl.float32)
-    for i in range(0, parts, BLOCK):
-        part = i + tl.arange(0, BLOCK)
-        squares += tl.load(part_m2 + start + part, mask=part < parts, other=0.0)
-        if CENTRE:
-            m = tl.load(part_mean + start + part, mask=part < parts, other=0.0) - mu
-            size = tl.minimum(S - part % chunks * BS, BS)
-            squares += tl.where(part < parts, m * m * size, 0.0)
-    divisor = count
-    if DEVIATION:
-        divisor = count - 1
-    r = _rstd(tl.sum(squares, 0) / divisor, eps, eps_pointer, DEVIATION, LEARNED)
-    tl.store(rstd + group, r)
+    part_mean, part_m2, stat, valid, count, entries, parts, length, row, BC: tl.constexpr
+):
+    """Mean and squared deviations of groups `(BC,)` from the `entries` of each.
+
+    An entry stands for a part of a row of `row` elements: `length` of them, the last one fewer.
+    """
+    BJ: tl.constexpr = 1024 // BC
+    total = tl.zeros((BC, BJ), tl.float32)
+    if part_mean is not None:
+        for j in range(0, entries, BJ):
+            entry = j + tl.arange(0, BJ)
+            mask = valid[:, None] & (entry < entries)[None, :]
+            share = tl.minimum(row - entry % parts * length, length).to(tl.float32)[None, :]
+            here = part_mean + stat[:, None] * entries + entry[None, :]
+            total += share * tl.load(here, mask=mask, other=0.0)
+    mu = tl.sum(total, 1) / count
+    total = tl.zeros((BC, BJ), tl.float32)
+    for j in range(0, entries, BJ):
+        entry = j + tl.arange(0, BJ)
+        mask = valid[:, None] & (entry < entries)[None, :]
+        here = stat[:, None] * entries + entry[None, :]
+        total += tl.load(part_m2 + here, mask=mask, other=0.0)
+        if part_mean is not None:
+            share = tl.minimum(row - entry % parts * length, length).to(tl.float32)[None, :]
+            away = tl.load(part_mean + here, mask=mask, other=0.0) - mu[:, None]
+            total += tl.where(mask, share * away * away, 0.0)
+    return mu, tl.sum(total, 1)
 
 
 @triton.jit
-def _split_apply(
-    x, y, weight, bias, tau, mean, rstd, C, S, chunks, width,
-    BC: tl.constexpr, BS: tl.constexpr, LAST: tl.constexpr, CENTRE: tl.constexpr,
-    ACT: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, TAU: tl.constexpr,
+def split_apply(
+    x, residual, y, weight, bias, tau, mean, rstd, learned_eps, part_mean, part_m2,
+    outer, inner, width, blocks, parts, steps, entries, pieces, piece, row, eps,
+    VEC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    ACT: tl.constexpr,
 ):  # fmt: skip
-    n, channel, pixel, _ = _where_split(C, chunks, BC, BS)
+    C, S = sizes(outer, inner, VEC, LAST)
+    n, block, part, channel = where_split(C, blocks, parts, BC)
     valid = channel < C
-    mask = valid[:, None] & (pixel < S)[None, :]
-    at = tile_offsets(n, channel, pixel, C, S, LAST)
-    v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    stat = (n * C + channel) // width
-    a = tl.load(rstd + stat, mask=valid, other=0.0)
-    if CENTRE:
-        v -= tl.load(mean + stat, mask=valid, other=0.0)[:, None]
-    a *= load_or(weight, channel, valid, 1.0, WEIGHT)
-    b = load_or(bias, channel, valid, 0.0, BIAS)[:, None]
-    t = load_or(tau, channel, valid, 0.0, TAU)[:, None]
-    tl.store(y + at, _clamp(v * a[:, None] + b, t, ACT).to(y.dtype.element_ty), mask=mask)
+    stat = n * (C // width) + channel // width
+    count = S * 1.0 * width
+    mu, m2 = _join_moments(
+        part_mean, part_m2, stat, valid, count, entries, pieces, piece, row, BC
+    )
+    r = _rstd(m2, count, eps, learned_eps, False)
+    if part == 0:
+        leader = valid & (channel % width == 0)
+        if mean is not None:
+            tl.store(mean + stat, mu, mask=leader)
+        tl.store(rstd + stat, r, mask=leader)
+    begin = part * (steps * BS)
+    _apply(
+        x, residual, y, origin(n, block * BC, C, S, LAST), stride(C, LAST), valid,
+        begin, tl.minimum(begin + steps * BS, S), S, tile(C, S, BC, BS, LAST),
+        mu, r * load_or(weight, channel, valid, 1.0), load_or(bias, channel, valid, 0.0),
+        load_or(tau, channel, valid, 0.0), BS, ACT,
+    )  # fmt: skip
 
 
 @triton.jit
-def _split_sums(
-    dy, x, weight, bias, tau, mean, rstd, part, rows, C, S, chunks, width,
-    BC: tl.constexpr, BS: tl.constexpr, LAST: tl.constexpr, CENTRE: tl.constexpr,
-    ACT: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, TAU: tl.constexpr,
+def split_sums(
+    dy, x, out, dsum, weight, bias, tau, mean, rstd, part,
+    N, outer, inner, width, blocks, parts, steps,
+    VEC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    ACT: tl.constexpr,
 ):  # fmt: skip
-    n, channel, pixel, chunk = _where_split(C, chunks, BC, BS)
+    C, S = sizes(outer, inner, VEC, LAST)
+    n, block, index, channel = where_split(C, blocks, parts, BC)
     valid = channel < C
-    mask = valid[:, None] & (pixel < S)[None, :]
-    at = tile_offsets(n, channel, pixel, C, S, LAST)
-    v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    grad = tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
-    stat = (n * C + channel) // width
-    a = tl.load(rstd + stat, mask=valid, other=0.0)
-    if CENTRE:
-        v -= tl.load(mean + stat, mask=valid, other=0.0)[:, None]
-    a *= load_or(weight, channel, valid, 1.0, WEIGHT)
-    b = load_or(bias, channel, valid, 0.0, BIAS)[:, None]
-    t = load_or(tau, channel, valid, 0.0, TAU)[:, None]
-    kept = _kept(grad, v * a[:, None] + b, t, ACT)
-    out = (n.to(tl.int64) * C + channel) * chunks + chunk
-    tl.store(part + out, tl.sum(kept, 1), mask=valid)
-    tl.store(part + rows * chunks + out, tl.sum(kept * v, 1), mask=valid)
-    tl.store(part + 2 * rows * chunks + out, tl.sum(grad - kept, 1), mask=valid)
+    stat = n * (C // width) + channel // width
+    a = tl.load(rstd + stat, mask=valid, other=0.0) * load_or(weight, channel, valid, 1.0)
+    begin = index * (steps * BS)
+    s0, s1, st = _sums(
+        dy, x, out, dsum, origin(n, block * BC, C, S, LAST), stride(C, LAST), valid,
+        begin, tl.minimum(begin + steps * BS, S), S, tile(C, S, BC, BS, LAST),
+        _load_mean(mean, stat, valid), a, load_or(bias, channel, valid, 0.0),
+        load_or(tau, channel, valid, 0.0), BC, BS, ACT,
+    )  # fmt: skip
+    here = part + (n * C + channel) * parts + index
+    every = N * C * parts
+    tl.store(here, s0, mask=valid)
+    tl.store(here + every, s1, mask=valid)
+    tl.store(here + 2 * every, st, mask=valid)
 
 
 @triton.jit
-def _join_sums(
-    part, sums, weight, rstd, p, q, rows, C, S, chunks, width, eps,
-    BLOCK: tl.constexpr, DEVIATION: tl.constexpr, WEIGHT: tl.constexpr,
+def _join_channels(
+    part, sums, weight, rstd, channel, valid, N, C, width, parts, BC: tl.constexpr,
+    EPS: tl.constexpr,
 ):  # fmt: skip
-    group = tl.program_id(0)
-    r = tl.load(rstd + group)
-    g0 = 0.0
-    g1 = 0.0
-    for i in range(width):
-        row = group.to(tl.int64) * width + i
-        v0 = tl.zeros((BLOCK,), tl.float32)
-        v1 = tl.zeros((BLOCK,), tl.float32)
-        vt = tl.zeros((BLOCK,), tl.float32)
-        for j in range(0, chunks, BLOCK):
-            chunk = j + tl.arange(0, BLOCK)
-            at = part + row * chunks + chunk
-            v0 += tl.load(at, mask=chunk < chunks, other=0.0)
-            v1 += tl.load(at + rows * chunks, mask=chunk < chunks, other=0.0)
-            vt += tl.load(at + 2 * rows * chunks, mask=chunk < chunks, other=0.0)
-        s0 = tl.sum(v0, 0)
-        s1 = tl.sum(v1, 0)
-        tl.store(sums + row, s1 * r)
-        tl.store(sums + rows + row, s0)
-        tl.store(sums + 2 * rows + row, tl.sum(vt, 0))
-        if WEIGHT:
-            w = tl.load(weight + row % C).to(tl.float32)
-            s0 *= w
-            s1 *= w
-        g0 += s0
-        g1 += s1
-    count = width * 1.0 * S
-    tl.store(p + group, _slope(g1, r, count, eps, DEVIATION))
-    tl.store(q + group, -g0 * r / count)
+    """The sums of channels over all examples and parts: gradients of the parameters."""
+    BJ: tl.constexpr = 1024 // BC
+    every = N * C * parts
+    dw = tl.zeros((BC, BJ), tl.float32)
+    db = tl.zeros((BC, BJ), tl.float32)
+    dt = tl.zeros((BC, BJ), tl.float32)
+    de = tl.zeros((BC, BJ), tl.float32)
+    for j in range(0, N * parts, BJ):
+        entry = (j + tl.arange(0, BJ))[None, :]
+        mask = valid[:, None] & (entry < N * parts)
+        n = entry // parts
+        here = part + (n * C + channel[:, None]) * parts + entry % parts
+        r = tl.load(rstd + n * (C // width) + channel[:, None] // width, mask=mask, other=0.0)
+        s1 = tl.load(here + every, mask=mask, other=0.0) * r
+        dw += s1
+        db += tl.load(here, mask=mask, other=0.0)
+        dt += tl.load(here + 2 * every, mask=mask, other=0.0)
+        if EPS:
+            de += s1 * r * r
+    tl.store(sums + channel, tl.sum(dw, 1), mask=valid)
+    tl.store(sums + C + channel, tl.sum(db, 1), mask=valid)
+    tl.store(sums + 2 * C + channel, tl.sum(dt, 1), mask=valid)
+    if EPS:
+        w = load_or(weight, channel, valid, 1.0)
+        tl.store(sums + 3 * C + channel, tl.sum(de, 1) * w, mask=valid)
 
 
 @triton.jit
-def _split_grad(
-    dy, x, dx, weight, bias, tau, mean, rstd, p, q, C, S, chunks, width,
-    BC: tl.constexpr, BS: tl.constexpr, LAST: tl.constexpr, CENTRE: tl.constexpr,
-    ACT: tl.constexpr, WEIGHT: tl.constexpr, BIAS: tl.constexpr, TAU: tl.constexpr,
+def split_grad(
+    dy, x, dx, weight, bias, tau, mean, rstd, part, sums,
+    N, outer, inner, width, blocks, parts, steps, eps,
+    VEC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
+    ACT: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
-    n, channel, pixel, _ = _where_split(C, chunks, BC, BS)
+    """Finishes the gradient of `x`; the last programs, one a block of channels, join `sums`."""
+    C, S = sizes(outer, inner, VEC, LAST)
+    n, block, index, channel = where_split(C, blocks, parts, BC)
     valid = channel < C
-    mask = valid[:, None] & (pixel < S)[None, :]
-    at = tile_offsets(n, channel, pixel, C, S, LAST)
-    v = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    grad = tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
-    stat = (n * C + channel) // width
-    a = tl.load(rstd + stat, mask=valid, other=0.0)
-    if CENTRE:
-        v -= tl.load(mean + stat, mask=valid, other=0.0)[:, None]
-    a *= load_or(weight, channel, valid, 1.0, WEIGHT)
-    b = load_or(bias, channel, valid, 0.0, BIAS)[:, None]
-    t = load_or(tau, channel, valid, 0.0, TAU)[:, None]
-    kept = _kept(grad, v * a[:, None] + b, t, ACT)
-    result = kept * a[:, None] + v * tl.load(p + stat, mask=valid, other=0.0)[:, None]
-    if CENTRE:
-        result += tl.load(q + stat, mask=valid, other=0.0)[:, None]
-    tl.store(dx + at, result.to(dx.dtype.element_ty), mask=mask)
-
-
-def _whole_tile(v, kind, groups, limits):
-    """Channels and pixels of a tile that holds whole rows (GN: a whole group), or None."""
-    pixels = triton.next_power_of_2(v.s)
-    if kind != "rms" and groups != v.c:
-        channels = triton.next_power_of_2(v.c // groups)
-        # A group of few channels in channels last would be read in very short pieces.
-        fits = channels * pixels <= limits.whole and not (v.last and v.s > 1 and channels < 16)
-        return (channels, pixels) if fits else None
-    if v.last and v.s > 1:
-        channels = min(triton.next_power_of_2(v.c), 32)
-        return (channels, pixels) if channels * pixels <= limits.whole else None
-    if pixels > limits.whole:
-        return None
-    return min(triton.next_power_of_2(v.c), max(1, limits.block // pixels)), pixels
-
-
-def norm_forward(x, weight, bias, tau, learned_eps, kind, groups, eps, activation, limits=_LIMITS):
-    v = view(x)
-    y = torch.empty_like(v.x)
-    rstd = torch.empty(v.n, groups, dtype=torch.float32, device=x.device)
-    mean = torch.empty_like(rstd) if kind != "rms" else rstd.new_empty(0)
-    if not x.numel():
-        return y, mean, rstd
-    flags = _flags(weight, bias, tau, kind, activation, v)
-    stats = {"DEVIATION": kind == "deviation", "LEARNED": learned_eps is not None}
-    tile = _whole_tile(v, kind, groups, limits)
-    if tile is not None:
-        bc, bs = tile
-        grouped = kind != "rms" and groups != v.c
-        programs = v.n * (groups if grouped else triton.cdiv(v.c, bc))
-        _whole_forward[(programs,)](
-            v.x, y, weight, bias, tau, mean, rstd, learned_eps, v.c, v.s, groups, eps,
-            BC=bc, BS=bs, GROUPED=grouped, num_warps=warps(bc * bs), **stats, **flags,
+    if n == N:
+        if sums is not None:
+            channel = (tl.program_id(0) - N * blocks * parts) * BC + tl.arange(0, BC)
+            _join_channels(
+                part, sums, weight, rstd, channel, channel < C, N, C, width, parts, BC, EPS
+            )
+    else:
+        stat = n * (C // width) + channel // width
+        r = tl.load(rstd + stat, mask=valid, other=0.0)
+        entries = width * parts
+        BJ: tl.constexpr = 1024 // BC
+        g0 = tl.zeros((BC, BJ), tl.float32)
+        g1 = tl.zeros((BC, BJ), tl.float32)
+        for j in range(0, entries, BJ):
+            entry = (j + tl.arange(0, BJ))[None, :]
+            mask = valid[:, None] & (entry < entries)
+            here = part + stat[:, None] * entries + entry
+            member = channel[:, None] // width * width + entry // parts
+            w = load_or(weight, member, mask, 1.0)
+            g0 += w * tl.load(here, mask=mask, other=0.0)
+            g1 += w * tl.load(here + N * C * parts, mask=mask, other=0.0)
+        p, q = _slopes(tl.sum(g0, 1), tl.sum(g1, 1), r, S * 1.0 * width, eps, mean, False)
+        begin = index * (steps * BS)
+        _grad(
+            dy, x, None, dx, origin(n, block * BC, C, S, LAST), stride(C, LAST), valid,
+            begin, tl.minimum(begin + steps * BS, S), S, tile(C, S, BC, BS, LAST),
+            _load_mean(mean, stat, valid), r * load_or(weight, channel, valid, 1.0),
+            load_or(bias, channel, valid, 0.0), load_or(tau, channel, valid, 0.0), p, q, BS, ACT,
         )  # fmt: skip
-        return y, mean, rstd
-    bc, bs = split(v, limits)
-    chunks, width = triton.cdiv(v.s, bs), v.c // groups
-    grid = (v.n * triton.cdiv(v.c, bc) * chunks,)
-    part_m2 = rstd.new_empty(v.n * v.c * chunks)
-    part_mean = torch.empty_like(part_m2) if kind != "rms" else mean
-    _split_moments[grid](
-        v.x, part_mean, part_m2, v.c, v.s, chunks,
-        BC=bc, BS=bs, LAST=v.last, CENTRE=kind != "rms", num_warps=warps(bc * bs),
-    )  # fmt: skip
-    _join_moments[(v.n * groups,)](
-        part_mean, part_m2, mean, rstd, learned_eps, v.s, chunks, width, eps,
-        BS=bs, BLOCK=_join_block(width * chunks), CENTRE=kind != "rms", **stats,
-    )  # fmt: skip
-    _split_apply[grid](
-        v.x, y, weight, bias, tau, mean, rstd, v.c, v.s, chunks, width,
-        BC=bc, BS=bs, num_warps=warps(bc * bs), **flags,
-    )  # fmt: skip
-    return y, mean, rstd
 
 
-def norm_backward(
-    dy, x, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient,
+class Site(NamedTuple):
+    """All that decides how a norm is computed: the key of its plan.
+
+    Dtypes are torch's, None for what is not given.
+    """
+
+    n: int
+    c: int
+    s: int
+    last: bool
+    kind: str
+    groups: int
+    eps: float
+    activation: str | None
+    aligned: bool
+    x: torch.dtype
+    y: torch.dtype
+    residual: torch.dtype | None
+    weight: torch.dtype | None
+    bias: torch.dtype | None
+    tau: torch.dtype | None
+    learned_eps: torch.dtype | None
+    limits: Limits
+
+    @property
+    def width(self) -> int:
+        return self.c // self.groups
+
+    @property
+    def centre(self) -> str | None:
+        """The dtype of the means, where there are any."""
+        return None if self.kind == "rms" else "fp32"
+
+    def vec(self, length: int) -> int:
+        """How many elements along memory may be read at once."""
+        narrowest = min(self.x.itemsize, self.y.itemsize)
+        return vector(length, narrowest, self.limits) if self.aligned else 1
+
+    def wide(self, vec: int, tensors: int) -> int:
+        """How many of the first `tensors` are told to be aligned: none where it does not matter."""
+        return tensors if vec > 1 else 0
+
+
+def _name(dtype: torch.dtype | None) -> str | None:
+    return None if dtype is None else DTYPES[dtype]
+
+
+class _Whole(NamedTuple):
+    """A tile that holds whole groups, and how many examples a program takes."""
+
+    rows: int
+    columns: int
+    step: int  # channels of a program
+    together: int
+    per: int
+    slabs: int
+    grid: int
+
+
+def _whole(site: Site, vec: int) -> _Whole | None:
+    """The whole regime, or None if rows are too long or groups too large for it."""
+    limits, width = site.limits, site.width
+    weights = site.kind == "deviation"
+    if site.s > limits.whole and not weights:
+        return None
+    rows, columns = limits.rows, limits.columns
+    if site.last:
+        rows, columns = columns, rows
+    if site.s == 1:
+        rows, columns = rows if width > 1 else 4 * rows, 1
+    elif weights and not site.last:
+        rows, columns = _FILTER_TILE
+    rows = max(rows, power(width))
+    most = 16 * limits.rows * (1 if columns > 1 else 16)
+    if rows > most:
+        return None
+    columns = max(1, min(columns, 4 * limits.rows * limits.columns // rows))
+    unit = math.lcm(width, vec) if site.last else width
+    step = rows // unit * unit
+    if not step:
+        return None
+    together = 0 if width == 1 else 1 if step == width else 2
+    blocks = ceil(site.c, step)
+    per = min(site.n, max(4, site.n * blocks // limits.programs)) or 1
+    slabs = ceil(site.n, per)
+    return _Whole(rows, columns, step, together, per, slabs, slabs * blocks)
+
+
+def _whole_numbers(site: Site, vec: int, whole: _Whole) -> tuple:
+    outer, inner = along_memory(site.c, site.s, site.last, vec)
+    step = whole.step // vec if site.last else whole.step
+    return site.n, outer, inner, site.width, step, whole.per, site.eps
+
+
+def _whole_constants(site: Site, vec: int, whole: _Whole) -> tuple:
+    return (
+        vec, site.last, whole.rows, whole.columns, whole.together, site.kind == "deviation",
+        site.activation is not None,
+    )  # fmt: skip
+
+
+class Forward:
+    """The launches of a norm's forward, and the scratch memory between them."""
+
+    def __init__(self, site: Site):
+        vec = site.vec(site.c if site.last else site.s)
+        whole = _whole(site, vec)
+        names = [_name(d) for d in (site.x, site.residual, site.y)]
+        parameters = [_name(d) for d in (site.weight, site.bias, site.tau)]
+        statistics = [site.centre, "fp32", _name(site.learned_eps)]
+        self.stats = (site.n, site.groups)
+        self.centre = site.centre is not None
+        self.scratch = 0  # numbers of a kind that parts leave behind
+        if whole is not None:
+            self.launches = (
+                make_launch(
+                    whole_forward, (*names, *parameters, *statistics),
+                    _whole_numbers(site, vec, whole), _whole_constants(site, vec, whole),
+                    grid=whole.grid, warps=warps(whole.rows * whole.columns, vec),
+                    wide=site.wide(vec, 3),
+                ),
+            )  # fmt: skip
+            return
+        # Contiguous groups are runs of memory, in which nothing is needed of a channel.
+        flat = not site.last and site.width > 1
+        c, s = (site.groups, site.width * site.s) if flat else (site.c, site.s)
+        run = site.vec(c if site.last else s)
+        m = walk(site.n, c, s, site.last, site.limits, flat)
+        self.scratch = site.n * c * m.parts
+        moments = make_launch(
+            split_moments, (names[0], site.centre, "fp32"),
+            (*along_memory(c, s, site.last, run), m.blocks, m.parts, m.steps),
+            (run, site.last, m.rows, m.columns),
+            grid=m.grid, warps=warps(m.rows * m.columns, run), wide=site.wide(run, 1),
+        )  # fmt: skip
+        w = walk(site.n, site.c, site.s, site.last, site.limits)
+        entries = m.parts if flat else site.width * m.parts
+        apply = make_launch(
+            split_apply, (*names, *parameters, *statistics, site.centre, "fp32"),
+            (
+                *along_memory(site.c, site.s, site.last, vec), site.width, w.blocks, w.parts,
+                w.steps, entries, m.parts, m.length, s, site.eps,
+            ),
+            (vec, site.last, w.rows, w.columns, site.activation is not None),
+            grid=w.grid, warps=warps(w.rows * w.columns, vec), wide=site.wide(vec, 3),
+        )  # fmt: skip
+        self.launches = (moments, apply)
+
+    def __call__(self, x, residual, y, weight, bias, tau, learned_eps) -> tuple[Tensor, Tensor]:
+        """Fills `y`; returns mean (None for "rms") and rstd."""
+        rstd = torch.empty(self.stats, dtype=torch.float32, device=x.device)
+        mean = torch.empty_like(rstd) if self.centre else None
+        now = stream()
+        given = (x, residual, y, weight, bias, tau, mean, rstd, learned_eps)
+        if self.scratch:
+            m2 = rstd.new_empty(self.scratch)
+            part = torch.empty_like(m2) if self.centre else None
+            self.launches[0](now, x, part, m2)
+            self.launches[1](now, *given, part, m2)
+        else:
+            self.launches[0](now, *given)
+        return mean, rstd
+
+
+class Backward:
+    """The launches of a norm's backward."""
+
+    def __init__(self, site: Site):
+        eps_gradient = site.learned_eps is not None
+        vec = site.vec(site.c if site.last else site.s)
+        whole = _whole(site, vec)
+        x, y = _name(site.x), _name(site.y)
+        joined = y if site.residual else None
+        parameters = [_name(d) for d in (site.weight, site.bias, site.tau)]
+        statistics = [site.centre, "fp32"]
+        trained = any(parameters) or eps_gradient
+        sums = "fp32" if trained else None
+        act = site.activation is not None
+        self.sums = None
+        self.joined = joined is not None
+        self.scratch = 0
+        kinds = 4 if eps_gradient else 3
+        if whole is not None:
+            if trained:
+                self.sums = (kinds, whole.slabs, site.c)
+            self.launches = (
+                make_launch(
+                    whole_backward, (y, x, joined, x, joined, *parameters, *statistics, sums),
+                    _whole_numbers(site, vec, whole),
+                    (*_whole_constants(site, vec, whole), eps_gradient),
+                    grid=whole.grid, warps=warps(whole.rows * whole.columns, vec),
+                    wide=site.wide(vec, 5),
+                ),
+            )  # fmt: skip
+            return
+        w = walk(site.n, site.c, site.s, site.last, site.limits)
+        self.scratch = 3 * site.n * site.c * w.parts
+        if trained:
+            self.sums = (kinds, 1, site.c)
+        common = (
+            site.n, *along_memory(site.c, site.s, site.last, vec), site.width, w.blocks, w.parts,
+            w.steps,
+        )  # fmt: skip
+        constants = (vec, site.last, w.rows, w.columns)
+        self.launches = (
+            make_launch(
+                split_sums, (y, x, joined, joined, *parameters, *statistics, "fp32"), common,
+                (*constants, act), grid=w.grid, warps=warps(w.rows * w.columns, vec),
+                wide=site.wide(vec, 4),
+            ),
+            # What the activation let pass of a sum, the first kernel has written: none is left.
+            make_launch(
+                split_grad, (y, x, x, *parameters, *statistics, "fp32", sums),
+                (*common, site.eps), (*constants, act and not joined, eps_gradient),
+                grid=w.grid + (w.blocks if trained else 0), warps=warps(w.rows * w.columns, vec),
+                wide=site.wide(vec, 3),
+            ),
+        )  # fmt: skip
+
+    def __call__(self, dy, x, out, mean, rstd, weight, bias, tau):
+        """Gradients of `x`, of the residual (None without), and the sums by channel or None."""
+        dx = torch.empty_like(x)
+        dsum = torch.empty_like(dy) if self.joined else None
+        sums = rstd.new_empty(self.sums) if self.sums else None
+        now = stream()
+        parameters = (weight, bias, tau, mean, rstd)
+        if not self.scratch:
+            self.launches[0](now, dy, x, out, dx, dsum, *parameters, sums)
+        else:
+            part = rstd.new_empty(self.scratch)
+            self.launches[0](now, dy, x, out, dsum, *parameters, part)
+            dy = dsum if self.joined else dy
+            self.launches[1](now, dy, x, dx, *parameters, part, sums)
+        if sums is not None:
+            sums = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
+        return dx, dsum, sums
+
+
+_forwards: dict[tuple, Forward] = {}
+_backwards: dict[tuple, Backward] = {}
+
+
+def _dtype(x: Tensor | None) -> torch.dtype | None:
+    return None if x is None else x.dtype
+
+
+@on_device
+def norm_forward(
+    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype=None,
     limits=_LIMITS,
 ):  # fmt: skip
-    v = view(x)
-    dy = dy.contiguous(memory_format=memory_format(v.x))
-    dx = torch.empty_like(v.x)
-    sums = rstd.new_empty(3, v.n, v.c)  # of every row: s1 * r, s0, st
-    rows = v.n * v.c
-    tile = _whole_tile(v, kind, groups, limits) if x.numel() else None
-    flags = _flags(weight, bias, tau, kind, activation, v)
+    x, last, n, c, s = view(x)
+    y = torch.empty_like(x, dtype=dtype)
     if not x.numel():
-        sums.zero_()
-    elif tile is not None:
-        bc, bs = tile
-        grouped = kind != "rms" and groups != v.c
-        programs = v.n * (groups if grouped else triton.cdiv(v.c, bc))
-        _whole_backward[(programs,)](
-            dy, v.x, dx, weight, bias, tau, mean, rstd, sums, rows, v.c, v.s, groups, eps,
-            BC=bc, BS=bs, GROUPED=grouped, DEVIATION=kind == "deviation",
-            num_warps=warps(bc * bs), **flags,
-        )  # fmt: skip
-    else:
-        bc, bs = split(v, limits)
-        chunks, width = triton.cdiv(v.s, bs), v.c // groups
-        grid = (v.n * triton.cdiv(v.c, bc) * chunks,)
-        part = rstd.new_empty(3 * rows * chunks)
-        p, q = torch.empty_like(rstd), torch.empty_like(rstd)
-        parameters = (weight, bias, tau, mean, rstd)
-        tiles = {"BC": bc, "BS": bs, "num_warps": warps(bc * bs), **flags}
-        _split_sums[grid](dy, v.x, *parameters, part, rows, v.c, v.s, chunks, width, **tiles)
-        _join_sums[(v.n * groups,)](
-            part, sums, weight, rstd, p, q, rows, v.c, v.s, chunks, width, eps,
-            BLOCK=_join_block(chunks), DEVIATION=kind == "deviation", WEIGHT=flags["WEIGHT"],
-        )  # fmt: skip
-        _split_grad[grid](dy, v.x, dx, *parameters, p, q, v.c, v.s, chunks, width, **tiles)
-    deps = rstd.new_empty(0)
-    if eps_gradient:
-        by_row = sums[0] if weight is None else sums[0] * weight
-        deps = (-0.5 * (by_row * rstd.square()).sum()).reshape(1)
-    return dx, sums.sum(1), deps
+        rstd = torch.empty(n, groups, dtype=torch.float32, device=x.device)
+        return y, None if kind == "rms" else torch.empty_like(rstd), rstd
+    if residual is not None:
+        residual = alike(residual, x)
+    site = (
+        n, c, s, last, kind, groups, eps, activation, aligned(x, residual), x.dtype, y.dtype,
+        _dtype(residual), _dtype(weight), _dtype(bias), _dtype(tau), _dtype(learned_eps), limits,
+    )  # fmt: skip
+    plan = _forwards.get((x.device, site))
+    if plan is None:
+        plan = _forwards[x.device, site] = Forward(Site(*site))
+    return y, *plan(x, residual, y, weight, bias, tau, learned_eps)
 
 
-def _join_block(parts: int) -> int:
-    return min(1024, max(16, triton.next_power_of_2(parts)))
-
-
-def _flags(weight, bias, tau, kind, activation, v):
-    return {
-        "LAST": v.last,
-        "CENTRE": kind != "rms",
-        "ACT": activation is not None,
-        "WEIGHT": weight is not None,
-        "BIAS": bias is not None,
-        "TAU": tau is not None,
-    }
+@on_device
+def norm_backward(
+    dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient,
+    limits=_LIMITS,
+):  # fmt: skip
+    x, last, n, c, s = view(x)
+    if not x.numel():
+        zeros = rstd.new_zeros(4, c)
+        dsum = None if out is None else torch.empty_like(dy)
+        return torch.empty_like(x), dsum, zeros[:3], zeros[3, :1] if eps_gradient else None
+    dy = alike(dy, x)
+    if out is not None:
+        out = alike(out, x)
+    site = (
+        n, c, s, last, kind, groups, eps, activation, aligned(dy, x, out), x.dtype, dy.dtype,
+        _dtype(out), _dtype(weight), _dtype(bias), _dtype(tau),
+        torch.float32 if eps_gradient else None, limits,
+    )  # fmt: skip
+    plan = _backwards.get((x.device, site))
+    if plan is None:
+        plan = _backwards[x.device, site] = Backward(Site(*site))
+    dx, dsum, sums = plan(dy, x, out, mean, rstd, weight, bias, tau)
+    if sums is None:
+        return dx, dsum, None, None
+    return dx, dsum, sums[:3], (sums[3].sum() * -0.5).reshape(1) if eps_gradient else None

@@ -1,114 +1,193 @@
-"""Triton kernels of the fixed affine and of the residual join, with their activation."""
+"""Triton kernels of the fixed affine and of the residual join, alone or together, activated."""
+
+from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from normdet.ops.layout import memory_format
-from normdet.ops.triton_tiles import Limits, load_or, split, tile_offsets, view, warps
+from normdet.ops.triton_launch import make_launch, on_device, stream
+from normdet.ops.triton_tiles import (
+    DTYPES,
+    Limits,
+    aligned,
+    alike,
+    along_memory,
+    clamp,
+    inside,
+    kept,
+    load_or,
+    load_tile,
+    origin,
+    sizes,
+    stride,
+    tile,
+    vector,
+    view,
+    walk,
+    warps,
+    where_split,
+)
 
 _LIMITS = Limits()
 
 
 @triton.jit
-def _where(C, chunks, BC: tl.constexpr, BS: tl.constexpr):
-    program = tl.program_id(0)
-    chunk = program % chunks
-    blocks = tl.cdiv(C, BC)
-    channel = program // chunks % blocks * BC + tl.arange(0, BC)
-    return program // chunks // blocks, channel, chunk * BS + tl.arange(0, BS), chunk
+def point_forward_kernel(
+    x, residual, y, scale, shift, tau,
+    outer, inner, blocks, parts, steps,
+    VEC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr, ACT: tl.constexpr,
+):  # fmt: skip
+    C, S = sizes(outer, inner, VEC, LAST)
+    n, block, part, channel = where_split(C, blocks, parts, BC)
+    valid = channel < C
+    offsets = tile(C, S, BC, BS, LAST)
+    at = origin(n, block * BC, C, S, LAST)
+    step = stride(C, LAST)
+    a = load_or(scale, channel, valid, 1.0)[:, None]
+    b = load_or(shift, channel, valid, 0.0)[:, None]
+    t = load_or(tau, channel, valid, 0.0)[:, None]
+    begin = part * (steps * BS)
+    for start in range(begin, tl.minimum(begin + steps * BS, S), BS):
+        here = at + start * step
+        mask = inside(valid, start, S, BS)
+        z = load_tile(x + here, offsets, mask)
+        if scale is not None:
+            z = z * a + b
+        if residual is not None:
+            z += load_tile(residual + here, offsets, mask)
+        tl.store(y + here + offsets, clamp(z, t, ACT).to(y.dtype.element_ty), mask=mask)
 
 
 @triton.jit
-def _forward(
-    x, x2, y, scale, shift, tau, C, S, chunks,
-    BC: tl.constexpr, BS: tl.constexpr, LAST: tl.constexpr, JOIN: tl.constexpr,
-    ACT: tl.constexpr, TAU: tl.constexpr,
+def point_backward_kernel(
+    dy, y, dx, dsum, scale, tau, part_tau,
+    outer, inner, blocks, parts, steps,
+    VEC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
 ):  # fmt: skip
-    n, channel, pixel, _ = _where(C, chunks, BC, BS)
+    C, S = sizes(outer, inner, VEC, LAST)
+    n, block, part, channel = where_split(C, blocks, parts, BC)
     valid = channel < C
-    mask = valid[:, None] & (pixel < S)[None, :]
-    at = tile_offsets(n, channel, pixel, C, S, LAST)
-    z = tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
-    if JOIN:
-        z += tl.load(x2 + at, mask=mask, other=0.0).to(tl.float32)
-    else:
-        a = tl.load(scale + channel, mask=valid, other=0.0).to(tl.float32)
-        b = tl.load(shift + channel, mask=valid, other=0.0).to(tl.float32)
-        z = z * a[:, None] + b[:, None]
-    if ACT:
-        t = load_or(tau, channel, valid, 0.0, TAU)[:, None]
-        z = tl.where(z <= t, t, z)
-    tl.store(y + at, z.to(y.dtype.element_ty), mask=mask)
+    offsets = tile(C, S, BC, BS, LAST)
+    at = origin(n, block * BC, C, S, LAST)
+    step = stride(C, LAST)
+    a = load_or(scale, channel, valid, 1.0)[:, None]
+    # As the output holds it: so the clamped elements are found again.
+    t = load_or(tau, channel, valid, 0.0).to(y.dtype.element_ty).to(tl.float32)[:, None]
+    lost = tl.zeros((BC, BS), tl.float32)
+    begin = part * (steps * BS)
+    for start in range(begin, tl.minimum(begin + steps * BS, S), BS):
+        here = at + start * step
+        mask = inside(valid, start, S, BS)
+        grad = load_tile(dy + here, offsets, mask)
+        k = kept(grad, load_tile(y + here, offsets, mask), t, True)
+        if part_tau is not None:
+            lost += grad - k
+        if dsum is not None:
+            tl.store(dsum + here + offsets, k.to(dsum.dtype.element_ty), mask=mask)
+        tl.store(dx + here + offsets, (k * a).to(dx.dtype.element_ty), mask=mask)
+    if part_tau is not None:
+        tl.store(part_tau + (n * C + channel) * parts + part, tl.sum(lost, 1), mask=valid)
 
 
-@triton.jit
-def _backward(
-    dy, y, dx, scale, tau, part, C, S, chunks,
-    BC: tl.constexpr, BS: tl.constexpr, LAST: tl.constexpr, SCALE: tl.constexpr,
-    TAU: tl.constexpr,
-):  # fmt: skip
-    n, channel, pixel, chunk = _where(C, chunks, BC, BS)
-    valid = channel < C
-    mask = valid[:, None] & (pixel < S)[None, :]
-    at = tile_offsets(n, channel, pixel, C, S, LAST)
-    grad = tl.load(dy + at, mask=mask, other=0.0).to(tl.float32)
-    out = tl.load(y + at, mask=mask, other=0.0).to(tl.float32)
-    t = load_or(tau, channel, valid, 0.0, TAU)[:, None]
-    kept = tl.where(out <= t, 0.0, grad)
-    if TAU:
-        sums = part + (n.to(tl.int64) * C + channel) * chunks + chunk
-        tl.store(sums, tl.sum(grad - kept, 1), mask=valid)
-    if SCALE:
-        kept *= tl.load(scale + channel, mask=valid, other=0.0).to(tl.float32)[:, None]
-    tl.store(dx + at, kept.to(dx.dtype.element_ty), mask=mask)
+class Site(NamedTuple):
+    """All that decides how a pointwise form is computed: the key of its plan."""
+
+    n: int
+    c: int
+    s: int
+    last: bool
+    activation: str | None
+    aligned: bool
+    x: torch.dtype
+    joined: bool
+    scale: torch.dtype | None
+    shift: torch.dtype | None
+    tau: torch.dtype | None
+    limits: Limits
+
+    def cut(self):
+        """Sizes, vector and walk: where nothing varies by channel, an example is one long row."""
+        n, c, s, last = self.n, self.c, self.s, self.last
+        flat = self.scale is None and self.tau is None and c * s < 1 << 31
+        if flat:
+            c, s, last = 1, c * s, False
+        vec = vector(c if last else s, self.x.itemsize, self.limits) if self.aligned else 1
+        return (*along_memory(c, s, last, vec), vec, last, walk(n, c, s, last, self.limits, flat))
+
+    def launch(self, function, activations: tuple, parameters: tuple, flags: tuple):
+        outer, inner, vec, last, w = self.cut()
+        return make_launch(
+            function, (*activations, *parameters), (outer, inner, w.blocks, w.parts, w.steps),
+            (vec, last, w.rows, w.columns, *flags), grid=w.grid,
+            warps=warps(w.rows * w.columns, vec), wide=len(activations) if vec > 1 else 0,
+        )  # fmt: skip
+
+    def forward(self):
+        """The launch of :func:`point_forward`."""
+        x = DTYPES[self.x]
+        parameters = (self.scale, self.shift, self.tau)
+        return self.launch(
+            point_forward_kernel, (x, x if self.joined else None, x),
+            tuple(d and DTYPES[d] for d in parameters), (self.activation is not None,),
+        )  # fmt: skip
+
+    def backward(self):
+        """The launch of :func:`point_backward`, and the parts in which it sums for `tau`."""
+        x = DTYPES[self.x]
+        dsum = x if self.joined and self.scale is not None else None
+        parameters = [d and DTYPES[d] for d in (self.scale, self.tau)]
+        launch = self.launch(
+            point_backward_kernel, (x, x, x, dsum), (*parameters, parameters[1] and "fp32"), ()
+        )
+        return launch, self.cut()[-1].parts
 
 
-def affine_forward(x, scale, shift, tau, activation, limits=_LIMITS):
-    return _run_forward(x, None, scale, shift, tau, activation, limits)
+_forwards: dict[tuple, object] = {}
+_backwards: dict[tuple, object] = {}
 
 
-def add_forward(x, y, tau, activation, limits=_LIMITS):
-    return _run_forward(x, y, None, None, tau, activation, limits)
+def _dtype(x):
+    return None if x is None else x.dtype
 
 
-def _as_stored(tau, x):
-    """`tau` as the output holds it, so that backward finds the clamped elements again."""
-    return None if tau is None else tau.to(x.dtype)
-
-
-def _run_forward(x, x2, scale, shift, tau, activation, limits):
-    v = view(x)
-    y = torch.empty_like(v.x)
+@on_device
+def point_forward(x, residual, scale, shift, tau, activation, limits=_LIMITS):
+    x, last, n, c, s = view(x)
+    y = torch.empty_like(x)
     if not x.numel():
         return y
-    if x2 is not None:
-        x2 = x2.contiguous(memory_format=memory_format(v.x))
-    tau = _as_stored(tau, x)
-    bc, bs = split(v, limits)
-    chunks = triton.cdiv(v.s, bs)
-    _forward[(v.n * triton.cdiv(v.c, bc) * chunks,)](
-        v.x, x2, y, scale, shift, tau, v.c, v.s, chunks,
-        BC=bc, BS=bs, LAST=v.last, JOIN=x2 is not None, ACT=activation is not None,
-        TAU=tau is not None, num_warps=warps(bc * bs),
+    if residual is not None:
+        residual = alike(residual, x)
+    site = (
+        n, c, s, last, activation, aligned(x, residual), x.dtype, residual is not None,
+        _dtype(scale), _dtype(shift), _dtype(tau), limits,
     )  # fmt: skip
+    launch = _forwards.get((x.device, site))
+    if launch is None:
+        launch = _forwards[x.device, site] = Site(*site).forward()
+    launch(stream(), x, residual, y, scale, shift, tau)
     return y
 
 
-def point_backward(dy, y, scale, tau, activation, limits=_LIMITS):
-    v = view(y)
-    dy = dy.contiguous(memory_format=memory_format(v.x))
-    dx = torch.empty_like(v.x)
-    dtau = torch.zeros(v.c, dtype=torch.float32, device=y.device)
+@on_device
+def point_backward(dy, y, scale, joined, tau, limits=_LIMITS):
+    y, last, n, c, s = view(y)
+    dy = alike(dy, y)
+    dx = torch.empty_like(y)
+    dsum = torch.empty_like(y) if joined and scale is not None else None
     if not y.numel():
-        return dx, dtau
-    tau = _as_stored(tau, y)
-    bc, bs = split(v, limits)
-    chunks = triton.cdiv(v.s, bs)
-    part = dtau.new_empty(v.n, v.c, chunks) if tau is not None else None
-    _backward[(v.n * triton.cdiv(v.c, bc) * chunks,)](
-        dy, v.x, dx, scale, tau, part, v.c, v.s, chunks,
-        BC=bc, BS=bs, LAST=v.last, SCALE=scale is not None, TAU=tau is not None,
-        num_warps=warps(bc * bs),
+        return dx, dsum, None if tau is None else torch.zeros_like(tau, dtype=torch.float32)
+    site = (
+        n, c, s, last, None, aligned(dy, y), y.dtype, joined, _dtype(scale), None, _dtype(tau),
+        limits,
     )  # fmt: skip
-    return dx, dtau if part is None else part.sum((0, 2))
+    plan = _backwards.get((y.device, site))
+    if plan is None:
+        plan = _backwards[y.device, site] = Site(*site).backward()
+    launch, parts = plan
+    part = None
+    if tau is not None:
+        part = torch.empty(n, c, parts, dtype=torch.float32, device=y.device)
+    launch(stream(), dy, y, dx, dsum, scale, tau, part)
+    return dx, dsum, None if part is None else part.sum((0, 2))

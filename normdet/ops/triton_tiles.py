@@ -1,9 +1,15 @@
 """How the Triton kernels cut a tensor `(N, C, S)`, contiguous or channels last, into tiles.
 
-Every kernel works on a tile of some channels by some pixels of one example. Block sizes are powers
-of two from a short list, so that no height or width compiles a kernel of its own.
+A program holds one tile of some channels by some pixels of an example at a time and walks along the
+pixels. Tiles have one size for all heights and widths: a thread reads 16 bytes of each tensor at
+once, needs few registers, and no image size compiles a kernel of its own. What is read twice comes
+from the cache the second time.
+
+The size that runs along memory, `S` or channels last `C`, is handed over as `inner * VEC` with
+`VEC` a constant: so the compiler knows that rows start where wide loads may.
 """
 
+import math
 import os
 from typing import NamedTuple
 
@@ -15,14 +21,20 @@ from torch import Tensor
 from normdet.errors import NormdetError
 from normdet.ops.layout import memory_format
 
-_DTYPES = (torch.float16, torch.bfloat16, torch.float32)
+DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
+INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
+THREAD_ELEMENTS = 8  # of a tile, for each thread: 16 bytes in half precision
 
 
 class Limits(NamedTuple):
     """Sizes that decide between the regimes; tests shrink them to reach each with small inputs."""
 
-    whole: int = 16384  # most elements that one program holds at once
-    block: int = 4096  # elements of a tile where a row is split, or many rows share a program
+    whole: int = 256  # most pixels of a row that one program normalizes from start to end
+    rows: int = 16  # of a tile, where rows are contiguous
+    columns: int = 64
+    flat: int = 1024  # columns of a tile of a single row
+    programs: int = 2048  # what keeps a large GPU busy
+    steps: int = 4  # least tiles of a part of a row: a program is to be worth its start
 
 
 class View(NamedTuple):
@@ -36,45 +48,170 @@ class View(NamedTuple):
 
 
 def view(x: Tensor) -> View:
-    interpreted = os.environ.get("TRITON_INTERPRET") == "1"
-    if x.device.type != "cuda" and not interpreted:
-        raise NormdetError(f"backend 'triton' computes on CUDA, and the input is on {x.device}")
-    if x.dtype not in _DTYPES:
+    """`x`, copied only if it has neither layout.
+
+    Raises:
+        NormdetError: it is not on the device of the kernels, or has a dtype they do not take.
+    """
+    if x.dtype not in DTYPES:
         raise NormdetError(f"backend 'triton' computes fp16, bf16 and fp32, not {x.dtype}")
+    n, c, *space = x.shape
+    s = math.prod(space)
+    if x.is_contiguous():
+        return View(x, s == 1, n, c, s)
     form = memory_format(x)
-    n, c = x.shape[:2]
-    s = x.shape[2:].numel()
-    return View(
-        x.contiguous(memory_format=form), form != torch.contiguous_format or s == 1, n, c, s
-    )
+    return View(x.contiguous(memory_format=form), form != torch.contiguous_format, n, c, s)
 
 
-def split(v: View, limits: Limits) -> tuple[int, int]:
-    """Channels and pixels of a tile: long along whichever is contiguous in memory."""
-    channels, pixels = triton.next_power_of_2(v.c), triton.next_power_of_2(v.s)
-    if v.last:
-        channels = min(channels, 64, limits.block)
-        return channels, min(pixels, max(1, limits.block // channels))
-    pixels = min(pixels, limits.block)
-    return min(channels, max(1, limits.block // pixels)), pixels
+def alike(other: Tensor, x: Tensor) -> Tensor:
+    """`other` laid out as the view's `x`."""
+    if other.is_contiguous() and x.is_contiguous():
+        return other
+    return other.contiguous(memory_format=memory_format(x))
 
 
-def warps(elements: int) -> int:
-    return 4 if elements <= 4096 else 8 if elements <= 8192 else 16
+def aligned(*tensors: Tensor | None) -> bool:
+    """Whether all start at a multiple of 16 bytes, as wide loads need it."""
+    addresses = 0
+    for x in tensors:
+        if x is not None:
+            addresses |= x.data_ptr()
+    return addresses % 16 == 0
+
+
+def vector(length: int, itemsize: int, limits: Limits) -> int:
+    """How many elements of a run of `length` a thread may read at once, 16 bytes at most."""
+    return math.gcd(length, 16 // itemsize, limits.columns)
+
+
+def ceil(a: int, b: int) -> int:
+    """`a / b`, rounded up."""
+    return -(-a // b)
+
+
+def power(a: int) -> int:
+    """The least power of two that is at least `a`."""
+    return 1 << max(0, a - 1).bit_length()
+
+
+def warps(elements: int, vec: int) -> int:
+    """For a tile of so many elements, `vec` of which a thread reads at once.
+
+    Elements read one by one take an address each, so that threads get fewer of them.
+    """
+    return min(16, max(1, power(elements) // (32 * (THREAD_ELEMENTS if vec > 1 else 4))))
+
+
+class Walk(NamedTuple):
+    """How programs share the pixels of rows: `parts` of `steps` tiles each."""
+
+    rows: int  # of a tile
+    columns: int
+    blocks: int  # of channels
+    parts: int
+    steps: int
+    grid: int
+
+    @property
+    def length(self) -> int:
+        """Pixels of a part."""
+        return self.steps * self.columns
+
+
+def walk(n: int, c: int, s: int, last: bool, limits: Limits, flat: bool = False) -> Walk:
+    """The tiles of a tensor whose rows are cut into parts.
+
+    Args:
+        flat: tiles of a single row, where nothing is needed of its channel.
+    """
+    rows, columns = (limits.columns, limits.rows) if last else (limits.rows, limits.columns)
+    if flat:
+        rows, columns = 1, limits.flat
+    blocks, steps = ceil(c, rows), ceil(s, columns)
+    parts = min(ceil(limits.programs, n * blocks), max(1, steps // limits.steps))
+    each = ceil(steps, parts)
+    parts = ceil(steps, each)
+    return Walk(rows, columns, blocks, parts, each, n * blocks * parts)
+
+
+def along_memory(c: int, s: int, last: bool, vec: int) -> tuple[int, int]:
+    """`outer` and `inner` of :func:`sizes`."""
+    return (s, c // vec) if last else (c, s // vec)
 
 
 @triton.jit
-def tile_offsets(n, channel, pixel, C, S, LAST: tl.constexpr):
-    """Where `channel` `(BC,)` by `pixel` `(BS,)` of example `n` lie in memory."""
-    start = n.to(tl.int64) * C * S
+def sizes(outer, inner, VEC: tl.constexpr, LAST: tl.constexpr):
+    """`C` and `S`, that which runs along memory a multiple of `VEC`."""
     if LAST:
-        return start + pixel[None, :].to(tl.int64) * C + channel[:, None]
-    return start + channel[:, None].to(tl.int64) * S + pixel[None, :]
+        return inner * VEC, outer
+    return outer, inner * VEC
 
 
 @triton.jit
-def load_or(pointer, index, mask, default: tl.constexpr, GIVEN: tl.constexpr):
+def origin(n, channel, C, S, LAST: tl.constexpr):
+    """Where a channel of an example starts, in 64 bits."""
+    example = tl.cast(n, tl.int64) * C * S
+    if LAST:
+        return example + channel
+    return example + tl.cast(channel, tl.int64) * S
+
+
+@triton.jit
+def stride(C, LAST: tl.constexpr):
+    """From one pixel to the next, in 64 bits."""
+    if LAST:
+        return tl.cast(C, tl.int64)
+    return tl.cast(1, tl.int64)
+
+
+@triton.jit
+def tile(C, S, BC: tl.constexpr, BS: tl.constexpr, LAST: tl.constexpr):
+    """Offsets of a tile's elements `(BC, BS)` from its first."""
+    row = tl.arange(0, BC)[:, None]
+    pixel = tl.arange(0, BS)[None, :]
+    if LAST:
+        return pixel * C + row
+    return row * S + pixel
+
+
+@triton.jit
+def inside(valid, start, S, BS: tl.constexpr):
+    """Which elements of the tile at pixel `start` there are."""
+    return valid[:, None] & (start + tl.arange(0, BS) < S)[None, :]
+
+
+@triton.jit
+def where_split(C, blocks, parts, BC: tl.constexpr):
+    """Example, block of channels, part of the rows, and the channels, of a program."""
+    program = tl.program_id(0)
+    part = program % parts
+    block = program // parts % blocks
+    n = program // parts // blocks
+    return n, block, part, block * BC + tl.arange(0, BC)
+
+
+@triton.jit
+def load_or(pointer, index, mask, default: tl.constexpr):
     """A parameter per channel in fp32, or its default where there is none."""
-    if GIVEN:
+    if pointer is not None:
         return tl.load(pointer + index, mask=mask, other=0.0).to(tl.float32)
     return tl.full(index.shape, default, tl.float32)
+
+
+@triton.jit
+def load_tile(x, at, mask):
+    return tl.load(x + at, mask=mask, other=0.0).to(tl.float32)
+
+
+@triton.jit
+def clamp(z, t, ACT: tl.constexpr):
+    if ACT:
+        return tl.where(z <= t, t, z)  # as written, NaN passes
+    return z
+
+
+@triton.jit
+def kept(dy, z, t, ACT: tl.constexpr):
+    if ACT:
+        return tl.where(z <= t, 0.0, dy)
+    return dy

@@ -176,3 +176,26 @@ def test_a_filter_of_one_weight_is_zero_and_an_option_refuses_it(dialect, backen
     assert not standard.any() and not weight.grad.any()
     with pytest.raises(NormdetError, match="one weight .*leave WS out"):
         standardize(nn.Conv2d(3, 3, 1, groups=3), dialect)
+
+
+def test_a_frozen_weight_is_standardized_once(monkeypatch):
+    from normdet.layers import weight_standardization as module
+
+    calls = []
+    plain = module.standardize_weight
+    monkeypatch.setattr(
+        module, "standardize_weight", lambda *a, **k: calls.append(1) or plain(*a, **k)
+    )
+    conv = WSConv2d(4, 6, 3).train().requires_grad_(False)
+    x = torch.randn(1, 4, 5, 5, requires_grad=True)
+    first = conv(x)
+    first.sum().backward()
+    assert torch.equal(conv(x), first) and len(calls) == 1
+    with torch.no_grad():
+        conv.weight.mul_(2).add_(torch.randn_like(conv.weight))
+    conv(x)
+    assert len(calls) == 2
+    conv.requires_grad_(True)
+    conv(x)
+    conv(x)
+    assert len(calls) == 4

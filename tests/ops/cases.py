@@ -20,8 +20,8 @@ def inputs(shape, dtype, *, last=False, seed=0, activation="TLU"):
 
 
 def frn(activation):
-    def call(t, backend):
-        return ops.frn_tlu(*t, eps=1e-6, activation=activation, backend=backend)
+    def call(t, backend, **more):
+        return ops.frn_tlu(*t, eps=1e-6, activation=activation, backend=backend, **more)
 
     return call
 
@@ -34,22 +34,33 @@ def frn_learned(activation):
 
 
 def group_norm(groups, activation):
-    def call(t, backend):
+    def call(t, backend, **more):
         x, *rest = t
         return ops.group_norm_act(
-            x, groups, *rest, eps=1e-5, activation=activation, backend=backend
+            x, groups, *rest, eps=1e-5, activation=activation, backend=backend, **more
         )
 
     return call
 
 
 def frozen(activation):
-    def call(t, backend):
+    def call(t, backend, **more):
         x, weight, bias, tau = t
         fixed = (weight.detach(), bias.detach(), bias.detach(), weight.detach().square() + 0.1)
-        return ops.frozen_bn_act(x, *fixed, tau, eps=1e-5, activation=activation, backend=backend)
+        options = {"eps": 1e-5, "activation": activation, "backend": backend, **more}
+        return ops.frozen_bn_act(x, *fixed, tau, **options)
 
     return call
+
+
+def joined(call):
+    """A norm's call with a residual, which has a gradient too."""
+
+    def joined_call(t, backend):
+        x, *rest, residual = t
+        return call([x, *rest], backend, residual=residual)
+
+    return joined_call
 
 
 def join(activation):

@@ -56,6 +56,49 @@ def test_errs_at_most_twice_as_much_as_plain_torch(name, dtype, backend, empty_i
             cases.assert_as_good(CALLS[name], tensors, backend, dy)
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "name", ["frn", "frn-relu", "frn-none", "gn", "gn-tlu", "ln", "frozen", "frozen-tlu"]
+)
+def test_a_residual_in_the_same_pass(name, dtype, backend, empty_is_nan):
+    for shape in SHAPES:
+        groups = {"gn": 4, "gn-tlu": 2}.get(name, 1)
+        if shape[1] % groups or (name[:2] in ("gn", "ln") and shape[1:].count(1) > 1):
+            continue
+        for last in (False, True) if len(shape) > 3 else (False,):
+            tensors = make(name, shape, dtype, last=last)
+            residual = torch.randn(shape, generator=torch.Generator().manual_seed(3)).to(dtype)
+            dy = torch.randn(shape, generator=torch.Generator().manual_seed(1))
+            call = cases.joined(CALLS[name])
+            cases.assert_as_good(call, [*tensors, residual], backend, dy)
+
+
+def test_a_residual_of_another_shape_or_dtype_takes_the_plain_form(backend):
+    x, weight, bias, _ = cases.inputs((2, 4, 3, 5), torch.float32)
+    for residual in (torch.randn(1, 4, 1, 1), torch.randn(2, 4, 3, 5).double()):
+        y, z = (
+            ops.group_norm_act(x, 2, weight, bias, eps=1e-5, residual=residual, backend=b)
+            for b in (backend, "reference")
+        )
+        assert torch.equal(y, z)
+
+
+def test_a_wider_output(backend):
+    x, weight, bias, _ = cases.inputs((2, 8, 5, 7), torch.bfloat16)
+    results = []
+    for b in (backend, "reference"):
+        leaf = x.detach().requires_grad_()
+        y = ops.group_norm_act(
+            leaf, 4, weight, bias, eps=1e-5, activation="ReLU", dtype=torch.float32, backend=b
+        )
+        y.square().sum().backward()
+        results.append((y.detach(), leaf.grad))
+    (y, dx), (z, dz) = results
+    assert y.dtype == torch.float32 and dx.dtype == torch.bfloat16
+    torch.testing.assert_close(y, z)
+    torch.testing.assert_close(dx, dz, rtol=2e-2, atol=1e-2)
+
+
 @pytest.mark.parametrize("last", [False, True])
 @pytest.mark.parametrize("name", ["frn", "gn", "ln"])
 def test_long_rows(name, last, backend):

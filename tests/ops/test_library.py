@@ -17,22 +17,34 @@ def samples(last):
     dy = torch.randn_like(x)
     mean, rstd = torch.randn(2, 2), torch.rand(2, 2) + 0.5
     eps = torch.tensor([1e-3], requires_grad=True)
-    yield OPERATORS.norm_act, (x, weight, bias, tau, eps, "rms", 4, 0.0, "TLU", "eager")
-    yield OPERATORS.norm_act, (x, weight, None, None, None, "group", 2, 1e-5, "ReLU", "auto")
-    yield OPERATORS.norm_act, (x, None, None, None, None, "deviation", 4, 1e-5, None, "auto")
+    none = (None,) * 4
+    yield OPERATORS.norm_act, (x, None, weight, bias, tau, eps, "rms", 4, 0.0, "TLU", None, "eager")
+    yield OPERATORS.norm_act, (x, None, weight, *none[:3], "group", 2, 1e-5, "ReLU", None, "auto")
+    yield OPERATORS.norm_act, (x, None, *none, "deviation", 4, 1e-5, None, None, "auto")
+    joined = (x, dy.clone().requires_grad_(), weight, bias, tau)
+    for backend in ("eager", "auto"):
+        yield OPERATORS.norm_act, (*joined, None, "group", 2, 1e-5, "TLU", None, backend)
+    wide = (x.bfloat16().detach().requires_grad_(), None, weight, bias, None, None)
+    yield OPERATORS.norm_act, (*wide, "group", 2, 1e-5, "ReLU", torch.float32, "eager")
     yield (
         OPERATORS.norm_act_backward,
-        (dy, x.detach(), mean, rstd, *plain, "group", 2, 1e-5, "TLU", True, "auto"),
+        (dy, x.detach(), None, mean, rstd, *plain, "group", 2, 1e-5, "TLU", True, "auto"),
     )
-    yield OPERATORS.affine_act, (x, plain[0], plain[1], tau, "TLU", "auto")
-    yield OPERATORS.affine_act, (x, plain[0], plain[1], None, None, "auto")
-    yield OPERATORS.add_act, (x, dy, tau, "TLU", "auto")
-    yield OPERATORS.add_act, (x, dy, None, "ReLU", "eager")
-    yield OPERATORS.point_backward, (dy, x.detach(), plain[0], plain[2], "TLU", "auto")
+    yield (
+        OPERATORS.norm_act_backward,
+        (dy, x.detach(), dy, mean, rstd, *none[:3], "group", 2, 1e-5, "ReLU", False, "eager"),
+    )
+    yield OPERATORS.point_act, (x, None, plain[0], plain[1], tau, "TLU", "auto")
+    yield OPERATORS.point_act, (x, None, plain[0], plain[1], None, None, "auto")
+    yield OPERATORS.point_act, (*joined[:2], plain[0], plain[1], tau, "TLU", "auto")
+    yield OPERATORS.point_act, (*joined[:2], None, None, tau, "TLU", "auto")
+    yield OPERATORS.point_act, (x, dy, None, None, None, "ReLU", "eager")
+    yield OPERATORS.point_act_backward, (dy, x.detach(), plain[0], True, plain[2], "auto")
+    yield OPERATORS.point_act_backward, (dy, x.detach(), None, False, None, "eager")
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("index", range(9))
+@pytest.mark.parametrize("index", range(15))
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
 def test_opcheck(index, last):
     operator, inputs = list(samples(last))[index]

@@ -6,20 +6,25 @@ import datetime
 import itertools
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from normdet.errors import NormdetError
-from normdet.lab.bench import layers, measure, step
+from normdet.lab.bench import kernels, layers, measure, step
 from normdet.options import read_stated
 
 COLUMNS = (
     "date versions machine command op shape dtype layout provider mode median_ms q25_ms q75_ms "
     "kept_bytes peak_bytes share_of_copy_bandwidth over_first largest_batch"
 ).split()
+# What is told of a row while it runs, and how wide.
+_TOLD = {
+    "target": 7, "op": 14, "shape": 16, "dtype": 9, "layout": 13, "provider": 22, "mode": 9,
+    "median_ms": 10, "pass": 8, "registers": 4, "host_us_over_noop": 5,
+}  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
@@ -31,6 +36,9 @@ def main(argv: list[str] | None = None) -> None:
     """
     argv = sys.argv[1:] if argv is None else argv
     args = _arguments(argv)
+    if args.kernels:
+        _kernels(args, argv)
+        return
     device = "cuda" if args.gpu else "cpu"
     if args.gpu and not torch.cuda.is_available():
         raise NormdetError("--gpu needs a CUDA device, and torch finds none")
@@ -61,6 +69,19 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         description="Time the layers and their fast forms, one row each into a CSV of the machine.",
     )
     parser.add_argument("--gpu", action="store_true", help="measure on CUDA")
+    parser.add_argument(
+        "--kernels",
+        action="store_true",
+        help="without a GPU: compile the Triton kernels, look at their machine code, and measure "
+        "how long a call keeps the host",
+    )
+    parser.add_argument(
+        "--targets",
+        nargs="+",
+        default=list(kernels.TARGETS),
+        help="GPUs of --kernels (%(default)s)",
+    )
+    parser.add_argument("--short", action="store_true", help="--kernels: a few shapes alone")
     parser.add_argument("--step", action="store_true", help="whole training steps instead")
     parser.add_argument(
         "--output", default="results", metavar="DIR", help="folder of the CSV (results)"
@@ -89,6 +110,15 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     )
     parser.add_argument("--size", type=int, help="short side of --step (320, on a GPU 800)")
     return parser.parse_args(argv)
+
+
+def _kernels(args: argparse.Namespace, argv: list[str]) -> None:
+    """The table of the kernels' machine code; a fault fails after the last row is written."""
+    path = Path(args.output) / "kernels.csv"
+    versions = {key: _about("cpu", argv)[key] for key in ("date", "versions")}
+    found = kernels.check(kernels.rows(args.targets, args.short))
+    _write(path, found, versions, kernels.COLUMNS)
+    print(f"wrote {path}")
 
 
 def _layer_rows(args: argparse.Namespace, device: str) -> Iterable[dict]:
@@ -156,20 +186,18 @@ def _about(device: str, argv: list[str]) -> dict[str, str]:
     }
 
 
-def _write(path: Path, rows: Iterable[dict], about: dict[str, str]) -> None:
+def _write(
+    path: Path, rows: Iterable[dict], about: dict[str, str], columns: Sequence[str] = COLUMNS
+) -> None:
     """Rows are written as they are found: a long run that is stopped keeps what it has."""
     rows = iter(rows)
     rows = itertools.chain([next(rows)], rows)  # no file before there is something to write
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
-        writer = csv.DictWriter(file, COLUMNS)
+        writer = csv.DictWriter(file, columns)
         writer.writeheader()
         for row in rows:
             writer.writerow(about | row)
             file.flush()
-            time = row.get("median_ms", "")
-            print(
-                f"{row['op']:14} {row['shape']:16} {row['dtype']:9} {row['layout']:13} "
-                f"{row['provider']:22} {row['mode']:9} {time:>10}",
-                flush=True,
-            )
+            told = (f"{row[key]!s:{width}}" for key, width in _TOLD.items() if key in row)
+            print(*told, flush=True)

@@ -163,12 +163,15 @@ template <class A> struct Coef {
 
 template <class A> struct Sums { A s0, s1, st; };  // numbers, or pointers to one for each row
 
-template <bool Last, bool Act, class A>
-inline void apply_block(const A* __restrict x, A* __restrict y, Coef<A> k, i64 n) {
+// A `residual`, null without Join, is added before the activation.
+template <bool Last, bool Act, bool Join, class A>
+inline void apply_block(const A* __restrict x, const A* __restrict residual, A* __restrict y,
+                        Coef<A> k, i64 n) {
 #pragma omp simd
   for (i64 i = 0; i < n; ++i) {
     const i64 j = Last ? i : 0;
     A z = (x[i] - k.mu[j]) * k.a[j] + k.b[j];
+    if (Join) z += residual[i];
     if (Act) z = z <= k.t[j] ? k.t[j] : z;
     y[i] = z;
   }
@@ -320,10 +323,16 @@ struct Cursor {
 };
 
 template <bool Last, bool Act, class T, class A>
-void apply_tile(const Layout<Last>& layout, i64 tile, const T* x, T* y, Coef<A> k) {
-  A in[kBlock], out[kBlock];
+void apply_tile(const Layout<Last>& layout, i64 tile, const T* x, const T* residual, T* y,
+                Coef<A> k) {
+  A in[kBlock], in2[kBlock], out[kBlock];
   layout.walk(tile, [&](i64 at, i64 n, i64 c) {
-    apply_block<Last, Act>(load(x + at, in, n), target(y + at, out), k.at(c), n);
+    const A* v = load(x + at, in, n);
+    A* z = target(y + at, out);
+    if (residual)
+      apply_block<Last, Act, true>(v, load(residual + at, in2, n), z, k.at(c), n);
+    else
+      apply_block<Last, Act, false>(v, (const A*)nullptr, z, k.at(c), n);
     store(y + at, out, n);
   });
 }
@@ -363,32 +372,41 @@ template <class A> struct RowCoef {
 // larger ones one at a time, their second reading coming from the cache; and where there are fewer
 // groups than threads (LN), channel by channel.
 template <bool Act, class T, class A>
-void forward_bundle(const Problem<A>& job, i64 first, i64 count, const T* x, T* y) {
+void forward_bundle(const Problem<A>& job, i64 first, i64 count, const T* x, const T* residual,
+                    T* y) {
   const i64 s = job.shape.s, span = job.width() * s;
-  A in[kBlock], out[kBlock];
+  A in[kBlock], in2[kBlock], out[kBlock];
   const A* v = load(x + first * span, in, count * span);
+  const A* r = residual ? load(residual + first * span, in2, count * span) : nullptr;
   A* z = target(y + first * span, out);
   for (Cursor at(job, first); at.group < first + count; at.next(job)) {
     job.set_stats(at.group, block_moments(v, span, job.centre()));
-    for (i64 i = 0; i < job.width(); ++i, v += s, z += s)
-      apply_block<false, Act>(v, z, RowCoef<A>(job, at.group, at.channel + i).get(), s);
+    for (i64 i = 0; i < job.width(); ++i, v += s, z += s) {
+      const RowCoef<A> k(job, at.group, at.channel + i);
+      if (!r) {
+        apply_block<false, Act, false>(v, r, z, k.get(), s);
+        continue;
+      }
+      apply_block<false, Act, true>(v, r, z, k.get(), s);
+      r += s;
+    }
   }
   store(y + first * span, out, count * span);
 }
 
 template <bool Act, class T, class A>
-void forward_rows(const Problem<A>& job, const T* x, T* y) {
+void forward_rows(const Problem<A>& job, const T* x, const T* residual, T* y) {
   const Shape d = job.shape;
   const Layout<false> layout(d);
   const i64 span = job.width() * d.s, groups = job.groups();
   const auto apply = [&](i64 row, i64 group, i64 channel) {
-    apply_tile<false, Act>(layout, row, x, y, RowCoef<A>(job, group, channel).get());
+    apply_tile<false, Act>(layout, row, x, residual, y, RowCoef<A>(job, group, channel).get());
   };
   if (span <= kBlock) {
     const i64 bundle = kBlock / span;
     parallel((groups + bundle - 1) / bundle, job.elements(), job.threads, [&](i64 i) {
       const i64 first = i * bundle;
-      forward_bundle<Act>(job, first, std::min(bundle, groups - first), x, y);
+      forward_bundle<Act>(job, first, std::min(bundle, groups - first), x, residual, y);
     });
   } else if (groups >= job.threads) {
     parallel(groups, job.elements(), job.threads, [&](i64 g) {
@@ -491,7 +509,7 @@ template <class A> struct Table {
 };
 
 template <bool Act, class T, class A>
-void forward_last(const Problem<A>& job, const T* x, T* y) {
+void forward_last(const Problem<A>& job, const T* x, const T* residual, T* y) {
   const Shape d = job.shape;
   const Layout<true> layout(d);
   const bool centre = job.centre();
@@ -545,7 +563,7 @@ void forward_last(const Problem<A>& job, const T* x, T* y) {
   });
   const Table<A> table(job);
   parallel(layout.tiles, job.elements(), job.threads, [&](i64 tile) {
-    apply_tile<true, Act>(layout, tile, x, y, table.at(layout.first_row(tile)));
+    apply_tile<true, Act>(layout, tile, x, residual, y, table.at(layout.first_row(tile)));
   });
 }
 
@@ -611,8 +629,8 @@ void parameter_gradients(const Problem<A>& job, Sums<A*> sums, A* by_channel, A*
 // ---- fixed affine and residual join ------------------------------------------------------------
 
 // Both keep their output y alone: it tells where the activation clamped (y = t). A null `scale`
-// stands for the join, whose second summand is x2. Where nothing varies by channel (a join with
-// ReLU) the layout does not matter, and the tensor is cut anew into long rows.
+// stands for the join alone, a null x2 for the affine alone. Where nothing varies by channel (a join
+// with ReLU) the layout does not matter, and the tensor is cut anew into long rows.
 template <bool Last> Layout<Last> point_layout(Shape d, bool by_channel) {
   if (Last || by_channel) return Layout<Last>(d);
   const i64 total = d.n * d.c * d.s;
@@ -629,14 +647,16 @@ void point_forward(Shape d, int threads, const T* x, const T* x2, T* y, const A*
     A in[kBlock], in2[kBlock], out[kBlock];
     const i64 first = layout.first_row(tile) % layout.d.c;
     layout.walk(tile, [&](i64 at, i64 n, i64 c) {
-      const A* __restrict v = load(x + at, in, n);
-      A* __restrict z = target(y + at, out);
+      const A* v = load(x + at, in, n);
+      A* z = target(y + at, out);
       const i64 channel = first + c;
       if (scale) {
         const A *__restrict a = scale + channel, *__restrict b = shift + channel;
 #pragma omp simd
         for (i64 i = 0; i < n; ++i) z[i] = v[i] * a[Last ? i : 0] + b[Last ? i : 0];
-      } else {
+        v = z;
+      }
+      if (x2) {
         const A* __restrict v2 = load(x2 + at, in2, n);
 #pragma omp simd
         for (i64 i = 0; i < n; ++i) z[i] = v[i] + v2[i];
@@ -729,7 +749,7 @@ extern "C" {
 struct Call {
   i64 dtype, last, kind, act, threads, n, c, s, groups;
   double eps;
-  const void *x, *x2, *weight, *bias, *tau;  // x2: the join's summand, or the output's gradient
+  const void *x, *x2, *weight, *bias, *tau;  // x2: what is added, or the output's gradient
   void *out, *mean, *rstd, *by_channel, *deps;
 };
 
@@ -762,11 +782,11 @@ template <class F> void normalization(const Call& call, const F& f) {
 extern "C" {
 
 void normdet_norm_forward(const Call* call) {
-  normalization(*call, [&](const auto& job, auto x, auto, auto y) {
+  normalization(*call, [&](const auto& job, auto x, auto residual, auto y) {
     by_flag(call->act, [&](auto flag) {
       constexpr bool Act = decltype(flag)::value;
-      if (call->last) forward_last<Act>(job, x, y);
-      else forward_rows<Act>(job, x, y);
+      if (call->last) forward_last<Act>(job, x, residual, y);
+      else forward_rows<Act>(job, x, residual, y);
     });
   });
 }

@@ -1,0 +1,144 @@
+"""Compiling a Triton kernel and launching it, in as little of the host's time as that can take.
+
+`kernel[grid](...)` looks every argument over at every call. Here a plan, made once for a shape,
+knows all that: it holds the compiled kernels and hands them their arguments. What a kernel is
+compiled for is stated in full by :class:`Kernel`, so that the same can be done for a GPU that is
+not there.
+"""
+
+import functools
+from collections.abc import Callable
+from typing import NamedTuple
+
+import torch
+import triton
+from torch import Tensor
+from triton.compiler import ASTSource
+from triton.runtime import driver
+
+from normdet.errors import NormdetError
+from normdet.ops.triton_tiles import INTERPRETED
+
+
+class Kernel(NamedTuple):
+    """A jitted function and all that its machine code depends on.
+
+    Attributes:
+        types: of its arguments up to the constants: `"*bf16"`, `"i32"`, `"fp32"`, or None for an
+            argument that is not given.
+        constants: the values of the others.
+        warps: of a program.
+        wide: how many of the first arguments start at a multiple of 16 bytes.
+    """
+
+    function: Callable
+    types: tuple[str | None, ...]
+    constants: tuple
+    warps: int
+    wide: int
+
+    def compile(self, target=None):
+        """Machine code for a target, by default for the current device."""
+        names = self.function.arg_names
+        given = (*self.types, *["constexpr"] * len(self.constants))
+        signature = {n: t or "constexpr" for n, t in zip(names, given, strict=True)}
+        values = (*[None] * len(self.types), *self.constants)
+        constants = {(i,): v for i, v in enumerate(values) if signature[names[i]] == "constexpr"}
+        pointers = [i for i, kind in enumerate(self.types[: self.wide]) if kind]
+        attributes = {(i,): [["tt.divisibility", 16]] for i in pointers}
+        source = ASTSource(self.function, signature, constants, attributes)
+        return triton.compile(source, target=target, options={"num_warps": self.warps})
+
+
+@functools.cache
+def compiled(kernel: Kernel, device: int):
+    """A kernel's machine code, loaded to a device, which must be the current one."""
+    return kernel.compile()
+
+
+class Launch:
+    """A kernel with its grid and its numbers: called with a stream and the tensors alone.
+
+    Args:
+        numbers: the arguments between the tensors and the constants.
+    """
+
+    __slots__ = ("_function", "_grid", "_packed", "_run", "_tail", "kernel")
+
+    def __init__(self, kernel: Kernel, grid: int, numbers: tuple):
+        self.kernel = kernel
+        self._grid = grid
+        self._tail = (*numbers, *kernel.constants)
+        self._run = self._function = self._packed = None
+
+    def __call__(self, stream: int, *tensors: Tensor | None) -> None:
+        if self._run is None:
+            self._load()
+        self._run(
+            self._grid, 1, 1, stream, self._function, self._packed, None, None, None,
+            *tensors, *self._tail,
+        )  # fmt: skip
+
+    def _load(self) -> None:
+        if INTERPRETED:
+            self._run = self._interpret
+            return
+        binary = compiled(self.kernel, driver.active.get_current_device())
+        self._run = binary.run  # loads the code, and only then knows its function
+        self._function, self._packed = binary.function, binary.packed_metadata
+
+    def _interpret(self, grid, _y, _z, _stream, _function, _packed, _data, _enter, _exit, *args):
+        self.kernel.function[(grid,)](*args)
+
+
+def make_launch(
+    function, tensors: tuple, numbers: tuple, constants: tuple, *, grid: int, warps: int, wide: int
+) -> Launch:
+    """A launch of `function` with arguments of these types.
+
+    Args:
+        tensors: the dtype of each by Triton's name (`"bf16"`), or None for one that is not given.
+        numbers: whole numbers, or a float.
+    """
+    kinds = ("fp32" if isinstance(v, float) else "i32" for v in numbers)
+    types = (*(t and f"*{t}" for t in tensors), *kinds)
+    return Launch(Kernel(function, types, constants, warps, wide), grid, numbers)
+
+
+def on_device(run: Callable) -> Callable:
+    """`run(x, ...)` with the device of `x` the current one."""
+
+    @functools.wraps(run)
+    def guarded(x: Tensor, *args, **kwargs):
+        if INTERPRETED:
+            return run(x, *args, **kwargs)
+        device = x.get_device() if x.is_cuda else _index_elsewhere(x)
+        if device == driver.active.get_current_device():
+            return run(x, *args, **kwargs)
+        with torch.cuda.device(device):
+            return run(x, *args, **kwargs)
+
+    return guarded
+
+
+def stream() -> int:
+    """The current stream of the current device."""
+    if INTERPRETED:
+        return 0
+    active = driver.active
+    return active.get_current_stream(active.get_current_device())
+
+
+def _index_elsewhere(x: Tensor) -> int:
+    """For a tensor that is not on CUDA, which serves a stand-in driver alone.
+
+    Raises:
+        NormdetError: the driver in charge, if any, has another device.
+    """
+    try:
+        active = driver.active
+    except RuntimeError:
+        active = None
+    if active is None or active.get_active_torch_device().type != x.device.type:
+        raise NormdetError(f"backend 'triton' computes on CUDA, and the input is on {x.device}")
+    return active.get_current_device()
