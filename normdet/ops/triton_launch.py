@@ -27,7 +27,7 @@ class Kernel(NamedTuple):
         types: of its arguments up to the constants: `"*bf16"`, `"i32"`, `"fp32"`, or None for an
             argument that is not given.
         constants: the values of the others.
-        warps: of a program.
+        warps: of a program, of 32 threads each.
         wide: how many of the first arguments start at a multiple of 16 bytes.
     """
 
@@ -47,7 +47,9 @@ class Kernel(NamedTuple):
         pointers = [i for i, kind in enumerate(self.types[: self.wide]) if kind]
         attributes = {(i,): [["tt.divisibility", 16]] for i in pointers}
         source = ASTSource(self.function, signature, constants, attributes)
-        return triton.compile(source, target=target, options={"num_warps": self.warps})
+        target = target or driver.active.get_current_target()
+        wide = max(1, self.warps * 32 // target.warp_size)  # AMD's hold 64 threads
+        return triton.compile(source, target=target, options={"num_warps": wide})
 
 
 @functools.cache

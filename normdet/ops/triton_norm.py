@@ -526,7 +526,7 @@ def _whole(site: Site, vec: int) -> _Whole | None:
     if site.last:
         rows, columns = columns, rows
     if site.s == 1:
-        rows, columns = rows if width > 1 else 4 * rows, 1
+        rows, columns = rows // 2 if width > 1 else 4 * rows, 1
     elif weights and not site.last:
         rows, columns = _FILTER_TILE
     rows = max(rows, power(width))
@@ -539,6 +539,8 @@ def _whole(site: Site, vec: int) -> _Whole | None:
     if not step:
         return None
     together = 0 if width == 1 else 1 if step == width else 2
+    if together == 2 and site.last and columns > 1:
+        columns *= 2  # more threads to hold who belongs to whom
     blocks = ceil(site.c, step)
     per = min(site.n, max(4, site.n * blocks // limits.programs)) or 1
     slabs = ceil(site.n, per)
