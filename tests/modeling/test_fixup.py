@@ -39,7 +39,7 @@ def reference_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
         if conv is not convs[-1]:
             out = (out + conv.norm.shift).clamp(min=0) + conv.norm.offset
     out = out * convs[-1].norm.scale + convs[-1].norm.shift
-    if hasattr(block, "shortcut"):
+    if getattr(block, "shortcut", None) is not None:
         x = F.conv2d(entered, block.shortcut.weight, None, block.shortcut.stride)
     return (out + x).clamp(min=0)
 
