@@ -15,6 +15,7 @@ from . import keys
 from .errors import NormdetError
 from .files.numbers import read_numbers
 from .keys import add_normdet_config, check_config, set_norm, use_normdet_parts
+from .values import check_values
 
 
 def __getattr__(name: str):
@@ -148,6 +149,7 @@ def load_config(
     # Not begun by a dot any more: the config may be saved into a folder of its own.
     cfg.DATASETS.ROOT = _placed(cfg.DATASETS.ROOT, Path())
     use_normdet_parts(cfg)
+    check_values(cfg)
     check_config(cfg)
     return cfg
 

@@ -103,6 +103,9 @@ def add_normdet_config(cfg: CfgNode) -> None:
 
     # An optimizer step sums the gradients of this many parts of IMS_PER_BATCH images.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
+    # With several workers: seconds without an answer of one of them, or without any going on, after
+    # which the job saves and ends with the reason; 0 waits for ever.
+    cfg.SOLVER.HANG_SECONDS = 300
     # What AMP computes in: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Folder that relative paths in dataset names such as "coco:train.json:images" start from. In a
@@ -224,6 +227,8 @@ def has_part(cfg: CfgNode, name: str) -> bool:
 def check_config(cfg: CfgNode) -> None:
     """Refuse norms that cannot be parsed, or that a named stock builder would drop or fail on.
 
+    What a value may be is told by the table of :mod:`normdet.values`.
+
     Raises:
         NormdetError: naming the key.
     """
@@ -246,25 +251,8 @@ def check_config(cfg: CfgNode) -> None:
         raise NormdetError(
             f"SOLVER.ACCUMULATE_STEPS {steps} does not divide SOLVER.IMS_PER_BATCH {images}"
         )
-    until = cfg.MODEL.NORMDET.ANNEAL_UNTIL
-    if not 0 < until <= 1:
-        raise NormdetError(f"MODEL.NORMDET.ANNEAL_UNTIL is {until}: a share of training, up to 1")
-    start = cfg.MODEL.NORMDET.START
-    if start.IMAGES < 0 or not 0 <= start.KEEP < 1:
-        raise NormdetError(
-            f"MODEL.NORMDET.START has IMAGES {start.IMAGES}, KEEP {start.KEEP}: a count from 0 on, "
-            "and a share from 0 to below 1"
-        )
-    for part in start.PARTS:
+    for part in cfg.MODEL.NORMDET.START.PARTS:
         if part not in NORMED:
             raise NormdetError(
                 f"MODEL.NORMDET.START: unknown part {part!r}: one of {', '.join(NORMED)}"
             )
-    if not all(value > 0 for value in cfg.DATASETS.PIXEL_STD):
-        raise NormdetError(
-            f"DATASETS.PIXEL_STD is {list(cfg.DATASETS.PIXEL_STD)}: a number above 0 a channel"
-        )
-    if cfg.SOLVER.AMP.DTYPE not in ("float16", "bfloat16"):
-        raise NormdetError(
-            f"SOLVER.AMP.DTYPE is {cfg.SOLVER.AMP.DTYPE!r}: use 'float16' or 'bfloat16'"
-        )

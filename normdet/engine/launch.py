@@ -4,24 +4,30 @@ import contextlib
 import logging
 import multiprocessing.connection
 import os
+import re
 import signal
 import socket
 import sys
 import threading
 import traceback
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from datetime import timedelta
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
+from urllib.parse import urlparse
 
 import torch
 import torch.distributed as dist
 import torch.multiprocessing
 from detectron2.utils import comm
 
+from normdet.engine.signals import show_cursor, stopping_signals
 from normdet.errors import NormdetError
 
 # How long the other workers may take to end by themselves after one failed or was stopped.
 GRACE_SECONDS = 20.0
+# An operation of all workers may wait for an evaluation; who hangs is found by `engine.watch`.
+_WAIT = timedelta(days=1)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -33,6 +39,19 @@ class Interrupted(KeyboardInterrupt):
 
     def __reduce__(self):
         return type(self), (str(self), self.signal)
+
+
+class LostWorker(NormdetError):
+    """Another worker of the job is gone, or hangs; `kept` says what can be gone on with."""
+
+    exit_code = 4
+
+    def __init__(self, message: str, kept: str = ""):
+        super().__init__(f"{message}; {kept}" if kept else message)
+        self.lost, self.kept = message, kept
+
+    def __reduce__(self):
+        return type(self), (self.lost, self.kept)
 
 
 def launch(
@@ -64,7 +83,8 @@ def launch(
 
     Raises:
         NormdetError: the counts do not fit the machine, or a worker raised one.
-        Interrupted: SIGINT or SIGTERM stopped the job.
+        LostWorker: a worker was killed, crashed or hung.
+        Interrupted: SIGINT, SIGTERM or SIGHUP stopped the job.
         RuntimeError: a worker failed otherwise; the message holds its traceback.
     """
     device = device or ("cuda" if torch.cuda.is_available() else "cpu")
@@ -99,6 +119,14 @@ def _free_port() -> int:
         return probe.getsockname()[1]
 
 
+def _host_and_port(url: str) -> tuple[str, int] | None:
+    """Where the store of a job is: of torchrun's, or of `tcp://HOST:PORT`."""
+    if url == "env://":
+        return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
+    parts = urlparse(url)
+    return (parts.hostname, parts.port) if parts.scheme == "tcp" else None
+
+
 def _join_group(
     device: str, rank: int, world: int, local_rank: int, local_size: int, url: str
 ) -> None:
@@ -107,66 +135,192 @@ def _join_group(
         return
     if device == "cuda":
         torch.cuda.set_device(local_rank)
+    global _meeting_place
+    _meeting_place = _host_and_port(url)
     backend = "nccl" if device == "cuda" else "gloo"
     dist.init_process_group(
-        backend, init_method=url, world_size=world, rank=rank, timeout=timedelta(minutes=30)
+        backend, init_method=url, world_size=world, rank=rank, timeout=_WAIT
     )
     comm.create_local_process_group(local_size)
     # Without a first barrier a slow starter can run into the timeout of a later collective.
     comm.synchronize()
 
 
+# Where this process's place in the job's store is found by `engine.watch`, and how another thread
+# than the main one tells what ends the job: both set in a worker.
+_meeting_place: tuple[str, int] | None = None
+_failures: Any = None
+
+
+def meeting_place() -> tuple[str, int] | None:
+    """Host and port of the job's store; None where there is no other worker."""
+    return _meeting_place
+
+
+def elastic_job() -> str:
+    """What torchrun's workers of one job have in common, restarts included; `""` elsewhere."""
+    name = os.environ.get("TORCHELASTIC_RUN_ID", "")
+    return f"{socket.gethostname()} {os.getppid()} {name}" if name else ""
+
+
+def restarts() -> int:
+    """How often torchrun has started this job again."""
+    return int(os.environ.get("TORCHELASTIC_RESTART_COUNT", "0"))
+
+
+def end_now(error: BaseException) -> NoReturn:
+    """End this process with an error, from any thread, whatever the main thread waits for.
+
+    It is told as an error that the function raised would be.
+    """
+    logging.getLogger("normdet").error("%s", error)
+    show_cursor()
+    number = getattr(error, "signal", None)
+    if _failures is not None:
+        _failures.put((dist.get_rank(), error))
+    else:
+        mark = "" if number else "error: "
+        os.write(2, f"normdet: {mark}[rank {comm.get_rank()}] {error}\n".encode())
+    logging.shutdown()
+    os._exit(128 + number if number else getattr(error, "exit_code", 1))
+
+
 def _spawn(count: int, job: tuple) -> None:
     """Run `count` workers to their end and raise what the first failing one raised."""
     failures = torch.multiprocessing.get_context("spawn").SimpleQueue()
-    workers = torch.multiprocessing.start_processes(
-        _worker, args=(*job, failures), nprocs=count, join=False, start_method="spawn"
-    ).processes
-    with _signals_reach(workers):
-        waiting = {worker.sentinel: worker for worker in workers}
-        failed = False
-        while waiting and not failed:
-            for sentinel in multiprocessing.connection.wait(waiting):
-                worker = waiting.pop(sentinel)
-                worker.join()
-                failed |= worker.exitcode != 0
-        for end in (None, "terminate", "kill"):
-            for worker in waiting.values():
+    with _signals_for_workers() as asked:
+        # What is blocked stays so in who is started: a terminal's Ctrl-C in the middle of their
+        # imports would be a traceback.
+        signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
+        try:
+            workers = torch.multiprocessing.start_processes(
+                _worker, args=(*job, failures), nprocs=count, join=False, start_method="spawn"
+            ).processes
+        finally:
+            signal.pthread_sigmask(signal.SIG_UNBLOCK, {signal.SIGINT})
+        asked.reach(workers)
+        first = _wait_for_first_failure(workers)
+        for end, seconds in ((None, GRACE_SECONDS), ("terminate", 5.0), ("kill", GRACE_SECONDS)):
+            for worker in workers:
                 if end and worker.is_alive():
                     getattr(worker, end)()
-            for worker in waiting.values():
-                worker.join(GRACE_SECONDS)
-    if not failures.empty():
-        raise failures.get()
-    for rank, worker in enumerate(workers):
-        if worker.exitcode != 0:
-            raise RuntimeError(f"worker {rank} ended with exit code {worker.exitcode}")
+            for worker in workers:
+                worker.join(seconds)
+    told = dict(sorted(_drain(failures), key=lambda one: one[0]))
+    _, _, _, _, machine_rank, local_size, _ = job
+    ended = {machine_rank * local_size + place: code for place, code in first.items()}
+    _raise_failure(told, ended, asked.number)
 
 
-@contextlib.contextmanager
-def _signals_reach(workers):
-    """Leave stopping to the workers: Ctrl-C reaches them by itself, SIGTERM is handed on."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
+def _wait_for_first_failure(workers: list) -> dict[int, int]:
+    """The exit codes, by place on this machine, of those that had failed when the wait ended."""
+    waiting = {worker.sentinel: worker for worker in workers}
+    failed: dict[int, int] = {}
+    while waiting and not failed:
+        for sentinel in multiprocessing.connection.wait(waiting):
+            worker = waiting.pop(sentinel)
+            worker.join()
+            if worker.exitcode != 0:
+                failed[workers.index(worker)] = worker.exitcode
+    return failed
 
-    def hand_on(number, frame):
-        for worker in workers:
+
+def _drain(failures) -> Iterator[tuple[int, BaseException]]:
+    while not failures.empty():
+        yield failures.get()
+
+
+def _raise_failure(told: dict[int, BaseException], ended: dict[int, int], asked: int) -> None:
+    """Raise what explains best why a job has failed; nothing where it has not.
+
+    Args:
+        told: by rank, the errors that workers told of.
+        ended: by rank, the exit codes of those that ended first.
+        asked: the signal that this process handed on, or 0.
+    """
+    stopped = [error for error in told.values() if isinstance(error, KeyboardInterrupt)]
+    if asked and (told or ended):
+        name = signal.Signals(asked).name
+        text = str(stopped[0]) if stopped else f"ended by {name}; the last checkpoint stands"
+        raise Interrupted(re.sub(r"\bSIGTERM\b", name, text), asked)
+    kept = next((f"; {e.kept}" for e in told.values() if getattr(e, "kept", "")), "")
+    # A worker's own trouble, before what it is to the others.
+    for error in told.values():
+        if not (isinstance(error, LostWorker) or is_of_another_worker(error)):
+            raise NormdetError(f"{error}{kept}") if type(error) is NormdetError else error
+    for rank, code in ended.items():
+        if code < 0:
+            why = _SIGNALS_MEAN.get(-code, "")
+            raise LostWorker(f"rank {rank} was ended by {signal.Signals(-code).name}{why}{kept}")
+    for error in told.values():
+        raise error
+    for rank, code in ended.items():
+        raise RuntimeError(f"worker {rank} ended with exit code {code}")
+
+
+# How backends say that another worker is no longer there.
+_OF_ANOTHER = re.compile(
+    r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|timed out waiting", re.I
+)
+
+
+def is_of_another_worker(error: BaseException) -> bool:
+    """Whether an operation of all workers has failed because one of them is gone."""
+    return isinstance(error, RuntimeError) and bool(_OF_ANOTHER.search(str(error)))
+
+
+_SIGNALS_MEAN = {
+    signal.SIGKILL: " (by hand, by a scheduler, or for want of memory)",
+    signal.SIGSEGV: " (a crash in compiled code)",
+    signal.SIGABRT: " (a check in compiled code, or NCCL's own watch)",
+    signal.SIGBUS: " (shared memory may be full: DATALOADER.NUM_WORKERS 0 needs none)",
+}
+
+
+class _Asked:
+    """The first signal that came, and the workers that it is handed on to."""
+
+    def __init__(self):
+        self.number = 0
+        self._workers: list = []
+
+    def reach(self, workers: list) -> None:
+        self._workers = workers
+        if self.number:  # it came before there was anybody to tell
+            self.hand_on(self.number)
+
+    def hand_on(self, number: int, frame: FrameType | None = None) -> None:
+        self.number = self.number or number
+        for worker in self._workers:
             if worker.is_alive():
                 worker.terminate()
 
-    before = {
-        signal.SIGINT: signal.signal(signal.SIGINT, signal.SIG_IGN),
-        signal.SIGTERM: signal.signal(signal.SIGTERM, hand_on),
-    }
+
+@contextlib.contextmanager
+def _signals_for_workers() -> Iterator[_Asked]:
+    """Leave stopping to the workers: each signal that asks for it is handed on as SIGTERM."""
+    asked = _Asked()
+    if threading.current_thread() is not threading.main_thread():
+        yield asked
+        return
+    before = {number: signal.signal(number, asked.hand_on) for number in stopping_signals()}
     try:
-        yield
+        yield asked
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
 
 
+def _stopped_early(number: int, frame: FrameType | None) -> NoReturn:
+    raise Interrupted(f"stopped by {signal.Signals(number).name} before training began", number)
+
+
 def _worker(local_rank, fn, args, device, world, machine_rank, local_size, url, failures):
+    global _failures
+    _failures = failures
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher hands it on
+    for number in stopping_signals():
+        signal.signal(number, _stopped_early)
     rank = machine_rank * local_size + local_rank
     try:
         _join_group(device, rank, world, local_rank, local_size, url)
@@ -174,17 +328,24 @@ def _worker(local_rank, fn, args, device, world, machine_rank, local_size, url, 
         comm.synchronize()
         dist.destroy_process_group()
     except (NormdetError, KeyboardInterrupt) as error:
-        failures.put(error)
-        sys.exit(1)
+        _tell(failures, rank, error)
     except Exception:
         # Short enough for the pipe's buffer: nobody reads before this process has ended.
-        failures.put(RuntimeError(f"worker {rank} failed:\n{traceback.format_exc()[-20_000:]}"))
-        sys.exit(1)
+        trace = traceback.format_exc()[-20_000:]
+        _tell(failures, rank, RuntimeError(f"worker {rank} failed:\n{trace}"))
     end_at_once()
 
 
-def end_at_once() -> None:
-    """End this process as a success, without the interpreter's own ending.
+def _tell(failures, rank: int, error: BaseException) -> NoReturn:
+    """Leave the error for the launcher and end: no signal that still comes finds Python at work."""
+    for number in stopping_signals():
+        signal.signal(number, signal.SIG_IGN)
+    failures.put((rank, error))
+    end_at_once(1)
+
+
+def end_at_once(code: int = 0) -> NoReturn:
+    """End this process, without the interpreter's own ending; as a success by default.
 
     All is done and written by then; now and then torch's communication threads outlive the
     interpreter and abort the process ("terminate called without an active exception").
@@ -192,4 +353,4 @@ def end_at_once() -> None:
     logging.shutdown()
     sys.stdout.flush()
     sys.stderr.flush()
-    os._exit(0)
+    os._exit(code)

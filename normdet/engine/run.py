@@ -1,12 +1,13 @@
 """`normdet train` and `tools/train_net.py`: from the command line's arguments to the AP table."""
 
 import argparse
+import contextlib
 import json
 import logging
 import os
 import random
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -19,7 +20,7 @@ from rich.console import Console
 from normdet.config import load_config
 from normdet.data import register_datasets
 from normdet.data.input_record import write_record
-from normdet.engine.launch import launch
+from normdet.engine.launch import elastic_job, launch, meeting_place, restarts
 from normdet.engine.log import setup_logging
 from normdet.engine.summary import (
     batch_of_one,
@@ -31,6 +32,7 @@ from normdet.engine.summary import (
     results_table,
 )
 from normdet.engine.trainer import Trainer
+from normdet.engine.watch import Watch, connect
 from normdet.errors import NormdetError
 from normdet.files.atomic import atomic_file
 from normdet.weights.checkpointer import Checkpointer
@@ -85,7 +87,7 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> dict:
     folder = Path(cfg.OUTPUT_DIR)
     cfg = cfg.clone()
     cfg.defrost()
-    cfg.SEED = _from_main(lambda: _prepare(cfg, folder, args))
+    cfg.SEED, args.resume = _from_main(lambda: (_prepare(cfg, folder, args), args.resume))
     cfg.freeze()
     console = _setup_logging(folder, terminal=sys.stdout.isatty() and not args.eval_only)
     logger.debug("environment:\n%s", collect_env_info())
@@ -96,12 +98,46 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> dict:
     if args.eval_only:
         results = _evaluate(cfg, args.resume, args.allow_unsafe_weights)
     else:
-        trainer = Trainer(cfg, allow_unsafe=args.allow_unsafe_weights, console=console)
-        trainer.resume_or_load(resume=args.resume)
-        _from_main(lambda: _show_start(cfg, trainer, folder))
-        results = trainer.train()
+        with _watching(cfg) as watch:
+            trainer = Trainer(
+                cfg, allow_unsafe=args.allow_unsafe_weights, console=console, watch=watch
+            )
+            if watch:
+                watch.start()
+            trainer.resume_or_load(resume=args.resume)
+            _from_main(lambda: _show_start(cfg, trainer, folder))
+            results = trainer.train()
     _from_main(lambda: _show_results(cfg, results, folder))
     return results
+
+
+@contextlib.contextmanager
+def _watching(cfg: CfgNode) -> Iterator[Watch | None]:
+    """A watch over the job's workers until the last has trained; None where there is one."""
+    place, world = meeting_place(), comm.get_world_size()
+    if world == 1 or place is None:
+        yield None
+        return
+    watch = Watch(connect(*place), comm.get_rank(), world, cfg.SOLVER.HANG_SECONDS)
+    yield watch
+    watch.close()
+
+
+def _go_on_if_restarted(args: argparse.Namespace, folder: Path) -> None:
+    """Resume where an elastic launcher starts this job again after one of its workers failed.
+
+    Only a job that took the folder goes on in it: one that was refused stays refused.
+    """
+    job, note = elastic_job(), folder / "elastic_job.txt"
+    if not job or args.eval_only:
+        return
+    if restarts() and note.is_file() and note.read_text() == job:
+        args.resume = True
+
+
+def _note_job(folder: Path) -> None:
+    if job := elastic_job():
+        (folder / "elastic_job.txt").write_text(job)
 
 
 def _from_main(fn: Callable[[], Any]) -> Any:
@@ -124,6 +160,7 @@ def _prepare(cfg: CfgNode, folder: Path, args: argparse.Namespace) -> int:
     Raises:
         NormdetError: the folder holds another run, or what is to be resumed was another model.
     """
+    _go_on_if_restarted(args, folder)
     record = folder / "config.yaml"
     # An empty file is left by a start that the weights' check refused after opening it.
     marks = [mark for mark in _MARKS if (folder / mark).exists() and (folder / mark).stat().st_size]
@@ -149,6 +186,7 @@ def _prepare(cfg: CfgNode, folder: Path, args: argparse.Namespace) -> int:
     with atomic_file(record) as file:
         file.write(recorded.dump().encode())
     (folder / "config_diff.txt").write_text(config_diff(recorded) + "\n")
+    _note_job(folder)
     return seed
 
 

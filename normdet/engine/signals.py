@@ -1,18 +1,28 @@
-"""Ctrl-C and SIGTERM as a request to stop between two steps."""
+"""Ctrl-C, SIGTERM and a lost terminal as a request to stop between two steps."""
 
 import contextlib
+import os
 import signal
+import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 
-_STOPPING = (signal.SIGINT, signal.SIGTERM)
+_STOPPING = tuple(
+    getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
+)
+# A terminal, a launcher and a scheduler may each send their copy of one request.
+SAME_REQUEST_SECONDS = 2.0
 
 
 class StopRequest:
-    """While entered, the first SIGINT or SIGTERM is noted; the second acts as it did before.
+    """While entered, the first signal is noted; another, two seconds later, ends at once.
 
-    Outside the main thread, where Python handles no signals, it notes none.
+    Ending at once is by `os._exit`, as an exception could come out of any line; where Python is
+    interactive it is the KeyboardInterrupt that people expect there. A signal that is ignored
+    already, as SIGHUP is under `nohup`, stays so. Outside the main thread, where Python handles no
+    signals, it notes none.
 
     Args:
         on_request: called when the first one comes.
@@ -25,11 +35,13 @@ class StopRequest:
         self._on_request = on_request
         self._before: dict[int, object] = {}
         self._at_once = False
+        self._first = 0.0
         self.number = 0
 
     def __enter__(self) -> "StopRequest":
         if threading.current_thread() is threading.main_thread():
-            self._before = {number: signal.signal(number, self._note) for number in _STOPPING}
+            for number in stopping_signals():
+                self._before[number] = signal.signal(number, self._note)
         return self
 
     def __exit__(
@@ -57,8 +69,32 @@ class StopRequest:
         self._before = {}
 
     def _note(self, number: int, frame: FrameType | None) -> None:
-        self.number = number
-        self._restore()
+        if self.number:
+            if time.monotonic() - self._first > SAME_REQUEST_SECONDS:
+                self._end(number)
+            return
+        self.number, self._first = number, time.monotonic()
         self._on_request()
         if self._at_once:
             raise KeyboardInterrupt
+
+    def _end(self, number: int) -> None:
+        if hasattr(sys, "ps1") or "ipykernel" in sys.modules:
+            self._restore()
+            raise KeyboardInterrupt
+        name = signal.Signals(number).name
+        show_cursor()
+        text = f"normdet: ended at once by another {name}, the last checkpoint stands\n"
+        os.write(2, text.encode())
+        os._exit(128 + number)
+
+
+def stopping_signals() -> list[int]:
+    """The signals that ask a process to stop, less those that it ignores."""
+    return [one for one in _STOPPING if signal.getsignal(one) != signal.SIG_IGN]
+
+
+def show_cursor() -> None:
+    """What a progress bar hid, before an end that leaves it no time."""
+    if sys.stdout.isatty():
+        os.write(1, b"\x1b[?25h")

@@ -3,7 +3,7 @@
 import contextlib
 import logging
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import numpy as np
 import torch
@@ -12,6 +12,7 @@ from detectron2.utils import comm
 from detectron2.utils.events import get_event_storage
 from torch import nn
 
+from normdet.engine.watch import IMAGES, STEP
 from normdet.errors import NormdetError
 from normdet.files.words import first_of
 from normdet.layers import after_step
@@ -81,6 +82,7 @@ class TrainStep(SimpleTrainer):
         micro_batches: parts in which a batch goes through the model, one after another.
         amp_dtype: None, `torch.bfloat16`, or `torch.float16`, whose gradients are scaled.
         max_broken: images that may turn out unreadable in this process before it asks to stop.
+        tell: called with what the step comes to next, in the words of :mod:`.watch`.
 
     Attributes:
         stop: set to ask every process to stop; `stopped` says that one of them asked.
@@ -96,11 +98,13 @@ class TrainStep(SimpleTrainer):
         micro_batches: int = 1,
         amp_dtype: torch.dtype | None = None,
         max_broken: int = 0,
+        tell: Callable[[str], None] = lambda phase: None,
     ):
         super().__init__(model, data_loader, optimizer)
         self._max_broken = max_broken
         self._broken: set[str] = set()
         self.stop_reason = ""
+        self._tell = tell
         self.micro_batches = micro_batches
         self.amp_dtype = amp_dtype
         device = next(model.parameters()).device.type
@@ -114,8 +118,10 @@ class TrainStep(SimpleTrainer):
         Raises:
             NonFiniteLoss: in every process, before any weight is changed.
         """
+        self._tell(IMAGES)
         start = time.perf_counter()
         batch = next(self._data_loader_iter)
+        self._tell(STEP)
         data_time = time.perf_counter() - start
         self._note_broken(batch)
         self.optimizer.zero_grad()

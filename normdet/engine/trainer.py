@@ -20,7 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from normdet.data import build_mapper, register_datasets
-from normdet.engine.launch import Interrupted
+from normdet.engine.launch import Interrupted, LostWorker, end_now, is_of_another_worker
 from normdet.engine.leave_stored import LeaveStored
 from normdet.engine.loader import build_train_loader, derived_seed
 from normdet.engine.log import LoggedOutput
@@ -32,6 +32,7 @@ from normdet.engine.signals import StopRequest
 from normdet.engine.start import start_norms
 from normdet.engine.step import AMP_DTYPES, NonFiniteLoss, TrainStep
 from normdet.engine.summary import flat
+from normdet.engine.watch import BETWEEN, EVALUATION, Watch
 from normdet.errors import NormdetError
 from normdet.evaluation import build_evaluator
 from normdet.evaluation.tiled_model import TiledModel
@@ -52,13 +53,21 @@ class Trainer(DefaultTrainer):
         cfg: with normdet's keys.
         allow_unsafe: whether weight files may run code on loading.
         console: a terminal for the progress bar; None for no bar.
+        watch: of the job's workers; None where there is one, or none to watch them.
 
     Attributes:
         started: names of the norms that :meth:`resume_or_load` started from data.
     """
 
-    def __init__(self, cfg: CfgNode, *, allow_unsafe: bool = False, console: Console | None = None):
-        TrainerBase.__init__(self)  # DefaultTrainer's constructor would build its own parts
+    def __init__(
+        self,
+        cfg: CfgNode,
+        *,
+        allow_unsafe: bool = False,
+        console: Console | None = None,
+        watch: Watch | None = None,
+    ):
+        TrainerBase.__init__(self)  # DefaultTrainer's own would build the parts its way
         cfg = scale_to_workers(cfg, comm.get_world_size())
         _check_batch(cfg)
         register_datasets(cfg)
@@ -70,6 +79,11 @@ class Trainer(DefaultTrainer):
         self._results: dict = {}
         self._stop = StopRequest(self._note_stop)
         self._evaluation_cut = False
+        self._done = -1  # the last iteration whose step is made
+        self._watch = watch
+        if watch:
+            watch.on_lost, watch.on_stop = self._end_without, self._end_together
+            watch.on_orphaned = self._note_stop
         self.started: Sequence[str] = ()
 
         torch.manual_seed(derived_seed("start", self.seed))
@@ -87,6 +101,7 @@ class Trainer(DefaultTrainer):
             micro_batches=cfg.SOLVER.ACCUMULATE_STEPS,
             amp_dtype=AMP_DTYPES[cfg.SOLVER.AMP.DTYPE] if cfg.SOLVER.AMP.ENABLED else None,
             max_broken=cfg.DATALOADER.MAX_BROKEN_IMAGES,
+            tell=self._tell_phase,
         )
         self.checkpointer = Checkpointer(
             model, cfg.OUTPUT_DIR, allow_unsafe=allow_unsafe, cfg=cfg, trainer=weakref.proxy(self)
@@ -151,8 +166,9 @@ class Trainer(DefaultTrainer):
 
         Raises:
             NonFiniteLoss: the loss is infinite or not a number; the last checkpoint stands.
-            Interrupted: SIGINT or SIGTERM came; a checkpoint that resumes exactly is saved. A
-                second one does not wait for it.
+            Interrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint that resumes exactly is saved.
+                A second one does not wait for it.
+            LostWorker: another worker is gone; what the others have is saved.
         """
         logger.info("training from iteration %d to %d", self.start_iter, self.max_iter)
         self.iter = self.start_iter
@@ -162,6 +178,8 @@ class Trainer(DefaultTrainer):
                 while self.iter < self.max_iter:
                     self.before_step()
                     self.run_step()
+                    self._done = self.iter
+                    self._tell_phase(BETWEEN)
                     self.after_step()
                     if self._stopping():
                         self._save_and_stop()
@@ -171,6 +189,8 @@ class Trainer(DefaultTrainer):
                 if isinstance(error, NonFiniteLoss) and self.checkpointer.has_checkpoint():
                     kept = self.checkpointer.get_checkpoint_file()
                     raise NonFiniteLoss(f"{error}; the last checkpoint is {kept}") from None
+                if isinstance(error, Exception) and (lost := self._lost(error)):
+                    raise LostWorker(lost, self._rescue()) from error
                 raise
             self.after_train()
             if self._evaluation_cut:
@@ -186,6 +206,50 @@ class Trainer(DefaultTrainer):
 
     def _note_stop(self) -> None:
         self._trainer.stop = True
+        if self._watch:
+            self._watch.ask_to_stop(self._stop.number or signal.SIGTERM)
+
+    def _tell_phase(self, phase: str) -> None:
+        if self._watch:
+            self._watch.at(phase, self.iter)
+
+    def _lost(self, error: Exception) -> str:
+        """Who is gone, if that is why an operation of all workers has failed; else `""`."""
+        if not self._watch or not is_of_another_worker(error):
+            return ""
+        return self._watch.gone() or f"a worker no longer answers ({str(error).splitlines()[0]})"
+
+    def _rescue(self) -> str:
+        """Save what this worker has, as it was after the last whole step; what is kept, in words.
+
+        Parameters and the optimizer's state are those of the step. Running averages of batch
+        statistics may have learned the images of the step that broke off.
+        """
+        if self._done >= self.start_iter:
+            self.iter = self._done
+            self.checkpointer.save_to_disk = True
+            try:
+                self.checkpointer.save(f"model_{self._done:07d}", iteration=self._done)
+            except NormdetError as error:
+                logger.error("%s", error)
+        kept = self.checkpointer.get_checkpoint_file()
+        if not kept:
+            return "no step was finished, nothing is lost"
+        return f"{kept} is saved, and --resume goes on from it"
+
+    def _end_without(self, lost: str, answering: list[int]) -> None:
+        """End a job of which some workers do not answer; the first that does saves."""
+        kept = self._rescue() if comm.get_rank() == answering[0] else ""
+        end_now(LostWorker(lost, kept))
+
+    def _end_together(self, number: int, answering: list[int]) -> None:
+        """End a job between its steps: in an evaluation, or before the first."""
+        if comm.get_rank() == answering[0]:
+            self._rescue()
+        if self._done < 0:
+            name = signal.Signals(number).name
+            end_now(Interrupted(f"stopped by {name} before training began", number))
+        end_now(self._interrupted(number))
 
     def _stopping(self) -> bool:
         """Whether to stop after this step; the same answer in every process."""
@@ -204,8 +268,8 @@ class Trainer(DefaultTrainer):
             )
         raise self._interrupted()
 
-    def _interrupted(self) -> Interrupted:
-        number = self._stop.number or signal.SIGTERM
+    def _interrupted(self, number: int = 0) -> Interrupted:
+        number = number or self._stop.number or signal.SIGTERM
         kept = self.checkpointer.get_checkpoint_file()
         done = min(self.iter + 1, self.max_iter)
         return Interrupted(
@@ -224,8 +288,11 @@ class Trainer(DefaultTrainer):
     def _evaluate(self) -> dict:
         if not self.cfg.DATASETS.TEST or self._stopping():
             return {}
+        self._tell_phase(EVALUATION)
+        # Several workers have to leave together, for which they watch each other.
+        cut = self._stop.at_once if comm.get_world_size() == 1 else contextlib.nullcontext
         try:
-            with self._stop.at_once():
+            with cut():
                 self._results = self.test(self.cfg, self.model)
         except KeyboardInterrupt:
             if not self._stop.number:
