@@ -1,6 +1,7 @@
 """The command `normdet`. What a subcommand needs is imported when it runs: `--help` is quick."""
 
 import argparse
+import errno
 import importlib
 import os
 import shutil
@@ -144,6 +145,16 @@ def main(argv: Sequence[str] | None = None) -> int:
         worker = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
         print(f"normdet: error:{worker} {error}", file=sys.stderr)
         return error.exit_code
+    except OSError as error:
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            raise
+        where = f" for {error.filename}" if error.filename else ""
+        print(
+            f"normdet: error: the disk is full{where} ({error.strerror}); what was saved before "
+            "stands, and --resume goes on from it",
+            file=sys.stderr,
+        )
+        return 2
     except KeyboardInterrupt as interrupt:
         print(f"normdet: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)

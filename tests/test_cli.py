@@ -1,5 +1,6 @@
 """The command line: what it says, what it returns, and that it starts quickly."""
 
+import errno
 import re
 import subprocess
 import sys
@@ -98,3 +99,12 @@ def test_every_command_has_a_help(name, capsys):
         cli.main([name, "--help"])
     assert end.value.code == 0
     assert capsys.readouterr().out.startswith(f"usage: normdet {name}")
+
+
+def test_a_full_disk_is_a_sentence_wherever_it_strikes(monkeypatch, capsys):
+    def full(args):
+        raise OSError(errno.ENOSPC, "No space left on device", "run/metrics.json")
+
+    monkeypatch.setattr(cli, "_train", full)
+    assert cli.main(["train", "--config-file", "quickstart/gn.yaml"]) == 2
+    assert "the disk is full for run/metrics.json (No space left" in capsys.readouterr().err

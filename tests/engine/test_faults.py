@@ -183,13 +183,13 @@ def test_workers_end_with_a_checkpoint_where_their_launcher_is_killed(start):
 
 def test_an_elastic_job_goes_on_by_itself(start):
     program = (*TORCHRUN, "--max-restarts", "1", "tools/train_net.py")
-    job = start("SOLVER.MAX_ITER", "30", program=program).until_it_trains()
+    job = start("SOLVER.MAX_ITER", "120", program=program).until_it_trains()
     os.kill(job.workers()[1], signal.SIGKILL)
     code, _, err = job.end(timeout=240)
     assert code == 0, err
-    starts = re.findall(r"training from iteration (\d+) to 30", job.log)
+    starts = re.findall(r"training from iteration (\d+) to 120", job.log)
     assert len(starts) == 2 and int(starts[1]) > 0
-    assert job.saved() == 29
+    assert job.saved() == 119
 
 
 def test_an_elastic_restart_does_not_take_another_run_s_folder(start, tmp_path):
