@@ -4,6 +4,7 @@ detectron2 checks types at best, and meets a wrong value where it is used: in a 
 library, after an hour, or never.
 """
 
+import itertools
 import math
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
@@ -68,7 +69,7 @@ def rising(rule: Rule) -> Rule:
     inner = each(rule)
     return Rule(
         f"{inner.words}, rising",
-        lambda v: inner.holds(v) and all(a < b for a, b in zip(v, v[1:], strict=False)),
+        lambda v: inner.holds(v) and all(a < b for a, b in itertools.pairwise(v)),
     )
 
 

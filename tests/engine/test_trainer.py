@@ -125,7 +125,7 @@ def test_accumulation_and_bfloat16_train_a_detector(untested):
 @pytest.mark.parametrize(
     ("opts", "text"),
     [
-        (["SOLVER.IMS_PER_BATCH", "0"], r"SOLVER\.IMS_PER_BATCH 0"),
+        (["SOLVER.IMS_PER_BATCH", "0"], r"SOLVER\.IMS_PER_BATCH is 0"),
         (["SOLVER.REFERENCE_WORLD_SIZE", "3"], r"REFERENCE_WORLD_SIZE 3 does not divide .* 2"),
         (["SOLVER.AMP.ENABLED", "True"], r"SOLVER\.AMP\.DTYPE float16 needs a GPU"),
     ],
