@@ -179,24 +179,3 @@ def test_workers_end_with_a_checkpoint_where_their_launcher_is_killed(start):
     os.kill(job.process.pid, signal.SIGKILL)
     job.end()
     assert job.saved() > 0
-
-
-def test_an_elastic_job_goes_on_by_itself(start):
-    program = (*TORCHRUN, "--max-restarts", "1", "tools/train_net.py")
-    job = start("SOLVER.MAX_ITER", "120", program=program).until_it_trains()
-    os.kill(job.workers()[1], signal.SIGKILL)
-    code, _, err = job.end(timeout=240)
-    assert code == 0, err
-    starts = re.findall(r"training from iteration (\d+) to 120", job.log)
-    assert len(starts) == 2 and int(starts[1]) > 0
-    assert job.saved() == 119
-
-
-def test_an_elastic_restart_does_not_take_another_run_s_folder(start, tmp_path):
-    folder = tmp_path / "run"
-    folder.mkdir()
-    (folder / "metrics.json").write_text('{"iteration": 1}\n')
-    job = start(program=(*TORCHRUN, "--max-restarts", "1", "tools/train_net.py"))
-    code, _, err = job.end(timeout=240)
-    assert code != 0 and "already holds a run" in err
-    assert (folder / "metrics.json").read_text() == '{"iteration": 1}\n'
