@@ -13,7 +13,6 @@ import pytest
 from normdet.weights import load_file
 
 REPO = Path(__file__).resolve().parents[2]
-TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 pytestmark = [
     pytest.mark.slow,
