@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from .batch_norm import FrozenBatchNorm2d
+from .moments import spread
 
 
 class AffineBatchNorm2d(FrozenBatchNorm2d):
@@ -23,7 +24,9 @@ class AffineBatchNorm2d(FrozenBatchNorm2d):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check_input(x)
-        statistics = self.running_mean, self.running_var
-        if x.numel():
-            x = F.batch_norm(x, *statistics, self.weight, self.bias, eps=self.eps)
-        return self.activate(x)
+        affine = self.weight, self.bias
+        if x.numel() == 0:  # the graph stays connected: other workers have gradients to share
+            weight, bias = (spread(p, x) for p in affine)
+            return self.activate((x * weight + bias).to(x.dtype))
+        y = F.batch_norm(x, self.running_mean, self.running_var, *affine, eps=self.eps)
+        return self.activate(y)

@@ -254,7 +254,7 @@ def test_a_dry_run_says_what_would_run(compare, capsys):
 
 def test_without_scipy_it_says_so_at_once(compare, monkeypatch):
     monkeypatch.setitem(sys.modules, "scipy.stats", None)
-    with pytest.raises(NormdetError, match=r"pip install 'normdet\[compare\]'"):
+    with pytest.raises(NormdetError, match=r"pip install 'normdet\[lab\]'"):
         compare()
 
 

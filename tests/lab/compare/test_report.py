@@ -93,7 +93,7 @@ def test_what_is_left_out_and_what_is_not_told_apart_is_named(tmp_path):
 def test_what_is_planned_and_not_there_is_said_and_counted(tmp_path):
     made = [row_of(n, 2, s, 40 + ap + 0.1 * s) for n, ap in (("BN", 0), ("GN", 9)) for s in (1, 2)]
     plan = Plan(
-        "quickstart/base.yaml", (), parse_arms("BN,GN,IN", [], []), (1, 2), 2, (1.0,), (), "",
+        "quickstart/base.yaml", (), parse_arms("BN,GN,IN", [], []), (1, 2), (1, 2), (1.0,), (), "",
         "quickstart:test",
     )  # fmt: skip
     text, _ = report(tmp_path, made, baseline="BN", plan=plan)
