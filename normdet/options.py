@@ -68,12 +68,9 @@ def _by_dims(one: type, two: type, three: type) -> Callable[..., nn.Module]:
     )
 
 
-def _frozen_bn(channels: int, dims: int, activation: str | None, eps: float) -> nn.Module:
-    return layers.FrozenBatchNorm2d(channels, eps, activation)
-
-
-def _affine_bn(channels: int, dims: int, activation: str | None, eps: float) -> nn.Module:
-    return layers.AffineBatchNorm2d(channels, eps, activation)
+def _fixed(cls: type) -> Callable[..., nn.Module]:
+    """A norm of fixed statistics, which takes any number of spatial dimensions."""
+    return lambda channels, dims, activation, eps: cls(channels, eps, activation)
 
 
 def _learned_eps(family: str, value: str, dims: int, allowed: tuple[str, ...]) -> bool:
@@ -139,7 +136,8 @@ METHODS: dict[str, Method] = {
             statistics="none: the pretrained running averages, fixed",
             cost="nothing kept, one multiply-add",
             when="pretrained backbone, images like ImageNet, nothing to learn: the baseline",
-            build=_frozen_bn, params={"EPS": 1e-5}, needs_statistics=True, as_bn="tested",
+            build=_fixed(layers.FrozenBatchNorm2d), params={"EPS": 1e-5},
+            needs_statistics=True, as_bn="tested",
         ),
         Method(
             "AffineBN", "norm",
@@ -147,7 +145,8 @@ METHODS: dict[str, Method] = {
             statistics="none: the pretrained running averages, fixed",
             cost="keeps x; one multiply-add",
             when="as FrozenBN, where the affine should learn: mmdetection's default",
-            build=_affine_bn, params={"EPS": 1e-5}, needs_statistics=True, as_bn="tested",
+            build=_fixed(layers.AffineBatchNorm2d), params={"EPS": 1e-5},
+            needs_statistics=True, as_bn="tested",
         ),
         Method(
             "BN", "norm",

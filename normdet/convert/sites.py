@@ -15,6 +15,7 @@ from normdet.layers.per_example import PerExampleNorm
 from normdet.layers.per_level import PerLevelNorm
 from normdet.modeling.normalized import layer_before, learned_weight, used_weight
 from normdet.modeling.resnet import BasicBlock, DeformBottleneckBlock
+from normdet.ops.reference import frozen_affine
 
 # Norms that are one affine a channel at test time, from stored moments.
 STORED = (FrozenBatchNorm2d, _BatchNorm, EvalNorm, BatchRenorm)
@@ -111,8 +112,8 @@ def affine_of(site: Site, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]
     if norm is None:
         return torch.ones_like(mean), bias
     if isinstance(norm, STORED):
-        scale = norm.weight * (norm.running_var + norm.eps).rsqrt()
-        return scale, norm.bias - norm.running_mean * scale
+        statistics = norm.running_mean, norm.running_var
+        return frozen_affine(norm.weight, norm.bias, *statistics, norm.eps)
     if isinstance(norm, PerLevelNorm):
         scale = norm.weight * (square - mean.square()).rsqrt()
         return scale, norm.bias - mean * scale

@@ -160,14 +160,15 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
     return loader
 
 
-def sample_images(cfg: CfgNode, seed: int, count: int) -> list[dict]:
+def sample_images(images: SeededDataset, seed: int, count: int) -> list[dict]:
     """Training inputs to look at before the first step: the same in every process of a job.
+
+    Args:
+        images: of the loader that trains.
 
     Returns:
         `count` images, or all there are, drawn from `seed` and augmented as in training.
     """
-    loader = build_train_loader(cfg, seed)
-    images = loader.dataset
     with seeded(derived_seed("sample", seed)):
         order = torch.randperm(len(images)).tolist()
     # Draws that no training batch has: those count up from 0.

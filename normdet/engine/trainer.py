@@ -156,7 +156,9 @@ class Trainer(DefaultTrainer):
             )  # fmt: skip
         self.data_loader.batch_sampler.start = self.start_iter
         if not self.checkpointer.resumed:
-            self.started = start_norms(self.cfg, self.model, self.seed)
+            self.started = start_norms(
+                self.cfg, self.model, self.data_loader.dataset, self.seed
+            )
 
     def train(self) -> dict:
         """Train to `SOLVER.MAX_ITER` and evaluate.

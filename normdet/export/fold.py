@@ -15,6 +15,7 @@ from ..layers import TLU, BatchRenorm, NormLayer, Reparametrized, WSConv2d
 from ..layers import FrozenBatchNorm2d as OurFrozenBatchNorm2d
 from ..layers.reparametrized import out_dim
 from ..modeling.normalized import used_weight
+from ..ops.reference import frozen_affine
 from ..surgery.known import is_per_level
 from ..surgery.sites import Finder, Site
 
@@ -89,11 +90,8 @@ def fold_norm(site: Site) -> None:
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
     """Scale and shift `(C,)` of a fixed norm, computed in float64."""
-    mean, var = norm.running_mean.double(), norm.running_var.double()
-    scale = (var + norm.eps).rsqrt()
-    scale = scale if norm.weight is None else scale * norm.weight.double()
-    shift = -mean * scale
-    shift = shift if norm.bias is None else shift + norm.bias.double()
+    own = (norm.weight, norm.bias, norm.running_mean, norm.running_var)
+    scale, shift = frozen_affine(*(None if p is None else p.double() for p in own), norm.eps)
     return scale.to(norm.running_mean.dtype), shift.to(norm.running_mean.dtype)
 
 

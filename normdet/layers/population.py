@@ -11,6 +11,38 @@ from .batch_statistics import BatchStatistics
 from .moments import several_workers
 
 
+class Moments:
+    """Mean and variance of each channel over everything taken in, in float64."""
+
+    def __init__(self, channels: int, device: torch.device):
+        self.count = torch.zeros((), dtype=torch.float64, device=device)
+        self._sums = self.count.new_zeros(2, channels)  # of values and of their squares
+
+    def take(self, x: Tensor) -> None:
+        """Take in every value of `(N, C, *S)`."""
+        rows = x.detach().double().movedim(1, -1).flatten(0, -2)
+        self.add(len(rows), rows.sum(0), rows.square().sum(0))
+
+    def add(self, count: int, total: Tensor, squares: Tensor) -> None:
+        """Take in `count` values a channel by their sum and their sum of squares, `(C,)`."""
+        self.count += count
+        self._sums += torch.stack([total, squares])
+
+    def pool_workers(self) -> None:
+        """Take in what the other processes have: each must call it."""
+        if several_workers():
+            dist.all_reduce(self.count)
+            dist.all_reduce(self._sums)
+
+    @property
+    def mean(self) -> Tensor:
+        return self._sums[0] / self.count.clamp(min=1)
+
+    @property
+    def var(self) -> Tensor:
+        return (self._sums[1] / self.count.clamp(min=1) - self.mean.square()).clamp(min=0)
+
+
 class Population:
     """Mean and variance of everything that a norm sees in training mode while it is watched.
 
@@ -23,9 +55,7 @@ class Population:
 
     def __init__(self, norm: BatchStatistics):
         self._norm = norm
-        # Of values a channel: their number, sum and sum of squares, in float64.
-        self._count = torch.zeros((), dtype=torch.float64, device=norm.running_mean.device)
-        self._sums = self._count.new_zeros(2, len(norm.running_mean))
+        self._moments = Moments(len(norm.running_mean), norm.running_mean.device)
 
     @contextmanager
     def watched(self) -> Iterator[None]:
@@ -52,24 +82,19 @@ class Population:
             return  # one value a channel has no unbiased variance to learn
         mean, var = self._norm.running_mean.double(), self._norm.running_var
         biased = 0.0 if var is None else var.double() * (count - 1) / count
-        self._count += count
-        self._sums += count * torch.stack([mean, mean.square() + biased])
+        self._moments.add(count, count * mean, count * (mean.square() + biased))
 
     def learn(self) -> bool:
         """Put the moments of all processes' shares into the norm; False where nothing was seen.
 
         With several processes each must call it, for the same norms in the same order.
         """
-        sums = torch.cat([self._count.view(1), self._sums.flatten()])
-        if several_workers():
-            dist.all_reduce(sums)
-        count, (mean, square) = sums[0], sums[1:].view(2, -1)
-        if count == 0:
+        self._moments.pool_workers()
+        if self._moments.count == 0:
             return False
-        mean, square = mean / count, square / count
-        self._norm.running_mean.copy_(mean)
+        self._norm.running_mean.copy_(self._moments.mean)
         if self._norm.running_var is not None:
-            self._norm.running_var.copy_((square - mean.square()).clamp(min=0))
+            self._norm.running_var.copy_(self._moments.var)
         return True
 
 

@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from ..keys import put
 from ..layers import AddAct, NormLayer, WSConv2d
 from ..options import NormOption
+from .normalized import used_weight
 
 
 def without_norms(cfg: CfgNode, *keys: str) -> CfgNode:
@@ -103,5 +104,4 @@ def convolve_and_join(conv: nn.Module, x: Tensor, residual: Tensor, join: nn.Mod
     )
     if not fuses:
         return join(conv(x), residual)
-    weight = conv.standardized_weight() if isinstance(conv, WSConv2d) else conv.weight
-    return norm.joined(conv._conv_forward(x, weight, conv.bias), residual, join)
+    return norm.joined(conv._conv_forward(x, used_weight(conv), conv.bias), residual, join)

@@ -19,33 +19,10 @@ import torch
 from torch import Tensor, nn
 
 from ..layers import FrozenBatchNorm2d, NormLayer, PerExampleNorm
-from ..layers.population import Population, learning_norms
+from ..layers.population import Moments, Population, learning_norms
 from ..layers.reparametrized import linear
 from .normalized import layer_before, learned_weight, used_weight
 from .training_pass import training_pass
-
-
-class _Moments:
-    """Mean and deviation of each channel over everything seen, in float64."""
-
-    def __init__(self, channels: int, device: torch.device):
-        self.count = 0
-        self._sums = torch.zeros(2, channels, dtype=torch.float64, device=device)
-
-    def add(self, x: Tensor) -> None:
-        """Take in `(N, C, *S)`."""
-        rows = x.detach().double().movedim(1, -1).flatten(0, -2)
-        self.count += len(rows)
-        self._sums += torch.stack([rows.sum(0), rows.square().sum(0)])
-
-    @property
-    def mean(self) -> Tensor:
-        return self._sums[0] / max(self.count, 1)
-
-    @property
-    def std(self) -> Tensor:
-        mean_square = self._sums[1] / max(self.count, 1)
-        return (mean_square - self.mean.square()).clamp(min=0).sqrt()
 
 
 class _Site:
@@ -58,8 +35,8 @@ class _Site:
     def __init__(self, name: str, norm: NormLayer, layer: nn.Module):
         self.name, self.norm, self.layer = name, norm, layer
         channels, device = norm.num_features, norm.weight.device
-        self.plain = _Moments(channels, device)
-        self.own = _Moments(channels, device)
+        self.plain = Moments(channels, device)
+        self.own = Moments(channels, device)
         self._spread, self._calls = 0.0, 0
         self._seen: Tensor | None = None
         self._populations = [Population(part) for part in learning_norms(norm).values()]
@@ -95,8 +72,8 @@ class _Site:
         if weight is not used_weight(self.layer):
             plain = linear(self.layer, self._seen, weight, self.layer.bias)
         if plain.numel():
-            self.plain.add(plain)
-            self.own.add(output)
+            self.plain.take(plain)
+            self.own.take(output)
             if isinstance(norm, PerExampleNorm):
                 learned = 0 if norm.eps_l is None else norm.eps_l.abs()
                 self._spread += float((norm.own_moments(inputs[0])[1] - learned).mean())
@@ -116,8 +93,9 @@ class _Site:
         """Set the affine of channels that vary; False where nothing was seen."""
         if self.plain.count < 2:
             return False
-        varies = (self.own.std > 1e-6) & (self.plain.std > 1e-12)
-        weight = torch.where(varies, self.plain.std / self.own.std.clamp(min=1e-6), 1.0)
+        own, plain = self.own.var.sqrt(), self.plain.var.sqrt()
+        varies = (own > 1e-6) & (plain > 1e-12)
+        weight = torch.where(varies, plain / own.clamp(min=1e-6), 1.0)
         bias = torch.where(varies, self.plain.mean - weight * self.own.mean, 0.0)
         self.norm.weight.copy_(weight)
         self.norm.bias.copy_(bias)
@@ -183,16 +161,9 @@ def start_from_data(
         return []
     batches = list(batches)
     if keep:
-        _run(model, sites, batches, forward)
+        training_pass(model, batches, forward, [site.open() for site in sites])
         for site in sites:
             site.soften(keep)
         sites = [_Site(site.name, site.norm, site.layer) for site in sites]
-    _run(model, sites, batches, forward)
+    training_pass(model, batches, forward, [site.open() for site in sites])
     return [site.name for site in sites if site.start()]
-
-
-def _run(model: nn.Module, sites: list[_Site], batches: list, forward: Callable | None) -> None:
-    with ExitStack() as stack:
-        for site in sites:
-            stack.enter_context(site.open())
-        training_pass(model, batches, forward)

@@ -1,7 +1,7 @@
 """Run a model on batches in training mode, to look at it or to learn statistics."""
 
-from collections.abc import Callable, Collection, Iterable, Iterator
-from contextlib import ExitStack, contextmanager
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, ExitStack, contextmanager
 from typing import Any
 
 import torch
@@ -16,18 +16,20 @@ def training_pass(
     model: nn.Module,
     batches: Iterable[Any],
     forward: Callable[[Any], Any] | None = None,
-    but: Collection[nn.Module] = (),
+    watching: Iterable[AbstractContextManager] = (),
 ) -> None:
     """Run `batches` in training mode and without gradients, and leave no trace.
 
     Args:
         forward: what runs a batch; the model itself by default.
-        but: modules whose buffers and attributes keep what the pass makes of them.
+        watching: what looks at the model meanwhile, entered before and left after.
     """
-    kept = set(but)
-    others = [module for module in model.modules() if module not in kept]
     # Losses write curves into detectron2's storage, and this pass belongs to no iteration.
-    with _untouched(others), EventStorage():
+    with ExitStack() as stack:
+        for watcher in watching:
+            stack.enter_context(watcher)
+        stack.enter_context(_untouched(list(model.modules())))
+        stack.enter_context(EventStorage())
         model.train()
         for batch in batches:
             (forward or model)(batch)
@@ -69,8 +71,6 @@ def update_statistics(
     populations = {name: Population(norm) for name, norm in learning_norms(model).items()}
     if not populations:
         return []
-    with ExitStack() as stack:
-        for population in populations.values():
-            stack.enter_context(population.watched())
-        training_pass(model, batches, forward)
+    watchers = [population.watched() for population in populations.values()]
+    training_pass(model, batches, forward, watchers)
     return [name for name, population in populations.items() if population.learn()]

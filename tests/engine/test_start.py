@@ -7,6 +7,7 @@ from detectron2.modeling import build_model
 from normdet.config import load_config
 from normdet.data import register_datasets
 from normdet.engine import Trainer
+from normdet.engine.loader import build_train_loader
 from normdet.engine.start import start_norms
 from normdet.errors import NormdetError
 from tests.workers import run_workers
@@ -18,7 +19,8 @@ def started_model(cfg):
     register_datasets(cfg)
     torch.manual_seed(3)
     model = build_model(cfg)
-    return start_norms(cfg, model, seed=5), model.state_dict()
+    images = build_train_loader(cfg, seed=5).dataset
+    return start_norms(cfg, model, images, seed=5), model.state_dict()
 
 
 def in_worker(rank, path, text, count):
