@@ -13,6 +13,7 @@ from ..errors import NormdetError
 from ..keys import AS_BACKBONE, BUILDERS, get, has_part, norm_option, normdet_name, put
 from ..options import METHODS
 from ..parts import NORMED
+from ..weights.files import save_file
 from .fold import deployable
 
 # Norms that detectron2 has itself, under the same state-dict keys.
@@ -84,7 +85,7 @@ def write_stock(cfg: CfgNode, model: nn.Module, path: Path) -> tuple[Path, str]:
     weights = path.with_suffix(".pth")
     stock = stock_config(cfg, weights.name)
     plain = deployable(model, norms=False)
-    torch.save({"model": plain.state_dict(), "__author__": "normdet"}, weights)
+    save_file({"model": plain.state_dict(), "__author__": "normdet"}, weights)
     path.write_text(yaml.safe_dump(yaml.safe_load(stock.dump()), sort_keys=False))
     return weights, "state dict of detectron2's own modules"
 

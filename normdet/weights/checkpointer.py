@@ -19,10 +19,10 @@ from normdet.files.atomic import TEMPORARY_SUFFIX, atomic_file
 
 from .checks import check_weights
 from .facts import describe
-from .files import UnreadableFileError, load_file, save_file
+from .files import UnreadableFileError, carries_checksum, load_file, save_file
 from .grey import sum_stem_channels
 from .importers import Imported, import_weights, unwrap
-from .integrity import carries_checksum, unusable
+from .integrity import unusable
 
 
 @dataclass

@@ -6,7 +6,6 @@ import pickle
 import pickletools
 import re
 import zipfile
-import zlib
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
 from pathlib import Path
@@ -19,7 +18,17 @@ import torch
 
 from normdet.errors import NormdetError
 from normdet.files.atomic import atomic_file
-from normdet.weights.integrity import DamagedFileError, check_archive, check_name
+from normdet.weights.integrity import DamagedFileError, check_archive, check_name, hash_in_name
+from normdet.weights.seal import (
+    BY,
+    SEAL,
+    UNSEALED,
+    SealedArchive,
+    check_archive_seal,
+    check_safetensors_seal,
+    has_safetensors_seal,
+    seal_safetensors,
+)
 
 
 class UnreadableFileError(NormdetError):
@@ -30,9 +39,10 @@ def load_file(path: str | os.PathLike, *, allow_unsafe: bool = False) -> dict[st
     """Read a weights file without running anything it contains.
 
     `.safetensors` gives tensors by name; `.pth`, `.pt` and `.pyth` whatever `torch.load` admits as
-    plain data, on the CPU; `.pkl` nested containers of numpy arrays. Checksums are verified where
-    the format has them (`.pth` of torch >= 1.6, and the `.safetensors` of :func:`save_file`) or the
-    file's name (:func:`.integrity.check_name`), at the cost of reading the file once more.
+    plain data, on the CPU; `.pkl` nested containers of numpy arrays. The hash that every file of
+    :func:`save_file` carries is verified (:mod:`.seal`), and so are others' checksums where the
+    format has them (`.pth` of torch >= 1.6) or the file's name (:func:`.integrity.check_name`), at
+    the cost of reading the file once more.
 
     Args:
         allow_unsafe: unpickle `.pkl` and `.pth` without restriction, which lets the file run any
@@ -99,6 +109,13 @@ def save_file(obj: Mapping[str, Any], path: str | os.PathLike) -> None:
         raise NormdetError(f"{path} cannot be written: {_reason(error)}") from error
 
 
+def carries_checksum(path: Path) -> bool:
+    """Whether a file or its name has a checksum that covers all its numbers."""
+    if hash_in_name(path)[1] or (path.suffix != ".pkl" and zipfile.is_zipfile(path)):
+        return True
+    return path.suffix == ".safetensors" and has_safetensors_seal(path)
+
+
 class _Hostile(Exception):
     """The file asks for more than data."""
 
@@ -117,7 +134,7 @@ def _read_torch(path: Path, allow_unsafe: bool) -> Any:
             for name in archive.namelist():
                 if name.startswith(("/", "\\")) or ".." in re.split(r"[/\\]", name):
                     raise _Hostile(f"its entry {name!r} points outside of it")
-            check_archive(archive, path.stat().st_size)
+            check_archive(archive, path.stat().st_size, verified=check_archive_seal(path))
     try:
         return torch.load(path, map_location="cpu", weights_only=not allow_unsafe)
     except pickle.UnpicklingError as error:
@@ -127,7 +144,9 @@ def _read_torch(path: Path, allow_unsafe: bool) -> Any:
 
 
 def _write_torch(obj: Any, file: IO[bytes]) -> None:
-    torch.save(obj, file)
+    sealed = SealedArchive(file)
+    torch.save(obj, sealed)
+    sealed.close()
 
 
 def _plain(obj: Any, name: str = "") -> Any:
@@ -162,11 +181,10 @@ def _read_safetensors(path: Path, allow_unsafe: bool) -> dict[str, Any]:
     # One read of one open file: `safe_open` opens the path again for the tensors, which may by then
     # be another save's.
     data = path.read_bytes()
+    check_safetensors_seal(data)
     tensors = safetensors.torch.load(data)
     header = int.from_bytes(data[:8], "little")
     metadata = json.loads(data[8 : 8 + header]).get("__metadata__", {})
-    if "crc32" in metadata and metadata["crc32"] != _crc32(tensors):
-        raise ValueError("the checksum of its tensors does not match")
     if "normdet" in metadata:
         return {"model": tensors, **json.loads(metadata["normdet"])}
     return tensors
@@ -182,18 +200,10 @@ def _write_safetensors(obj: dict[str, Any], file: IO[bytes]) -> None:
         name: tensor.detach().cpu().clone(memory_format=torch.contiguous_format)
         for name, tensor in tensors.items()
     }
-    metadata = {"format": "pt", "crc32": _crc32(tensors)}
+    metadata = {"format": "pt", BY: "normdet", SEAL: UNSEALED}
     if nested:
         metadata["normdet"] = json.dumps({k: v for k, v in obj.items() if k != "model"})
-    file.write(safetensors.torch.save(tensors, metadata))
-
-
-def _crc32(tensors: Mapping[str, torch.Tensor]) -> str:
-    checksum = 0
-    for name in sorted(tensors):
-        checksum = zlib.crc32(name.encode(), checksum)
-        checksum = zlib.crc32(tensors[name].reshape(-1).view(torch.uint8).numpy(), checksum)
-    return f"{checksum:08x}"
+    file.write(seal_safetensors(safetensors.torch.save(tensors, metadata)))
 
 
 # Pickles of numpy arrays --------------------------------------------------------------------------

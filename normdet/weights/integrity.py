@@ -1,8 +1,8 @@
 """Whether a weights file is whole: checksums that it or its name carries, and what no network has.
 
-Formats differ in what they carry: `.pth` of torch >= 1.6 and the `.safetensors` that normdet
-writes have checksums of their numbers, other files have none. What remains for these is the hash in
-a published file's name, and values that no training leaves behind.
+What normdet writes is sealed (:mod:`.seal`). Of other files, `.pth` of torch >= 1.6 has checksums
+of its numbers and the rest has none. What remains for these is the hash in a published file's name,
+and values that no training leaves behind.
 """
 
 import hashlib
@@ -33,47 +33,42 @@ def check_name(path: Path) -> None:
     """Compare a file with the hash in its name, where the name ends in one.
 
     Names such as `resnet50-0676ba61.pth` end in the first digits of the file's SHA-256: so do those
-    of torchvision, timm and mmdetection. Eight digits without a letter are taken for a date.
+    of torchvision, timm and mmdetection. Eight digits without a letter are taken for a date. Names
+    of detectron2's zoo, such as `model_final_280758.pkl`, end in those of its MD5.
 
     Raises:
         DamagedFileError: the file has another hash.
     """
-    stated = _hash_in_name(path)
+    kind, stated = hash_in_name(path)
     if not stated:
         return
+    digest = hashlib.new(kind, usedforsecurity=False)
     with open(path, "rb") as file:
-        digest = hashlib.file_digest(file, "sha256") if hasattr(hashlib, "file_digest") else None
-        if digest is None:  # Python 3.10
-            digest = hashlib.sha256()
-            while block := file.read(1 << 20):
-                digest.update(block)
+        while block := file.read(1 << 20):
+            digest.update(block)
     if not digest.hexdigest().startswith(stated):
+        shown = {"sha256": "SHA-256", "md5": "MD5"}[kind]
         raise DamagedFileError(
-            f"its name says that its SHA-256 begins with {stated}, it begins with "
+            f"its name says that its {shown} begins with {stated}, it begins with "
             f"{digest.hexdigest()[: len(stated)]}: fetch it again, or rename it if you changed it"
         )
 
 
-def _hash_in_name(path: Path) -> str:
+def hash_in_name(path: Path) -> tuple[str, str]:
+    """The kind of hash that a published file's name has, and its first digits; `""` for none."""
+    if found := re.fullmatch(r"model_final_([0-9a-f]{6})\.pkl", path.name):
+        return "md5", found[1]
     found = re.search(r"-([0-9a-f]{8,64})$", path.name.removesuffix(path.suffix))
-    return found[1] if found and not (found[1].isdecimal() or found[1].isalpha()) else ""
+    return "sha256", "" if not found or found[1].isdecimal() or found[1].isalpha() else found[1]
 
 
-def carries_checksum(path: Path) -> bool:
-    """Whether a file or its name has a checksum that covers all its numbers."""
-    if _hash_in_name(path) or (path.suffix != ".pkl" and zipfile.is_zipfile(path)):
-        return True
-    with open(path, "rb") as file:
-        header = int.from_bytes(file.read(8), "little")
-        return path.suffix == ".safetensors" and b'"crc32"' in file.read(min(header, 100 << 20))
-
-
-def check_archive(archive: zipfile.ZipFile, size: int) -> None:
+def check_archive(archive: zipfile.ZipFile, size: int, *, verified: bool) -> None:
     """Verify the checksums of a `.pth`, which torch itself does not.
 
     Args:
         archive: opened.
         size: of its file, in bytes.
+        verified: whether its bytes were, and need not be read once more.
 
     Raises:
         DamagedFileError: a checksum does not match, or the archive unpacks to far more than it is.
@@ -89,7 +84,7 @@ def check_archive(archive: zipfile.ZipFile, size: int) -> None:
                 f"its entry {entry.filename!r} has {entry.file_size / 1e6:.0f} MB of names and "
                 "sizes, which no weights need"
             )
-    if bad := archive.testzip():
+    if not verified and (bad := archive.testzip()):
         raise DamagedFileError(f"the checksum of its entry {bad!r} does not match")
 
 

@@ -2,6 +2,7 @@
 
 import hashlib
 import pickle
+import random
 import time
 import zipfile
 
@@ -11,8 +12,9 @@ import torch
 
 from normdet.errors import NormdetError
 from normdet.weights import UnreadableFileError, load_file, save_file
+from normdet.weights.files import carries_checksum
 from normdet.weights.importers import unwrap
-from normdet.weights.integrity import carries_checksum, unusable
+from normdet.weights.integrity import unusable
 
 
 def state():
@@ -51,10 +53,66 @@ def test_dates_and_words_are_no_hashes(tmp_path, name):
     load_file(tmp_path / name)
 
 
-def test_ours_carry_a_checksum(tmp_path):
-    for name in ("a.pth", "a.safetensors"):
-        save_file(state(), tmp_path / name)
-        assert carries_checksum(tmp_path / name)
+def test_the_zoo_s_names_are_verified(tmp_path):
+    content = pickle.dumps({"model": {k: v.numpy() for k, v in state().items()}})
+    digest = hashlib.md5(content, usedforsecurity=False).hexdigest()
+    path = tmp_path / f"model_final_{digest[:6]}.pkl"
+    path.write_bytes(content)
+    assert carries_checksum(path)
+    load_file(path)
+    path.write_bytes(content.replace(b"a.weight", b"a.weighs"))
+    with pytest.raises(UnreadableFileError, match=f"its MD5 begins with {digest[:6]}, it begins"):
+        load_file(path)
+
+
+OURS = [
+    (suffix, nested) for suffix in (".pth", ".pt", ".safetensors") for nested in (False, True)
+]
+
+
+@pytest.mark.parametrize(("suffix", "nested"), OURS)
+def test_ours_are_refused_whatever_byte_is_damaged(tmp_path, suffix, nested):
+    """Numbers, names, padding, the archive's tables, and the seal itself."""
+    path = tmp_path / f"a{suffix}"
+    save_file({"model": state(), "iteration": 3, "normdet": {}} if nested else state(), path)
+    assert carries_checksum(path)
+    load_file(path)
+    whole, draw = path.read_bytes(), random.Random(suffix)
+    places = [draw.randrange(len(whole)) for _ in range(60)]
+    places += [*range(len(whole) - 110, len(whole), 3), *range(0, 200, 7)]
+    for number, place in enumerate(places):
+        damaged = bytearray(whole)
+        count = 1 if number % 3 else draw.randrange(1, 40)
+        for at in range(place, min(place + count, len(whole))):
+            damaged[at] ^= 1 << draw.randrange(8)
+        path.write_bytes(damaged)
+        with pytest.raises(UnreadableFileError):
+            load_file(path)
+    for length in [*range(0, len(whole), 41), *range(len(whole) - 100, len(whole))]:
+        path.write_bytes(whole[:length])
+        with pytest.raises(UnreadableFileError):
+            load_file(path)
+    path.write_bytes(whole + b"\0")
+    with pytest.raises(UnreadableFileError):
+        load_file(path)
+
+
+def test_sealed_files_are_everybody_s(tmp_path):
+    save_file(state(), tmp_path / "a.pth")
+    save_file(state(), tmp_path / "a.safetensors")
+    for read in (
+        torch.load(tmp_path / "a.pth", weights_only=True),
+        torch.load(tmp_path / "a.pth", weights_only=True, mmap=True),
+        safetensors.torch.load_file(tmp_path / "a.safetensors"),
+    ):
+        assert all(torch.equal(read[name], value) for name, value in state().items())
+
+
+def test_other_archives_may_have_notes(tmp_path):
+    torch.save(state(), tmp_path / "a.pth")
+    with zipfile.ZipFile(tmp_path / "a.pth", "a") as archive:
+        archive.comment = b"made in a garden"
+    load_file(tmp_path / "a.pth")
 
 
 def test_an_archive_that_unpacks_to_far_more_is_refused_at_once(tmp_path):
