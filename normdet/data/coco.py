@@ -23,7 +23,8 @@ from normdet.data.records import (
 )
 from normdet.data.rle import runs
 from normdet.errors import NormdetError
-from normdet.files.faults import fault, unreadable
+from normdet.files.faults import fault
+from normdet.files.read import read_bytes
 from normdet.files.words import first_of
 
 # The largest file of COCO itself is 0.5 GB; json needs about ten times a file's size in memory.
@@ -179,12 +180,9 @@ def read_json(json_file: Path) -> Any:
     """
     if not json_file.is_file():
         raise NormdetError(f"annotation file {json_file} does not exist")
-    if json_file.stat().st_size > MAX_BYTES:
-        raise NormdetError(f"{json_file} is larger than {MAX_BYTES >> 30} GB: not read")
+    content = read_bytes(json_file, MAX_BYTES)
     try:
-        return json.loads(json_file.read_bytes())
-    except OSError as error:
-        raise unreadable(json_file, error) from error
+        return json.loads(content)
     except (ValueError, RecursionError) as error:
         raise NormdetError(f"{json_file} is not JSON: {error}") from error
 

@@ -15,9 +15,10 @@ from PIL import Image, ImageOps
 
 from normdet.data import tiff
 from normdet.data.choice import DEFAULT, Choice
-from normdet.data.slices import Slice, Source, check_size, native
+from normdet.data.slices import Slice, Source, check_growth, check_size, native
 from normdet.errors import NormdetError
 from normdet.files.faults import Report, unreadable
+from normdet.files.read import check_regular
 
 logger = logging.getLogger(__name__)
 
@@ -119,9 +120,14 @@ def read_header(path: Path, *, labels: bool = False, choice: Choice = DEFAULT) -
             return Header(height, width, count, dtype != np.uint8)
         with _own_limit(), Image.open(path) as image:
             width, height = image.size
+            check_growth(path, _unpacked(image), labels)
             if _orientation(image, path) in (5, 6, 7, 8):
                 width, height = height, width
             return Header(height, width, 1, image.mode.startswith(("I", "F")))
+
+
+def _unpacked(image: Image.Image) -> int:
+    return image.width * image.height * len(image.getbands()) * (2 if "16" in image.mode else 1)
 
 
 def has_palette(path: Path) -> bool:
@@ -148,6 +154,7 @@ def _end(path: Path) -> bytes:
 
 def _is_tiff(path: Path) -> bool:
     """By content: names lie, and Pillow reads TIFF in its own way."""
+    check_regular(path)
     try:
         with open(path, "rb") as file:
             return file.read(4) in tiff.MAGIC
@@ -170,10 +177,11 @@ def _sentences(path: Path) -> Iterator[None]:
 def _read_pillow(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
     with _own_limit(), Image.open(path) as image:
         check_size(path, image.height, image.width, max_pixels)
+        check_growth(path, _unpacked(image), labels)
         if image.mode == "RGB" and ";16" in str(image.tile):
             logger.warning("%s has 16 bits a colour, of which 8 are read: save TIFF", path)
         # As detectron2 reads it: the orientation that a camera notes is applied.
-        image = ImageOps.exif_transpose(image)
+        ImageOps.exif_transpose(image, in_place=True)
         if image.mode not in _PLAIN_MODES and not (labels and image.mode == "P"):
             image = image.convert(_CONVERTED.get(image.mode, "RGB"))
         return native(np.array(image))

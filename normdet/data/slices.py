@@ -18,6 +18,11 @@ MAX_PIXELS = 100_000_000
 # A volume may hold this many slices of the largest size.
 MAX_VOXELS_PER_PIXEL = 20
 
+# Pictures that people look at shrink far less; one colour shrinks a thousandfold.
+MOST_GROWTH = 200
+# Below this nothing is a bomb; labels of few objects are nearly all zeros.
+_HARMLESS, _HARMLESS_LABELS = 64 << 20, 2 << 30
+
 # Each process draws its own: a patient's key tells nothing about the patient, even to someone
 # who tries every possible number.
 _SECRET = secrets.token_bytes(32)
@@ -98,4 +103,23 @@ def check_size(path: Path, height: int, width: int, max_pixels: int, slices: int
         raise NormdetError(
             f"{path} has {slices} slices of {width}x{height} pixels, more than "
             f"{max_pixels * MAX_VOXELS_PER_PIXEL:,} in all: raise --max-pixels"
+        )
+
+
+def check_growth(path: Path, unpacked: int, labels: bool = False) -> None:
+    """Refuse pixels that a file of its size cannot hold, unless they are all alike.
+
+    Args:
+        path: the file.
+        unpacked: bytes of its pixels, by its header.
+        labels: whether they are labels.
+
+    Raises:
+        NormdetError: a compression bomb, or an image that shows nothing.
+    """
+    stored = path.stat().st_size
+    if unpacked > max(_HARMLESS_LABELS if labels else _HARMLESS, MOST_GROWTH * stored):
+        raise NormdetError(
+            f"{path} unpacks to {unpacked / 1e9:.2g} GB from {stored / 1e6:.2g} MB: it is a "
+            "compression bomb, or shows nothing"
         )

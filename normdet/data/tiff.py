@@ -4,6 +4,8 @@ tifffile reads the samples as they are stored; what they mean is decided here, i
 tifffile lacks a codec (LZW and JPEG need imagecodecs), Pillow decodes.
 """
 
+import contextlib
+import logging
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -14,10 +16,14 @@ from PIL import Image
 from tifffile import PHOTOMETRIC, TiffPage, TiffPageSeries
 
 from normdet.data.choice import Choice
-from normdet.data.slices import check_size, native
+from normdet.data.slices import check_growth, check_size, native
 from normdet.errors import NormdetError
 
+_logger = logging.getLogger("tifffile")
+
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
+# Each page costs as much as a small file.
+MAX_PAGES = 1 << 14
 _ORIENTATION = 274
 _INK_SET, _CMYK_INKS = 332, 1
 _ALPHA = (1, 2)
@@ -55,6 +61,11 @@ class _Part:
         return int(tag.value) if tag is not None and 1 <= int(tag.value) <= 8 else 1
 
     @property
+    def bytes(self) -> int:
+        """Of all its samples."""
+        return int(np.prod(self.stored.shape, dtype=np.float64)) * self.stored.dtype.itemsize
+
+    @property
     def upright(self) -> tuple[int, int]:
         """Height and width as they are to be seen."""
         size = self.height, self.width
@@ -76,10 +87,11 @@ def read(path: Path, *, max_pixels: int, labels: bool, choice: Choice) -> list[n
             that cannot be converted.
     """
     images: list[np.ndarray] = []
-    with tifffile.TiffFile(path, _multifile=False) as file:
+    with _opened(path) as file:
         parts = list(_parts(file, path))
         for part in parts:
             check_size(path, part.height, part.width, max_pixels, part.planes * part.channels)
+        check_growth(path, sum(part.bytes for part in parts), labels)
         for part in parts:
             images += _read_part(file, part, path, labels, choice)
     if not images:
@@ -97,10 +109,11 @@ def header(path: Path, *, labels: bool, choice: Choice) -> tuple[int, int, int, 
     Raises:
         NormdetError: as :func:`read`, as far as headers tell, or a file that is cut short.
     """
-    with tifffile.TiffFile(path, _multifile=False) as file:
+    with _opened(path) as file:
         parts = list(_parts(file, path))
         if not parts:
             raise NormdetError(f"{path} holds no image")
+        check_growth(path, sum(part.bytes for part in parts), labels)
         for part in parts:
             page = part.page
             ends = map(sum, zip(page.dataoffsets, page.databytecounts, strict=False))
@@ -115,8 +128,21 @@ def header(path: Path, *, labels: bool, choice: Choice) -> tuple[int, int, int, 
     return *first.upright, count, dtype
 
 
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
+    """The file, while tifffile's own messages are silenced: they name it, and do not stop."""
+    level = _logger.level
+    _logger.setLevel(logging.CRITICAL + 1)
+    try:
+        with tifffile.TiffFile(path, _multifile=False) as file:
+            yield file
+    finally:
+        _logger.setLevel(level)
+
+
 def _parts(file: tifffile.TiffFile, path: Path) -> Iterator[_Part]:
     """Pages that are neither smaller copies of others nor masks of transparency."""
+    _check_pages(file, path)
     series = file.series
     if series and series[0].kind in _SLIDES:
         series = series[:1]
@@ -135,6 +161,17 @@ def _parts(file: tifffile.TiffFile, path: Path) -> Iterator[_Part]:
         planes = int(np.prod(stored.shape, dtype=np.int64))
         planes //= max(1, channels * samples * sizes["Y"] * sizes["X"])
         yield _Part(stored, planes, channels, sizes["Y"], sizes["X"])
+
+
+def _check_pages(file: tifffile.TiffFile, path: Path) -> None:
+    try:
+        file.pages.get(MAX_PAGES)
+    except IndexError:
+        return
+    raise NormdetError(
+        f"{path} has more than the {MAX_PAGES:,} pages that are read, or they form a circle: "
+        "split it"
+    )
 
 
 def _read_part(

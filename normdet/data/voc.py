@@ -19,11 +19,13 @@ from normdet.data.records import (
     warn_dropped,
 )
 from normdet.errors import NormdetError
-from normdet.files.faults import fault, unreadable
+from normdet.files.faults import fault
+from normdet.files.read import parse_xml, read_text
 
 # What lists of images have behind a name: whether an object of some class is there.
 _MARKS = ("-1", "0", "1")
-_LARGEST_XML = 1 << 28
+# The largest list of images.
+_LARGEST_LIST = 64 << 20
 
 
 def load_voc(
@@ -86,12 +88,7 @@ def read_set(folder: Path, image_set: str) -> list[str]:
         raise NormdetError(
             f"{folder} is not a Pascal VOC folder with a set {image_set!r}: no {listing}"
         )
-    try:
-        lines = listing.read_text(encoding="utf-8-sig").splitlines()
-    except UnicodeDecodeError as error:
-        raise NormdetError(f"{listing} is not text in UTF-8: save it so") from error
-    except OSError as error:
-        raise unreadable(listing, error) from error
+    lines = read_text(listing, _LARGEST_LIST).splitlines()
     known = {
         unicodedata.normalize("NFC", path.stem): path.stem
         for path in (folder / "Annotations").glob("*.xml")
@@ -173,27 +170,6 @@ def _classes(annotations: Path, report: Callable[[str], None] | None) -> list[st
 def _name(item: ET.Element) -> str:
     """The class name on one line: line breaks in the file are not part of it."""
     return " ".join((item.findtext("name") or "").split())
-
-
-def parse_xml(path: Path) -> ET.Element:
-    """The root of an XML file that declares no entity.
-
-    Raises:
-        NormdetError: a file that cannot be read, is larger than 256 MB, or is not XML.
-    """
-    try:
-        if path.stat().st_size > _LARGEST_XML:
-            raise NormdetError(f"{path} is larger than {_LARGEST_XML >> 20} MB: not read")
-        text = path.read_bytes()
-    except OSError as error:
-        raise NormdetError(f"annotation file {path} cannot be read: {error.strerror}") from error
-    # An entity can expand without bound; no annotation file declares one.
-    if b"<!ENTITY" in text.replace(b"\0", b""):  # in UTF-16 too
-        raise NormdetError(f"{path} declares an XML entity: not read")
-    try:
-        return ET.fromstring(text)
-    except (ET.ParseError, LookupError, ValueError) as error:  # the last two: its encoding
-        raise NormdetError(f"{path} is not XML: {error}") from error
 
 
 def stated_size(tree: ET.Element) -> tuple[int, int] | None:

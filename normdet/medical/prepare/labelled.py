@@ -156,7 +156,7 @@ def read_labels(
         NormdetError: a file that is damaged, or whose values are no labels.
     """
     if _is_volume(path):
-        volume, _ = nifti.load_volume(path, axis=axis, max_pixels=max_pixels)
+        volume, _ = nifti.load_volume(path, axis=axis, max_pixels=max_pixels, labels=True)
         return as_labels(volume.reshape(len(volume), -1), str(path)).reshape(volume.shape)
     pages = image_reader.read_pages(path, max_pixels=max_pixels, labels=True, choice=choice)
     return [as_labels(page, str(path)) for page in pages]

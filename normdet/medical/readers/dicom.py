@@ -8,6 +8,7 @@ import contextlib
 import itertools
 import logging
 import warnings
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,9 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from normdet.data.slices import Slice, Source, check_size, native, patient_key
+from normdet.data.slices import Slice, Source, check_growth, check_size, native, patient_key
 from normdet.errors import NormdetError
 from normdet.files.faults import Report, missing_extra, unreadable
+from normdet.files.read import check_regular
 
 logger = logging.getLogger(__name__)
 
@@ -58,6 +60,8 @@ _SAME_MM, _SAME_FACING = 1e-3, 0.02
 _GAP = 1.5
 # Places of missing slices that a message names.
 _SHOWN = 8
+# Deflated explicit little endian; named in the first group of a file, which is this long at most.
+_DEFLATED, _META, _BLOCK = b"1.2.840.10008.1.2.1.99", 4096, 1 << 20
 # No scanner is this wide: positions beyond it are damaged, and would overflow later.
 _FARTHEST_MM = 1e6
 
@@ -393,6 +397,8 @@ def _frames(path: Path, max_pixels: int, report: Report) -> Iterator[_Frame]:
         check_size(path, rows, columns, max_pixels, frames)
         _complete(data)
         _check_length(data, frames, path)
+        depth = (_integer(data, "BitsAllocated") or 8) * (_integer(data, "SamplesPerPixel") or 1)
+        check_growth(path, rows * columns * frames * depth // 8)
         patient = _patient(data)
         for run, index in _frame_order(data, frames, path, report):
             try:
@@ -606,17 +612,39 @@ def _open(path: Path, pixels: bool) -> Iterator[Any]:
     with quiet():
         try:
             options = {} if pixels else {"stop_before_pixels": True, "specific_tags": _TAGS}
+            _check_deflated(path)
             # Some scanners leave the preamble out.
             forced = path.suffix.lower() in SUFFIXES
             data = pydicom.dcmread(path, force=forced, **options)
             if not len(data) and not data.get("file_meta"):
                 raise ValueError
+        except NormdetError:
+            raise
         except Exception as error:
             if isinstance(error, OSError) and error.strerror:
                 raise unreadable(path, error) from None
             # Not chained: the cause may quote a tag, and a traceback would print it.
             raise NormdetError(f"{path} is not a DICOM file that can be read") from None
         yield data
+
+
+def _check_deflated(path: Path) -> None:
+    """Refuse a deflated file that inflates to far more than it is: pydicom inflates it whole.
+
+    Raises:
+        NormdetError: a compression bomb.
+    """
+    check_regular(path)
+    with open(path, "rb") as file:
+        beginning = file.read(_META)
+        if _DEFLATED not in beginning or beginning[128:132] != b"DICM":
+            return
+        # The group's own length is its first element, of four bytes.
+        file.seek(144 + int.from_bytes(beginning[140:144], "little"))
+        inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
+        while block := inflate.unconsumed_tail or file.read(_BLOCK):
+            total += len(inflate.decompress(block, _BLOCK))
+            check_growth(path, total)
 
 
 @contextlib.contextmanager

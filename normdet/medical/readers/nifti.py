@@ -1,13 +1,14 @@
 """NIfTI volumes, cut into slices along an anatomical axis."""
 
 import itertools
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
-from normdet.data.slices import Slice, Source, check_size, native
+from normdet.data.slices import Slice, Source, check_growth, check_size, native
 from normdet.errors import NormdetError
 from normdet.files.faults import Report, missing_extra
 
@@ -27,7 +28,7 @@ def read(source: Source, *, axis: str, max_pixels: int, report: Report) -> Itera
 
 
 def load_volume(
-    path: Path, *, axis: str = "axial", max_pixels: int
+    path: Path, *, axis: str = "axial", max_pixels: int, labels: bool = False
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
     """A volume as slices, whatever way it is stored: turned to the closest anatomical axes.
 
@@ -44,6 +45,7 @@ def load_volume(
     to_ras = _to_ras(image.affine, path)
     count, *rest = sorted(range(3), key=lambda stored: to_ras[stored, 0] != AXES[axis])
     check_size(path, shape[rest[0]], shape[rest[1]], max_pixels, shape[count])
+    check_growth(path, math.prod(shape) * image.get_data_dtype().itemsize, labels)
     try:
         array = _voxels(image, shape)
     except Exception as error:  # a damaged stream can raise nearly anything

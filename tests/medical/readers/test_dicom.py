@@ -274,3 +274,27 @@ def test_a_slice_of_another_size_is_no_neighbour(tmp_path):
     write_series(tmp_path, cases)
     shapes = [slice_.pixels.shape for slice_ in read_slices(tmp_path, neighbours=1)]
     assert shapes == [(96, 96, 3), (64, 64, 3), (96, 96, 3)]
+
+
+@pytest.mark.parametrize("syntax", ["DeflatedExplicitVRLittleEndian", "JPEG2000Lossless"])
+def test_files_that_unpack_to_far_more_are_refused(tmp_path, syntax):
+    """Deflated, by the bytes that come out; compressed, by the size that the header states."""
+    from pydicom import uid
+    from pydicom.dataset import Dataset, FileMetaDataset
+    from pydicom.encaps import encapsulate
+
+    data, data.file_meta = Dataset(), FileMetaDataset()
+    data.file_meta.TransferSyntaxUID = getattr(uid, syntax)
+    data.file_meta.MediaStorageSOPClassUID = data.SOPClassUID = "1.2.840.10008.5.1.4.1.1.7"
+    data.file_meta.MediaStorageSOPInstanceUID = data.SOPInstanceUID = "1.2.3"
+    data.Rows = data.Columns = 10_000
+    data.SamplesPerPixel, data.PhotometricInterpretation = 1, "MONOCHROME2"
+    data.BitsAllocated = data.BitsStored = 16
+    data.HighBit, data.PixelRepresentation = 15, 0
+    deflated = syntax.startswith("Deflated")
+    data.PixelData = bytes(200_000_000) if deflated else encapsulate([bytes(100)])
+    data["PixelData"].VR = "OW" if deflated else "OB"
+    data["PixelData"].is_undefined_length = not deflated
+    data.save_as(tmp_path / "bomb.dcm", enforce_file_format=True)
+    with pytest.raises(NormdetError, match=r"bomb\.dcm unpacks to .* compression bomb"):
+        list(read_slices(tmp_path / "bomb.dcm"))

@@ -7,7 +7,6 @@ COCO's form, so that boxes, masks and names go through the checks of :mod:`normd
 
 import os
 import re
-import xml.etree.ElementTree as ET
 from collections import Counter
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -22,9 +21,9 @@ from normdet.data.coco import dataset_of
 from normdet.data.image_file import SUFFIXES, read_header
 from normdet.data.names import Finder
 from normdet.data.records import MAX_BOX_FAULTS, Dataset, are_finite
-from normdet.data.voc import parse_xml
 from normdet.errors import NormdetError
-from normdet.files.faults import Report, unreadable
+from normdet.files.faults import Report
+from normdet.files.read import read_text
 from normdet.medical.readers.find import walk
 
 # Bytes of a file by which its format is told.
@@ -304,25 +303,9 @@ def flat(points: Iterable[Sequence[float]]) -> list[float]:
     return [float(value) for point in points for value in point[:2]]
 
 
-def text_of(path: Path) -> str:
-    """The text of a file.
-
-    Raises:
-        NormdetError: one that cannot be read, is too large, or is no text in UTF-8.
-    """
-    try:
-        if path.stat().st_size > MAX_TEXT:
-            raise NormdetError(f"{path} is larger than {MAX_TEXT >> 20} MB: not read")
-        return path.read_text(encoding="utf-8-sig")
-    except OSError as error:
-        raise unreadable(path, error) from error
-    except UnicodeDecodeError as error:
-        raise NormdetError(f"{path} is not text in UTF-8: save it so") from error
-
-
-def xml_of(path: Path) -> ET.Element:
-    """The root of an XML file; see :func:`normdet.data.voc.parse_xml`."""
-    return parse_xml(path)
+def text_of(path: Path, largest: int = MAX_TEXT) -> str:
+    """The text of a file; see :func:`normdet.files.read.read_text`."""
+    return read_text(path, largest)
 
 
 def same_stem(path: Path, below: str = "") -> str:

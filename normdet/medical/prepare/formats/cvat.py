@@ -6,7 +6,9 @@ from xml.etree.ElementTree import Element
 import numpy as np
 
 from normdet.errors import NormdetError
+from normdet.files.read import parse_xml
 from normdet.medical.prepare.formats.base import (
+    MAX_TEXT,
     Builder,
     Files,
     Format,
@@ -14,7 +16,6 @@ from normdet.medical.prepare.formats.base import (
     ellipse,
     pasted,
     rectangle,
-    xml_of,
 )
 
 
@@ -25,7 +26,7 @@ def find(files: Files) -> list[Path]:
 
 def read(file: Path, out: Builder) -> None:
     """All images of a task or project."""
-    root = xml_of(file)
+    root = parse_xml(file, MAX_TEXT)
     out.declare(
         name for name in (label.findtext("name") for label in root.iter("label")) if name
     )

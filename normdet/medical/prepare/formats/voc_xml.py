@@ -3,7 +3,8 @@
 from pathlib import Path
 
 from normdet.data.voc import read_objects, stated_size
-from normdet.medical.prepare.formats.base import Builder, Files, Format, same_stem, xml_of
+from normdet.files.read import parse_xml
+from normdet.medical.prepare.formats.base import Builder, Files, Format, same_stem
 
 
 def find(files: Files) -> list[Path]:
@@ -17,7 +18,7 @@ def find(files: Files) -> list[Path]:
 
 def read(file: Path, out: Builder) -> None:
     """One image's boxes."""
-    root = xml_of(file)
+    root = parse_xml(file)
     # Tools leave the name of an earlier file in there: that of the XML comes first.
     image = None
     names = (same_stem(file), " ".join((root.findtext("filename") or "").split()))

@@ -1,14 +1,16 @@
 """YOLO's text files: boxes by centre and size, or polygons, as shares of the image."""
 
-import json
 import re
 from pathlib import Path
 
 import yaml
 
+from normdet.data.coco import read_json
 from normdet.errors import NormdetError
 from normdet.medical.prepare.formats.base import Builder, Files, Format, same_stem, text_of
 
+# A list of names; PyYAML reads some 100 kB a second.
+_LARGEST_YAML = 1 << 18
 _LINE = re.compile(r"^\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*$", re.I)
 # Where tools put the names of classes, one a line.
 _LISTS = ("classes.txt", "obj.names", "predefined_classes.txt", "labels.txt", "_darknet.labels")
@@ -79,8 +81,8 @@ def _declared(root: Path) -> list[str]:
     files = Files(root)
     for path in files.ending(".yaml", ".yml"):
         try:
-            content = yaml.safe_load(text_of(path))
-        except yaml.YAMLError:
+            content = yaml.safe_load(text_of(path, _LARGEST_YAML))
+        except (yaml.YAMLError, NormdetError, RecursionError, ValueError):
             continue
         names = content.get("names") if isinstance(content, dict) else None
         if isinstance(names, dict):
@@ -89,8 +91,11 @@ def _declared(root: Path) -> list[str]:
             return [str(name) for name in names]
     for path in files.all:
         if path.name == "notes.json":  # Label Studio's
-            content = json.loads(text_of(path))
-            names = [str(entry["name"]) for entry in content.get("categories", [])]
+            content = read_json(path)
+            try:
+                names = [str(entry["name"]) for entry in content.get("categories", [])]
+            except (AttributeError, KeyError, TypeError) as error:
+                raise NormdetError(f"{path} is not Label Studio's list of classes") from error
             if names:
                 return names
     for path in files.all:
