@@ -58,17 +58,36 @@ NETWORK_TROUBLE = re.compile(
 )
 
 
+# Lines of pip's that are shown when it fails.
+LAST_LINES = 8
+
+
 class InstallError(Exception):
-    """A step that cannot go on; its text is the one sentence the user reads."""
+    """A step that cannot go on; its text is the one sentence the user reads.
+
+    Attributes:
+        last: the last lines that pip said, if it was pip that failed.
+    """
+
+    def __init__(self, text, last=()):
+        super().__init__(text)
+        self.last = last
 
 
-def run_pip(python, *arguments, log=None):
-    """Run `python -m pip` and show its downloads.
+def show_download(line):
+    """Print the line of pip's if it tells of a large download."""
+    if re.match(r"\s*(Downloading|Using cached) \S+ \(.*[MG]B\)", line):
+        print("  " + line.strip(), flush=True)
+
+
+def run_pip(python, *arguments, log=None, show=show_download):
+    """Run `python -m pip`; a failure carries the last lines it said.
 
     Args:
         python: the interpreter whose environment is meant.
         *arguments: pip's own, the command first.
         log: an open text file that receives all pip says.
+        show: is given each line, to tell the user how far pip is.
 
     Raises:
         InstallError: pip failed; the sentence says why.
@@ -83,11 +102,12 @@ def run_pip(python, *arguments, log=None):
     lines = []
     try:
         for line in process.stdout:
+            show(line)
+            if re.match(r"Progress \d+ of \d+$", line):
+                continue
             lines.append(line)
             if log:
                 log.write(line)
-            if re.match(r"\s*(Downloading|Using cached) \S+ \(.*[MG]B\)", line):
-                print("  " + line.strip(), flush=True)
     except KeyboardInterrupt:
         # The terminal interrupts pip as well: killed now, it would leave gigabytes in /tmp behind.
         try:
@@ -97,7 +117,8 @@ def run_pip(python, *arguments, log=None):
             process.communicate()
         raise
     if process.wait():
-        raise InstallError(explain("".join(lines), python))
+        last = [line.rstrip() for line in lines if line.strip()][-LAST_LINES:]
+        raise InstallError(explain("".join(lines), python), last)
 
 
 def explain(output, python=sys.executable):
@@ -338,6 +359,8 @@ def main(argv=None):
     try:
         install(args.wheel, args.force, args.save)
     except InstallError as error:
+        for line in error.last:
+            print(f"  {line}", file=sys.stderr)
         print(f"install_detectron2: {error}", file=sys.stderr)
         return 1
     except KeyboardInterrupt:

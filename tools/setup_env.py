@@ -212,6 +212,7 @@ def fill(venv, log):
         SetupError: a step failed.
     """
     from install_detectron2 import InstallError, run_pip
+    from pip_progress import Progress
 
     # pip's cache spares an interrupted run its downloads, where there is room for them twice.
     roomy = shutil.disk_usage(str(venv)).free > VENV_BYTES + 2 * DOWNLOAD_BYTES
@@ -221,13 +222,18 @@ def fill(venv, log):
     print("installing the pinned packages (about 3 GB to download at first)", flush=True)
     try:
         run_pip(python, "install", "--constraint", pins, "pip", "setuptools", "wheel", log=log)
-        run_pip(python, "install", *cache, "--requirement", pins, log=log)
+        site = next(venv.glob("lib/python3*/site-packages"))
+        with Progress(site) as progress:
+            packages = ["install", *cache, "--progress-bar", "raw", "--requirement", pins]
+            run_pip(python, *packages, log=log, show=progress.line)
         if subprocess.call([str(python), str(ROOT / "tools" / "install_detectron2.py")]):
             raise SetupError("detectron2 could not be installed, for the reason above")
         own = ["--no-deps", "--no-build-isolation", "--editable", str(ROOT)]
         run_pip(python, "install", *own, log=log)
     except InstallError as error:
-        raise SetupError(f"{error} (what pip said: {log.name})") from error
+        for line in error.last:
+            print(f"  {line}", file=sys.stderr)
+        raise SetupError(f"{error} (all that pip said: {log.name})") from error
 
 
 def prepare(venv, wanted=None):
