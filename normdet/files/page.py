@@ -7,21 +7,36 @@ from pathlib import Path
 
 # A cell with more characters than this is read as text.
 _SENTENCE = 40
+# Nothing is cut at any width: text and commands wrap; tables scroll under a shadow, their first
+# column in place; on a phone pictures scroll too, so that they can be read.
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
-  max-width: 62rem; margin: 2rem auto; padding: 0 1rem; }
-h1 { font-size: 1.7rem; margin-bottom: .2rem; }
+  max-width: 66rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
+h1 { font-size: 1.7rem; line-height: 1.25; margin-bottom: .2rem; }
 h2 { font-size: 1.15rem; margin-top: 2.2rem; border-bottom: 1px solid #ddd; }
-table { display: block; overflow-x: auto; border-collapse: collapse;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .3rem .7rem; text-align: right; border-bottom: 1px solid #e4e4e4; }
-th:first-child, td:first-child { text-align: left; }
-thead th { border-bottom: 2px solid #888; }
+.scroll { overflow-x: auto; max-width: max-content;
+  background: linear-gradient(90deg, transparent, #fff 70%) 100% 0 / 3rem 100% no-repeat local,
+    linear-gradient(270deg, rgb(0 0 0 / .22), transparent) 100% 0 / .8rem 100% no-repeat scroll; }
+table { border-collapse: collapse; font-size: .9rem; font-variant-numeric: tabular-nums;
+  overflow-wrap: normal; }
+th, td { padding: .3rem .6rem; text-align: right; border-bottom: 1px solid #e4e4e4; }
+th:first-child, td:first-child { text-align: left; position: sticky; left: 0; background: #fff; }
+thead th { border-bottom: 2px solid #888; vertical-align: bottom; }
 td { white-space: nowrap; }
-td.text { white-space: normal; text-align: left; min-width: 18rem; }
+td.text { white-space: normal; text-align: left; min-width: 16rem; overflow-wrap: anywhere; }
+.picture { overflow-x: auto; }
 img { max-width: 100%; height: auto; }
-pre { background: #f5f5f5; padding: .7rem 1rem; overflow-x: auto; font-size: .85rem; }
+pre { background: #f5f5f5; padding: .7rem 1rem; font-size: .85rem; white-space: pre-wrap;
+  overflow-wrap: anywhere; }
+pre code { display: block; font: inherit; padding-left: 2ch; text-indent: -2ch; }
 .note { color: #555; }
+@media (max-width: 40rem) {
+  body { margin: 1rem auto; }
+  h1 { font-size: 1.35rem; }
+  th, td { padding: .3rem .45rem; }
+  pre { padding: .6rem .7rem; }
+  .picture img { max-width: none; width: 40rem; }
+}
 """
 
 
@@ -59,15 +74,19 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
         return "<tr>" + "".join(f"<{tag}{k}>{escape(c)}</{tag}>" for c, k in parts) + "</tr>"
 
     body = "\n".join(line(row, "td") for row in rows)
-    return f"<table>\n<thead>{line(head, 'th')}</thead>\n<tbody>\n{body}\n</tbody>\n</table>"
+    inner = f"<thead>{line(head, 'th')}</thead>\n<tbody>\n{body}\n</tbody>"
+    # The keyboard scrolls what it can reach.
+    return f"<div class=scroll tabindex=0>\n<table>\n{inner}\n</table>\n</div>"
 
 
 def commands(lines: Iterable[str]) -> str:
-    """What to type, line by line."""
-    return f"<pre>{escape(chr(10).join(lines))}</pre>"
+    """What to type, a command a line; a long one wraps, and is copied as one line."""
+    typed = "\n".join(f"<code>{escape(line)}</code>" for line in lines)
+    return f"<pre>{typed}</pre>"
 
 
 def picture(png: Path | bytes, text: str) -> str:
     """A PNG, its bytes in the page, or those of the file; `text` says what it shows."""
     data = base64.b64encode(png if isinstance(png, bytes) else png.read_bytes()).decode()
-    return f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
+    image = f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
+    return f"<div class=picture tabindex=0>{image}</div>"

@@ -6,6 +6,7 @@ from pathlib import Path
 
 from normdet.files import page
 from normdet.files.atomic import atomic_file
+from normdet.files.words import first_of
 from normdet.lab.doctor.figure import draw_layers
 
 from .examination import Examination
@@ -53,7 +54,8 @@ def write_report(found: Examination, case: Case, notes: Sequence[str], folder: P
     content = found.to_dict() | {"notes": list(notes), "verdict": said, "commands": commands}
     picture = folder / "doctor.png"
     draw_layers(found.layers, FITS, OFF, NOISY, picture)
-    what = f"{found.images} images of {case.dataset or case.images}, {case.weights}"
+    source = case.dataset or first_of(case.images)
+    what = f"{found.images} images of {source}, seen by {case.weights}"
     document = page.page(
         "Does the stored norm fit these images?",
         [
