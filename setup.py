@@ -55,8 +55,8 @@ setup(
             "pylibjpeg[libjpeg,openjpeg]",
             "scikit-image>=0.20",
         ],
-        "lab": ["scipy>=1.9"],
-        "compare": ["scipy>=1.9"],  # the name that lab had
+        "lab": ["scipy>=1.10"],
+        "compare": ["scipy>=1.10"],  # the name that lab had
         "export": ["onnx>=1.16", "onnxscript>=0.5", "onnxruntime>=1.18"],
         "ray": ["ray>=2.9"],
         "docs": [
@@ -64,7 +64,7 @@ setup(
             "ipykernel",
             "myst-nb>=1.3",
             "nbclient",
-            "scipy>=1.9",  # the tables' intervals
+            "scipy>=1.10",  # the tables' intervals
             "sphinx>=8.1",
             "sphinx-copybutton",
         ],

@@ -19,6 +19,8 @@ MOVED = {
     "eval_norm": "convert.blend",
     "inference": "evaluation",
     "inspect_weights": "weights.command",
+    "lab.compare.record": "lab.compare.folder",
+    "lab.compare.table": "lab.compare.runs",
     "lock": "files.lock",
     "modeling.per_level": "layers.per_level",
     "predict": "medical.predict",

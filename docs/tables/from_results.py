@@ -7,8 +7,8 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from normdet.lab.compare import analysis
+from normdet.lab.compare.runs import TEST, Run, primary_metric, read_table
 from normdet.lab.compare.stats import Estimate, paired, signed
-from normdet.lab.compare.table import primary_metric, read
 from normdet.lab.report.figures import Panel, draw_over_batch
 
 from .markdown import table
@@ -279,13 +279,9 @@ _NORMS = (
 def _medical(lines: Sequence[dict[str, str]], task: str) -> dict[tuple[str, int], str]:
     """Cells by norm and batch size: AP with its 95% interval, and AP50."""
     runs = [
-        {
-            **line, "role": "test", "run": f"{line['norm']} at {line['lr']}",
-            "batch_size": int(line["batch_size"]), "seed": int(line["seed"]),
-            **{key: float(line[key] or 0) for key in (f"{task}_AP", f"{task}_AP50")},
-        }
+        Run.from_row({**line, "role": TEST, "run": f"{line['norm']} at {line['lr']}"})
         for line in lines
-    ]  # fmt: skip
+    ]
     ap50 = {(g.norm, g.batch_size): g for g in analysis.groups(runs, f"{task}_AP50")}
     return {
         (g.norm, g.batch_size): _ap_cell(g, ap50[g.norm, g.batch_size])
@@ -337,7 +333,7 @@ def comparisons() -> str:
     for path in sorted((RESULTS / "compare").glob("*/report.md")):
         text = path.read_text()
         baseline = re.search(r"^## Differences to (.+)$", text, re.MULTILINE)[1]
-        runs = read(path.with_name("runs.csv"))
+        runs = read_table(path.with_name("runs.csv"))
         metric = primary_metric(runs)
         groups = analysis.groups(runs, metric)
         sizes = sorted({group.batch_size for group in groups})
@@ -389,7 +385,7 @@ def contrasts(planned_alone: bool = False) -> str:
 
 def ablations() -> str:
     """Mask AP of FRN+TLU's variants on nuclei, and less FRN+TLU's own, seed by seed."""
-    runs = read(RESULTS / "compare" / "frn" / "runs.csv")
+    runs = read_table(RESULTS / "compare" / "frn" / "runs.csv")
     groups = analysis.groups(runs, primary_metric(runs))
     less = {c.norm: c for c in analysis.against(groups, "FRN+TLU")}
     rows = [
@@ -403,13 +399,13 @@ def ablations() -> str:
     return table(["", "mask AP", "less FRN+TLU"], rows)
 
 
-def _starred(comparison: analysis.Comparison) -> str:
-    return _interval(comparison.difference.estimate) + "*" * comparison.significant
+def _starred(contrast: analysis.Contrast) -> str:
+    return _interval(contrast.difference.estimate) + "*" * contrast.significant
 
 
 def _contrasts(name: str, baseline: str, primary: Sequence[str]) -> dict[tuple[str, int], str]:
     """By norm and batch size; what is not primary stands there untested."""
-    runs = read(RESULTS / "compare" / name / "runs.csv")
+    runs = read_table(RESULTS / "compare" / name / "runs.csv")
     groups = analysis.groups(runs, primary_metric(runs))
     tested = analysis.against([g for g in groups if g.norm in (baseline, *primary)], baseline)
     apart = {(c.norm, c.batch_size) for c in tested if c.significant}

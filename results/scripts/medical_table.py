@@ -15,8 +15,7 @@ from detectron2.data import DatasetCatalog
 
 from normdet.config import load_config
 from normdet.data import register_datasets
-from normdet.lab.compare.cell import DONE
-from normdet.lab.compare.table import read
+from normdet.lab.compare.runs import DONE, TEST, read_table
 from normdet.lab.report.figures import draw_scenes
 from normdet.lab.report.runs import predictions, scene
 
@@ -36,14 +35,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("folders", nargs="+", type=Path, metavar="DIR", help="of comparisons")
     args = parser.parse_args()
-    rows = [row for folder in args.folders for row in read(folder / "runs.csv")]
-    rows = [row for row in rows if row["role"] == "test"]
+    runs = [run for folder in args.folders for run in read_table(folder / "runs.csv")]
+    runs = [run for run in runs if run.role == TEST]
     with (RESULTS / "medical.csv").open("w", newline="") as file:
         writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore", lineterminator="\n")
         writer.writeheader()
-        for row in rows:
-            init = "random" if row["init"] == "random" else "pretrained"
-            writer.writerow(row | {"init": init, "dataset": row["dataset"].split()[0]})
+        for run in runs:
+            init = "random" if run.init == "random" else "pretrained"
+            writer.writerow(run.to_row() | {"init": init, "dataset": run.dataset.split()[0]})
     for folder in args.folders:
         draw(folder)
 
@@ -51,10 +50,10 @@ def main() -> None:
 def draw(folder: Path) -> None:
     """The first seed's predictions at one image a step, on test images evenly spaced."""
     runs = {
-        row["norm"]: folder / "cells" / row["run"]
-        for row in read(folder / "runs.csv")
-        if row["role"] == "test" and row["status"] == DONE
-        and (row["batch_size"], row["seed"]) == (1, 1) and row["init"] != "random"
+        run.norm: folder / "cells" / run.name
+        for run in read_table(folder / "runs.csv")
+        if run.role == TEST and run.status == DONE
+        and (run.batch_size, run.seed) == (1, 1) and run.init != "random"
     }  # fmt: skip
     runs = {norm: runs[norm] for norm in SHOWN if norm in runs}
     # A table of results/ has lines alone.

@@ -17,9 +17,9 @@ import shlex
 import sys
 from pathlib import Path
 
-from normdet.lab.compare.cell import CRASHED, DONE, Task
+from normdet.lab.compare.cell import Task
 from normdet.lab.compare.local import LocalPool, slots
-from normdet.lab.compare.table import read_cell
+from normdet.lab.compare.runs import CRASHED, DONE, Run, read_run
 
 # What each option is there to show; the demo's own pair first.
 OPTIONS = (
@@ -67,14 +67,14 @@ def _outcomes(stage: list[tuple[str, int]], pool: LocalPool, args: argparse.Name
     """Each cell with the row it comes to, as they end; those that are done at once."""
     tasks = {_task(*cell, args): cell for cell in stage}
     for task, cell in tasks.items():
-        row = read_cell(task.result_file)
-        if row is None or row["status"] == CRASHED:
+        run = read_run(task.result_file)
+        if run is None or run.status == CRASHED:
             pool.submit(task)
         else:
-            yield cell, row
+            yield cell, run
     while pool.busy:
-        for task, row in pool.wait(1.0):
-            yield tasks[task], row
+        for task, run in pool.wait(1.0):
+            yield tasks[task], run
 
 
 def _task(option: str, seed: int, args: argparse.Namespace) -> Task:
@@ -91,25 +91,25 @@ def _task(option: str, seed: int, args: argparse.Namespace) -> Task:
         command = ["sh", "-c", f"{shlex.join(convert)} && {shlex.join(read)}"]
     else:
         command = _normdet("train", *shared, "--norm", option, "--resume", *opts)
-    row = {"run": folder.name, "config_hash": "", "batch_size": 2}
-    return Task(f"{option}, seed {seed}", folder, tuple(command), row, keep=True)
+    run = Run(name=folder.name, batch_size=2)
+    return Task(f"{option}, seed {seed}", folder, tuple(command), run, keep=True)
 
 
 def _normdet(*words) -> list[str]:
     return [sys.executable, "-m", "normdet", *map(str, words)]
 
 
-def _row(option: str, seed: int, outcome: dict, args: argparse.Namespace) -> dict:
+def _row(option: str, seed: int, run: Run, args: argparse.Namespace) -> dict:
     note = _NOTES.get(option, "")
-    if outcome["status"] != DONE:
-        note = "; ".join(filter(None, (note, outcome["note"])))
+    if run.status != DONE:
+        note = "; ".join(filter(None, (note, run.note)))
     metrics = ("box_AP", "box_AP50", "mask_AP", "mask_AP50")
     return {
         "option": option, "images_per_batch": 2, "seed": seed, "iterations": args.iterations,
-        **{name: _number(outcome.get(name)) for name in metrics}, "note": note,
-        "versions": outcome["versions"],
-        "machine": f"{outcome['machine']}, {args.jobs} runs at once",
-        "date": outcome["date"][:10],
+        **{name: _number(run.score(name)) for name in metrics}, "note": note,
+        "versions": run.versions,
+        "machine": f"{run.machine}, {args.jobs} runs at once",
+        "date": run.date[:10],
     }  # fmt: skip
 
 

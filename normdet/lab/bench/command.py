@@ -131,10 +131,10 @@ def _layer_rows(args: argparse.Namespace, device: str) -> Iterable[dict]:
     for dtype in dtypes:
         for last in (False, True) if args.channels_last else (False,):
             for shape in shapes:
-                case = layers.Case(shape, DTYPES[dtype], last, device)
+                case = layers.Input(shape, DTYPES[dtype], last, device)
                 yield from layers.rows(case, bandwidth, seconds, compiled)
     for shape in () if args.shapes else layers.WEIGHTS:
-        case = layers.Case(shape, torch.float32, False, device)
+        case = layers.Input(shape, torch.float32, False, device)
         yield from layers.rows(case, bandwidth, seconds, compiled, layers.weight_providers)
 
 

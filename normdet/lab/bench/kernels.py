@@ -59,8 +59,8 @@ class Case(NamedTuple):
 
 
 @dataclass
-class Report:
-    """Of one kernel's machine code."""
+class MachineCode:
+    """What was found in one kernel."""
 
     registers: int
     spilled: int
@@ -121,28 +121,28 @@ def launches(case: Case) -> dict[str, list]:
 
 
 @functools.cache
-def examine(kernel, target: str) -> Report:
+def examine(kernel, target: str) -> MachineCode:
     """A kernel's machine code for a target such as `"sm_90"` or `"gfx942"`."""
     from triton.backends.compiler import GPUTarget
 
     cuda = target.startswith("sm_")
     where = GPUTarget("cuda", int(target[3:]), 32) if cuda else GPUTarget("hip", target, 64)
     code = kernel.compile(where)
-    report = _examine_cuda(code, target) if cuda else _examine_hip(code)
-    report.shared = code.metadata.shared
-    if report.spilled:
-        report.faults.append(f"spills {report.spilled} bytes")
+    found = _examine_cuda(code, target) if cuda else _examine_hip(code)
+    found.shared = code.metadata.shared
+    if found.spilled:
+        found.faults.append(f"spills {found.spilled} bytes")
     sizes = [_BYTES[kind] for kind in kernel.types[: kernel.wide] if kind]
     vec = kernel.constants[0]
-    if sizes and vec * min(sizes) >= 16 and report.widest < 128:
-        report.faults.append(f"reads {report.widest} bits at a time of rows that allow 128")
-    return report
+    if sizes and vec * min(sizes) >= 16 and found.widest < 128:
+        found.faults.append(f"reads {found.widest} bits at a time of rows that allow 128")
+    return found
 
 
 _BYTES = {"*bf16": 2, "*fp16": 2, "*fp32": 4}
 
 
-def _examine_cuda(code, target: str) -> Report:
+def _examine_cuda(code, target: str) -> MachineCode:
     import triton
 
     tool = Path(triton.__file__).parent / "backends/nvidia/bin/ptxas"
@@ -155,7 +155,7 @@ def _examine_cuda(code, target: str) -> Report:
     text = code.asm["ptx"]
     loads = re.findall(r"ld\.global[\w.:]*?(?:\.v(\d))?\.b(\d+)", text)
     body = text[text.index("{") :]
-    return Report(
+    return MachineCode(
         registers=int(re.search(r"Used (\d+) registers", log)[1]),
         spilled=sum(map(int, re.findall(r"(\d+) bytes spill", log))),
         shared=0,
@@ -164,11 +164,11 @@ def _examine_cuda(code, target: str) -> Report:
     )
 
 
-def _examine_hip(code) -> Report:
+def _examine_hip(code) -> MachineCode:
     text = code.asm["amdgcn"]
     loads = re.findall(r"(?:global|buffer)_load_(?:dword(x\d)?|\w*?(short|ubyte|b\d+)\w*)", text)
     widths = [32 * int(x[1:]) if x else 16 if other else 32 for x, other in loads]
-    return Report(
+    return MachineCode(
         registers=int(re.search(r"\.vgpr_count:\s*(\d+)", text)[1]),
         spilled=4 * int(re.search(r"\.vgpr_spill_count:\s*(\d+)", text)[1]),
         shared=0,
@@ -183,13 +183,13 @@ def rows(targets: Iterable[str], short: bool = False, host: bool = True) -> Iter
     for case in cases(short):
         for direction, found in launches(case).items():
             for target in targets:
-                reports, faults = [], []
+                codes, faults = [], []
                 for launch in found:
                     try:
-                        reports.append(examine(launch.kernel, target))
+                        codes.append(examine(launch.kernel, target))
                     except Exception as error:  # a compiler's, of any kind
                         faults.append(f"does not compile: {str(error)[:200]}")
-                faults += [fault for report in reports for fault in report.faults]
+                faults += [fault for code in codes for fault in code.faults]
                 yield {
                     "date": datetime.date.today().isoformat(),
                     "target": target,
@@ -199,11 +199,11 @@ def rows(targets: Iterable[str], short: bool = False, host: bool = True) -> Iter
                     "layout": "channels_last" if case.last else "contiguous",
                     "pass": direction,
                     "kernels": " ".join(x.kernel.function.__name__ for x in found),
-                    "registers": max((r.registers for r in reports), default=None),
-                    "spilled_bytes": sum(r.spilled for r in reports),
-                    "shared_bytes": max((r.shared for r in reports), default=None),
-                    "widest_load_bits": min((r.widest for r in reports), default=None),
-                    "instructions": sum(r.instructions for r in reports),
+                    "registers": max((r.registers for r in codes), default=None),
+                    "spilled_bytes": sum(r.spilled for r in codes),
+                    "shared_bytes": max((r.shared for r in codes), default=None),
+                    "widest_load_bits": min((r.widest for r in codes), default=None),
+                    "instructions": sum(r.instructions for r in codes),
                     "launches": len(found),
                     "host_us_over_noop": times.get((case, direction)),
                     "faults": faults,

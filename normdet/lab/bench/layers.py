@@ -44,7 +44,9 @@ TRAFFIC = {"norm": (3, 4), "frozen": (2, 3), "join": (3, 3)}
 
 
 @dataclass(frozen=True)
-class Case:
+class Input:
+    """What operations are timed on."""
+
     shape: tuple[int, ...]
     dtype: torch.dtype
     channels_last: bool
@@ -64,9 +66,9 @@ class Provider:
     own: list[Tensor]
 
 
-def providers(case: Case, compiled: bool) -> Iterator[tuple[str, list[Provider]]]:
+def providers(given: Input, compiled: bool) -> Iterator[tuple[str, list[Provider]]]:
     """Every operation on an activation with its providers, ours first."""
-    channels, device = case.shape[1], case.device
+    channels, device = given.shape[1], given.device
     make = _Makers(channels, device, compiled)
     batch, batch_relu = make.torch_bn()
     yield "FRN+TLU", [*make.frn("TLU"), make.torch_gn(GROUPS), batch_relu, make.frozen_stock()]
@@ -74,12 +76,12 @@ def providers(case: Case, compiled: bool) -> Iterator[tuple[str, list[Provider]]
     for name, groups in (("GN+ReLU", GROUPS), ("LN+ReLU", 1), ("IN+ReLU", channels)):
         yield name, [*make.group(groups), make.torch_gn(groups), batch_relu]
     yield "FrozenBN+ReLU", make.frozen()
-    yield "residual join", make.join(case.tensor())
+    yield "residual join", make.join(given.tensor())
 
 
-def weight_providers(case: Case, compiled: bool) -> Iterator[tuple[str, list[Provider]]]:
+def weight_providers(given: Input, compiled: bool) -> Iterator[tuple[str, list[Provider]]]:
     """Weight standardization of a convolution's weight, without the convolution itself."""
-    make = _Makers(case.shape[0], case.device, compiled)
+    make = _Makers(given.shape[0], given.device, compiled)
     yield "WS", make.standardize()
 
 
@@ -232,16 +234,16 @@ def _like(x: Tensor) -> Callable[[Tensor], Tensor]:
 
 
 def rows(
-    case: Case, bandwidth: float, seconds: float, compiled: bool, operations=providers
+    given: Input, bandwidth: float, seconds: float, compiled: bool, operations=providers
 ) -> Iterator[dict]:
     """One row per operation, provider and mode.
 
     Args:
-        operations: :func:`providers`, or :func:`weight_providers` where the case is a weight.
+        operations: :func:`providers`, or :func:`weight_providers` where the input is a weight.
     """
-    x = case.tensor().requires_grad_()
-    dy = case.tensor()
-    for op, group in operations(case, compiled):
+    x = given.tensor().requires_grad_()
+    dy = given.tensor()
+    for op, group in operations(given, compiled):
         forward, both, kept, failed = {}, {}, {}, {}
         for provider in group:
 
@@ -263,14 +265,14 @@ def rows(
             forward[provider.name], both[provider.name] = run, step
         peaks = {
             name: {
-                "forward": measure.peak_bytes(forward[name], case.device),
-                "both": measure.peak_bytes(both[name], case.device),
+                "forward": measure.peak_bytes(forward[name], given.device),
+                "both": measure.peak_bytes(both[name], given.device),
             }
             for name in forward
         }
         times = {
-            "forward": measure.interleaved(forward, case.device, seconds),
-            "both": measure.interleaved(both, case.device, seconds),
+            "forward": measure.interleaved(forward, given.device, seconds),
+            "both": measure.interleaved(both, given.device, seconds),
         }
         reads = TRAFFIC["join" if "join" in op else "frozen" if "Frozen" in op else "norm"]
         ideal = {"forward": reads[0], "backward": reads[1], "both": sum(reads)}
@@ -285,7 +287,7 @@ def rows(
                 ("both", total),
             ):
                 share = ideal[mode] * x.nbytes / (b * bandwidth) if b > 0 else None
-                yield _row(case, op, name) | {
+                yield _row(given, op, name) | {
                     "mode": mode,
                     "median_ms": round(b, 4),
                     "q25_ms": round(a, 4),
@@ -295,14 +297,14 @@ def rows(
                     "share_of_copy_bandwidth": None if share is None else round(share, 3),
                 }
         for name, reason in failed.items():
-            yield _row(case, op, name) | {"mode": f"failed: {reason}"}
+            yield _row(given, op, name) | {"mode": f"failed: {reason}"}
 
 
-def _row(case: Case, op: str, provider: str) -> dict:
+def _row(given: Input, op: str, provider: str) -> dict:
     return {
         "op": op,
-        "shape": "x".join(map(str, case.shape)),
-        "dtype": str(case.dtype).removeprefix("torch."),
-        "layout": "channels_last" if case.channels_last else "contiguous",
+        "shape": "x".join(map(str, given.shape)),
+        "dtype": str(given.dtype).removeprefix("torch."),
+        "layout": "channels_last" if given.channels_last else "contiguous",
         "provider": provider,
     }

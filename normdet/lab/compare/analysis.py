@@ -5,7 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 from normdet.errors import NormdetError
-from normdet.lab.compare.cell import CRASHED, DIVERGED, DONE
+from normdet.lab.compare.runs import CRASHED, DIVERGED, DONE, TEST, Run
 from normdet.lab.compare.stats import LEVEL, Difference, Estimate, estimate, holm, paired
 
 
@@ -49,7 +49,7 @@ class Group:
 
 
 @dataclass(frozen=True)
-class Comparison:
+class Contrast:
     """One norm less another at one batch size; `adjusted` is Holm's p-value within the family."""
 
     norm: str
@@ -78,56 +78,56 @@ class Choice:
 
     batch_size: int
     best: Group
-    rivals: tuple[Comparison, ...]
+    rivals: tuple[Contrast, ...]
     beaten: tuple[str, ...]
     left_out: tuple[Group, ...]
 
 
 def groups(
-    rows: Iterable[Mapping], metric: str, planned: Iterable[tuple[str, int, int]] = ()
+    runs: Iterable[Run], metric: str, planned: Iterable[tuple[str, int, int]] = ()
 ) -> list[Group]:
-    """The reported runs by norm and batch size, in the order of their first appearance.
+    """The runs that are reported by norm and batch size, in the order of their first appearance.
 
     Args:
-        rows: of `runs.csv`.
+        runs: of the comparison; those that picked rates are passed over.
         metric: the column.
-        planned: norm, batch size and seed of the runs there should be; what has no row counts as
-            not run. Without them it is every seed that any row has.
+        planned: norm, batch size and seed of the runs there should be; one that is missing counts
+            as not run. Without them it is every seed that any run has.
 
     Raises:
         NormdetError: two runs of one norm, batch size and seed.
     """
-    reported: dict[tuple[str, int, int], Mapping] = {}
-    for row in rows:
-        key = row["norm"], row["batch_size"], row["seed"]
-        if row["role"] == "test" and reported.setdefault(key, row) is not row:
+    tested: dict[tuple[str, int, int], Run] = {}
+    for run in runs:
+        if run.role == TEST and (other := tested.setdefault(run.key, run)) is not run:
             raise NormdetError(
-                f"{row['run']} and {reported[key]['run']} are of one norm, batch size and seed: "
+                f"{run.name} and {other.name} are of one norm, batch size and seed: "
                 "two rates are two tables"
             )
-    keys = list(planned) or list(reported)
+    keys = list(planned) or list(tested)
     seeds = dict.fromkeys(seed for *_, seed in keys)
     sizes = sorted({size for _, size, _ in keys})
     return [
-        _group(norm, size, [reported.get((norm, size, seed)) for seed in seeds], metric)
+        _group(norm, size, [tested.get((norm, size, seed)) for seed in seeds], metric)
         for norm in dict.fromkeys(norm for norm, *_ in keys)
         for size in sizes
     ]
 
 
-def _group(norm: str, size: int, rows: Sequence[Mapping | None], metric: str) -> Group:
+def _group(norm: str, size: int, runs: Sequence[Run | None], metric: str) -> Group:
+    there = [run for run in runs if run]
     done = {
-        row["seed"]: row[metric]
-        for row in rows
-        if row and row["status"] == DONE and row.get(metric) is not None
+        run.seed: score
+        for run in there
+        if run.status == DONE and (score := run.score(metric)) is not None
     }
     diverged, crashed = (
-        sum(bool(row) and row["status"] == status for row in rows) for status in (DIVERGED, CRASHED)
+        sum(run.status == status for run in there) for status in (DIVERGED, CRASHED)
     )
-    return Group(norm, size, done, diverged, crashed, len(rows) - len(done) - diverged - crashed)
+    return Group(norm, size, done, diverged, crashed, len(runs) - len(done) - diverged - crashed)
 
 
-def against(all_groups: Sequence[Group], baseline: str) -> list[Comparison]:
+def against(all_groups: Sequence[Group], baseline: str) -> list[Contrast]:
     """Every norm less the baseline at every batch size; one family for Holm's adjustment.
 
     What is planned and has no result yet counts in the family: a table that grows tells no
@@ -172,20 +172,20 @@ def _choice(able: Sequence[Group], left_out: Sequence[Group]) -> Choice:
     return Choice(best.batch_size, best, rivals, beaten, tuple(left_out))
 
 
-def _compare(a: Group, b: Group) -> Comparison | None:
+def _compare(a: Group, b: Group) -> Contrast | None:
     seeds = [seed for seed in a.values if seed in b.values]
     if not (a.whole and b.whole and seeds):
         return None
     difference = paired([a.values[seed] for seed in seeds], [b.values[seed] for seed in seeds])
-    return Comparison(a.norm, b.norm, a.batch_size, difference)
+    return Contrast(a.norm, b.norm, a.batch_size, difference)
 
 
-def _adjusted(family: Sequence[Comparison | None]) -> list[Comparison]:
+def _adjusted(family: Sequence[Contrast | None]) -> list[Contrast]:
     members = [member for member in family if member is not None]
     tested = [member.difference.p for member in members if member.difference.p is not None]
     adjusted = iter(holm(tested, len(family)))
     return [
-        Comparison(
+        Contrast(
             m.norm, m.other, m.batch_size, m.difference,
             None if m.difference.p is None else next(adjusted),
         )

@@ -1,6 +1,6 @@
-"""One cell of the grid: a training process of its own, and the row it comes to.
+"""One cell of the grid: a training process of its own, and the :class:`.runs.Run` it comes to.
 
-The row is a file, written whole or not at all, as the last thing a cell does: a kill at any moment
+`run.json` is written whole or not at all, as the last thing a cell does: a kill at any moment
 leaves a cell that is done or one that `normdet train --resume` goes on with.
 """
 
@@ -14,9 +14,8 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
 
 import psutil
 
@@ -24,18 +23,13 @@ from normdet.engine.history import read_history
 from normdet.engine.launch import GRACE_SECONDS
 from normdet.engine.step import NonFiniteLoss
 from normdet.errors import NormdetError
-from normdet.files.atomic import atomic_file
 from normdet.files.lock import hold
 from normdet.files.memory import held_memory
 from normdet.lab.compare.provenance import provenance
+from normdet.lab.compare.runs import CRASHED, DIVERGED, DONE, METRICS, TASKS, Run, write_run
 
-DONE, DIVERGED, CRASHED = "done", "diverged", "crashed"
-# A cell with one of these is finished; a crashed one is tried again by the next command.
-RESULTS = (DONE, DIVERGED)
 # How often a run is looked at for the memory it holds, at most; a young one grows faster.
 _LOOK_SECONDS = 0.5
-METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
-TASKS = {"box": "bbox", "mask": "segm", "keypoint": "keypoints"}
 
 
 @dataclass(frozen=True)
@@ -46,7 +40,7 @@ class Task:
         title: for people.
         folder: the cell's own; log, metrics and result go there.
         command: trains and evaluates there, resumes, and leaves `results.json`.
-        row: the columns that are known before the run.
+        run: what is known before the run.
         keep: whether checkpoints stay when it is done.
         cwd: where relative paths in the command start.
     """
@@ -54,13 +48,13 @@ class Task:
     title: str
     folder: Path
     command: tuple[str, ...]
-    row: Mapping[str, Any] = field(default_factory=dict, compare=False)
+    run: Run = field(compare=False)
     keep: bool = False
     cwd: str = field(default_factory=os.getcwd)
 
     @property
     def result_file(self) -> Path:
-        """The finished row."""
+        """What the run came to."""
         return self.folder / "run.json"
 
     @property
@@ -77,8 +71,8 @@ class Task:
 def run_cell(
     task: Task, env: Mapping[str, str] | None = None, started: Callable[[int], None] | None = None,
     stopping: Callable[[], bool] = lambda: False,
-) -> dict | None:  # fmt: skip
-    """Run a cell to its end, and write and return its row.
+) -> Run | None:  # fmt: skip
+    """Run a cell to its end, and write and return what it came to.
 
     If a process that an earlier command left behind is still at this cell, it is waited for.
 
@@ -88,13 +82,13 @@ def run_cell(
         stopping: asked now and then; once it says so the process is asked to save and end.
 
     Returns:
-        The row, with its `status`; None where it was stopped.
+        The run, with its `status`; None where it was stopped.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
     with _sole_owner(task.folder / ".lock", stopping) as lock, task.log.open("ab") as log:
         if stopping():
             return None
-        _write(task.row, task.start_file)
+        write_run(task.run, task.start_file)
         begun = time.monotonic()
         process = subprocess.Popen(
             task.command,
@@ -112,12 +106,12 @@ def run_cell(
         code, memory = _wait(process, stopping)
     if code != 0 and stopping():
         return None
-    row = _row(task, code, memory, time.monotonic() - begun)
-    _write(row, task.result_file)
-    if row["status"] in RESULTS and not task.keep:
+    run = _ended(task, code, memory, time.monotonic() - begun)
+    write_run(run, task.result_file)
+    if run.finished and not task.keep:
         for path in (*task.folder.glob("model_*.pth"), task.folder / "last_checkpoint"):
             path.unlink(missing_ok=True)
-    return row
+    return run
 
 
 @contextlib.contextmanager
@@ -169,32 +163,33 @@ def _signal(process: subprocess.Popen, number: int) -> None:
             one.send_signal(signal.SIGTERM)  # which ends a process there at once
 
 
-def _write(row: Mapping[str, Any], path: Path) -> None:
-    with atomic_file(path) as file:
-        file.write(json.dumps(row, indent=1).encode() + b"\n")
-
-
-def _row(task: Task, code: int, memory: float, seconds: float) -> dict:
-    file = task.folder / "results.json"
-    row = {**task.row, "note": ""}
-    if code == 0 and file.is_file():
-        row["status"] = DONE
-        measured = json.loads(file.read_text())
-        for name, key in TASKS.items():
-            for metric in METRICS if key in measured else ():
-                row[f"{name}_{metric}"] = measured[key].get(metric)
-            if key in measured and measured[key].get("AP") is None:
-                row["note"] = "the test images have no object to find"
-    else:
-        row["status"] = DIVERGED if code == NonFiniteLoss.exit_code else CRASHED
-        row["note"] = _last_words(task.log, code)
+def _ended(task: Task, code: int, memory: float, seconds: float) -> Run:
+    """The run of a process that has ended with this exit code."""
     log = task.folder / "log.txt"
     text = log.read_text(errors="replace") if log.is_file() else ""
-    return row | _cost(task.folder, text) | provenance(text) | {
-        "memory_mb": round(memory),
-        "wall_s": round(seconds, 1),
-        "date": datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
-    }  # fmt: skip
+    run = replace(
+        task.run,
+        **_cost(task.folder, text),
+        **provenance(text),
+        memory_mb=round(memory),
+        wall_s=round(seconds, 1),
+        date=datetime.datetime.now(datetime.timezone.utc).strftime("%Y-%m-%dT%H:%MZ"),
+    )
+    file = task.folder / "results.json"
+    if code != 0 or not file.is_file():
+        status = DIVERGED if code == NonFiniteLoss.exit_code else CRASHED
+        return replace(run, status=status, note=_last_words(task.log, code))
+    measured = json.loads(file.read_text())
+    scores = {
+        f"{name}_{metric}": measured[key].get(metric)
+        for name, key in TASKS.items()
+        if key in measured
+        for metric in METRICS
+    }
+    known = {column: score for column, score in scores.items() if score is not None}
+    nothing = any(key in measured and measured[key].get("AP") is None for key in TASKS.values())
+    note = "the test images have no object to find" if nothing else ""
+    return replace(run, status=DONE, scores=known, note=note)
 
 
 def _last_words(log: Path, code: int) -> str:

@@ -4,24 +4,19 @@ import argparse
 import itertools
 import re
 import shlex
-import signal
 import sys
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-
-from rich.console import Console
 
 from normdet.arguments import add_common, check_counts
 from normdet.config import load_config
 from normdet.data import image_files
-from normdet.engine.launch import Interrupted
 from normdet.errors import NormdetError
 from normdet.files.words import first_of
-from normdet.lab.compare import local, record, stats, table
-from normdet.lab.compare.cell import CRASHED, RESULTS, Task
-from normdet.lab.compare.display import Display
-from normdet.lab.compare.plan import TUNING_SEED, Cell, Plan, config_hash, parse_arms
-from normdet.lab.compare.ray_pool import RayPool
+from normdet.lab.compare import folder, stats
+from normdet.lab.compare.comparison import Comparison
+from normdet.lab.compare.plan import TUNING_SEED, Plan, parse_arms
+from normdet.lab.compare.runs import AP_COLUMNS
 
 _EPILOG = """
 Every run sees the same number of images: for batches of b images where the config has B, rates
@@ -43,13 +38,13 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = _parse(argv)
-    stats.student_t()  # before hours of training, not after
+    stats.scipy_stats()  # before hours of training, not after
     plan = _plan(args)
     if args.dry_run:
         _show(plan)
         return 0
-    with record.taken(args.out):
-        plan = record.snapshot(args.out, plan)
+    with folder.taken(args.out):
+        plan = folder.snapshot(args.out, plan)
         comparison = Comparison(plan, args)
         if not args.report_only:
             _refuse_shared_images(plan)
@@ -57,202 +52,15 @@ def main(argv: Sequence[str] | None = None) -> int:
         return comparison.report(shlex.join(["normdet", "compare", *argv]))
 
 
-class Comparison:
-    """The runs of a plan in their folder."""
-
-    def __init__(self, plan: Plan, args: argparse.Namespace):
-        self.plan = plan
-        self._out: Path = args.out.resolve()
-        self._args = args
-        self._rows: dict[str, dict] = {}
-        self._tasks: dict[Cell, Task] = {}
-        self._console = Console(highlight=False)
-
-    def run(self) -> None:
-        """Run every cell that has no result: those that pick rates first, then the reported."""
-        tuning = self.plan.tuning_cells()
-        pool = self._pool()
-        before = signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            with Display(self._console, len(tuning) + len(self.plan.reported)) as display:
-                self._run(tuning, pool, display)
-                self._run(self.plan.cells(self.chosen()), pool, display)
-        except KeyboardInterrupt as interrupt:
-            raise self._interrupted(interrupt) from None
-        finally:
-            pool.close()
-            signal.signal(signal.SIGTERM, before)
-
-    def _run(self, cells: Sequence[Cell], pool, display: Display) -> None:
-        tasks = [self.task(cell) for cell in cells]
-        finished = self._finished(tasks)
-        for row in table.read_cells(self._out / "cells"):
-            if row.get("memory_mb") and row["status"] in RESULTS:
-                pool.learn(row["norm"], row["batch_size"], row["memory_mb"])
-        display.add(tasks, finished)
-        for task in tasks:
-            if task.folder.name not in finished:
-                pool.submit(task)
-        while pool.busy:
-            for task, row in pool.wait(1.0):
-                if row is not None:
-                    row = {**task.row, **row}
-                    self._rows[task.folder.name] = row
-                    display.ended(task, row)
-                    self._write_table()
-            display.refresh(pool.running)
-
-    def _finished(self, tasks: Iterable[Task]) -> dict[str, dict]:
-        """The rows of cells that need no run, each checked to be of this very config."""
-        found = {}
-        for task in tasks:
-            row = table.read_cell(task.result_file)
-            begun = row or table.read_cell(task.start_file)
-            if begun and begun["config_hash"] != task.row["config_hash"]:
-                raise NormdetError(
-                    f"{task.folder} holds {task.title} of another config (hash "
-                    f"{begun['config_hash']}, now {task.row['config_hash']}): give another --out, "
-                    "or the variant another name"
-                )
-            if row is None:
-                continue
-            self._rows[task.folder.name] = row
-            if row["status"] in RESULTS:
-                found[task.folder.name] = row
-        return found
-
-    def chosen(self) -> dict[tuple[str, int], float]:
-        """The rate's factor by norm and batch size, picked by AP on the validation split.
-
-        Runs that diverged have no AP to win with; where all did it is the lowest rate.
-        """
-        rows = [self._rows.get(cell.slug) for cell in self.plan.tuning_cells()]
-        rows = [row for row in rows if row and row["status"] in RESULTS]
-        picked = {}
-        for arm in self.plan.arms:
-            for size in self.plan.batch_sizes:
-                own = [r for r in rows if (r["norm"], r["batch_size"]) == (arm.name, size)]
-                if len(own) == len(self.plan.factors):
-                    picked[arm.name, size] = _best_factor(own, self._args.metric)
-        return picked
-
-    def task(self, cell: Cell) -> Task:
-        """What runs for a cell, made once."""
-        if cell not in self._tasks:
-            self._tasks[cell] = self._task(cell)
-        return self._tasks[cell]
-
-    def _task(self, cell: Cell) -> Task:
-        folder = self._out / "cells" / cell.slug
-        cfg = self.plan.config(cell)
-        words = self.plan.arguments(cell, folder)
-        row = {
-            "run": cell.slug,
-            "dataset": _dataset(cfg.DATASETS.ROOT, cfg.DATASETS.TEST[0]),
-            "norm": cell.arm.name,
-            "batch_size": cell.batch_size,
-            "seed": cell.seed,
-            "init": cfg.MODEL.WEIGHTS or "random",
-            "option": cell.arm.option,
-            "role": "tuning" if cell.tuning else "test",
-            "lr": cfg.SOLVER.BASE_LR,
-            "lr_factor": cell.factor,
-            "iterations": cfg.SOLVER.MAX_ITER,
-            "images_seen": cfg.SOLVER.MAX_ITER * cell.batch_size,
-            "config_hash": config_hash(cfg),
-        }
-        command = (sys.executable, "-m", "normdet", "train", *words)
-        return Task(cell.title, folder, command, row, self._args.keep_checkpoints)
-
-    def _pool(self):
-        args = self._args
-        device = self.plan.base.MODEL.DEVICE
-        on_gpu = device.startswith("cuda") and (bool(args.ray) or bool(local.visible_gpus()))
-        if args.ray:
-            pool = RayPool(args.ray, args.threads or 1, args.gpu_share if on_gpu else 0)
-            if on_gpu and not pool.gpus:
-                self._say(
-                    "the cluster has no GPU: runs wait until a machine with one joins it; "
-                    "MODEL.DEVICE cpu runs without"
-                )
-            return pool
-        cores = local.usable_cores()
-        gpus = local.visible_gpus() if on_gpu else []
-        most = len(gpus) * max(1, int(1 / args.gpu_share + 1e-9)) if gpus else cores
-        jobs = min(args.jobs or most, most) if gpus else args.jobs or most
-        threads = args.threads or max(1, cores // jobs)
-        return local.LocalPool(local.slots(jobs, gpus, args.gpu_share, threads))
-
-    def _write_table(self) -> None:
-        table.write(table.read_cells(self._out / "cells"), self._out / "runs.csv")
-
-    def _interrupted(self, interrupt: KeyboardInterrupt) -> Interrupted:
-        number = getattr(interrupt, "signal", signal.SIGINT)
-        done = sum(row["status"] in RESULTS for row in self._rows.values())
-        return Interrupted(
-            f"stopped by {signal.Signals(number).name}; {done} runs are done, those in flight are "
-            "saved where they stood, and the same command goes on",
-            number,
-        )
-
-    def report(self, command: str) -> int:
-        """Write the table and the report of the plan's cells; 1 where some crashed."""
-        from normdet.lab.compare.report import write_report
-
-        tuning = [self.task(cell) for cell in self.plan.tuning_cells()]
-        self._finished(tuning)
-        tested = [self.task(cell) for cell in self.plan.cells(self.chosen())]
-        self._finished(tested)
-        self._write_table()
-        rows = [self._rows[t.folder.name] for t in tuning + tested if t.folder.name in self._rows]
-        crashed = [row for row in rows if row["status"] == CRASHED]
-        if not any(row["role"] == "test" and row["status"] in RESULTS for row in rows):
-            raise NormdetError(f"{self._out}: no run has a result yet: there is nothing to report")
-        write_report(
-            self._out, rows, baseline=self._args.baseline or _baseline(self.plan),
-            metric=self._args.metric, command=command, plan=self.plan,
-        )  # fmt: skip
-        for row in crashed:
-            log = self._out / "cells" / row["run"] / "output.txt"
-            self._say(f"crashed: {row['run']}: {row['note']}; its log is {log}")
-        self._say(f"report: {self._out / 'report.html'}")
-        return 1 if crashed else 0
-
-    def _say(self, text: str) -> None:
-        self._console.print(text, markup=False, soft_wrap=True)
-
-
-def _best_factor(rows: Sequence[Mapping], metric: str | None) -> float:
-    metric = metric or table.primary_metric(rows)
-    scored = [row for row in rows if row.get(metric) is not None]
-    if not scored:
-        return min(row["lr_factor"] for row in rows)
-    return max(scored, key=lambda row: (row[metric], -row["lr_factor"]))["lr_factor"]
-
-
-def _dataset(root: str, text: str) -> str:
-    return f"{Path(root).name} {text}" if root else text
-
-
-def _baseline(plan: Plan) -> str:
-    names = [arm.name for arm in plan.arms]
-    return "FrozenBN" if "FrozenBN" in names else names[0]
-
-
-def _interrupt(number: int, frame: object) -> None:
-    raise Interrupted("stopped", number)
-
-
 def _show(plan: Plan) -> None:
     """Print the grid: nothing is trained, and nothing written."""
-    cells = plan.tuning_cells() or []
-    first = {(a.name, b): plan.factors[0] for a in plan.arms for b in plan.batch_sizes}
-    reported = plan.cells(first)
-    for cell in [*cells, *reported]:
+    tuning = plan.tuning_cells()
+    tested = plan.test_cells({(arm.name, size): plan.factors[0] for arm, size in plan.grid})
+    for cell in [*tuning, *tested]:
         cfg = plan.config(cell)
         rate = f"{cfg.SOLVER.BASE_LR:g}" if cell.tuning or not plan.tuned else "as picked"
         print(f"{cell.title}: {cfg.SOLVER.MAX_ITER} iterations, rate {rate}")
-    print(f"{len(cells)} runs to pick rates and {len(reported)} to report")
+    print(f"{len(tuning)} runs to pick rates and {len(tested)} to report")
 
 
 def _plan(args: argparse.Namespace) -> Plan:
@@ -380,7 +188,7 @@ def _parse(argv: Sequence[str]) -> argparse.Namespace:
         help="the norm that differences are taken to (FrozenBN)",
     )  # fmt: skip
     add(
-        "--metric", choices=table.AP_COLUMNS, metavar="COLUMN",
+        "--metric", choices=AP_COLUMNS, metavar="COLUMN",
         help="the metric that is tested (mask_AP, or box_AP without masks)",
     )  # fmt: skip
     add(

@@ -10,7 +10,8 @@ from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
-from normdet.lab.compare.cell import CRASHED, DIVERGED, Task
+from normdet.lab.compare.cell import Task
+from normdet.lab.compare.runs import CRASHED, DIVERGED, Run
 
 
 class Display:
@@ -24,7 +25,7 @@ class Display:
     def __init__(self, console: Console, total: int):
         self._console = console
         self._total = total
-        self._rows: dict[str, dict | None] = {}
+        self._runs: dict[str, Run | None] = {}
         self._grid: dict[str, Task] = {}
         self._begun = time.monotonic()
         self._before = 0
@@ -39,19 +40,19 @@ class Display:
         if self._live:
             self._live.stop()
 
-    def add(self, tasks: Sequence[Task], finished: dict[str, dict]) -> None:
-        """Take up tasks, with the rows of those that were finished before."""
+    def add(self, tasks: Sequence[Task], finished: dict[str, Run]) -> None:
+        """Take up tasks, with the runs of those that were finished before."""
         for task in tasks:
             name = task.folder.name
             self._grid[name] = task
-            self._rows[name] = finished.get(name)
-            self._before += self._rows[name] is not None
+            self._runs[name] = finished.get(name)
+            self._before += self._runs[name] is not None
 
-    def ended(self, task: Task, row: dict) -> None:
+    def ended(self, task: Task, run: Run) -> None:
         """Show a run's result."""
-        self._rows[task.folder.name] = row
-        text = f"[{self._done}/{self._total}] {task.title}: {outcome(row)}"
-        if row["status"] == CRASHED:
+        self._runs[task.folder.name] = run
+        text = f"[{self._done}/{self._total}] {task.title}: {outcome(run)}"
+        if run.status == CRASHED:
             text += f"; its log is {task.log}"
         left = self._left(())
         text += f"; about {duration(left)} left" if left else ""
@@ -64,7 +65,7 @@ class Display:
 
     @property
     def _done(self) -> int:
-        return sum(row is not None for row in self._rows.values())
+        return sum(run is not None for run in self._runs.values())
 
     def _table(self, running: Sequence[Task]) -> Table:
         left = self._left(running)
@@ -74,13 +75,13 @@ class Display:
         active = {task.folder.name: progress(task) for task in running}
         columns: list[str] = []
         for name, task in self._grid.items():
-            column = f"{task.row['batch_size']} / batch"
+            column = f"{task.run.batch_size} / batch"
             if column not in columns:
                 columns.append(column)
-            cell = lines.setdefault((task.row["norm"], column), [])
-            row = self._rows[name]
-            if row is not None:
-                cell.append(outcome(row, short=True))
+            cell = lines.setdefault((task.run.norm, column), [])
+            run = self._runs[name]
+            if run is not None:
+                cell.append(outcome(run, short=True))
             elif name in active:
                 cell.append(f"{active[name]:.0%}")
             else:
@@ -103,13 +104,13 @@ class Display:
         return spent * (self._total - done) / paced
 
 
-def outcome(row: dict, short: bool = False) -> str:
+def outcome(run: Run, short: bool = False) -> str:
     """A run's result in a few letters or words."""
-    if row["status"] == DIVERGED:
-        return "div" if short else f"diverged ({row['note']})"
-    if row["status"] == CRASHED:
-        return "crash" if short else f"crashed ({row['note']})"
-    values = {name: row.get(f"{name}_AP") for name in ("mask", "keypoint", "box")}
+    if run.status == DIVERGED:
+        return "div" if short else f"diverged ({run.note})"
+    if run.status == CRASHED:
+        return "crash" if short else f"crashed ({run.note})"
+    values = {name: run.score(f"{name}_AP") for name in ("mask", "keypoint", "box")}
     known = [(name, value) for name, value in values.items() if value is not None]
     if short:
         return f"{known[0][1]:.1f}" if known else "done"
@@ -118,7 +119,7 @@ def outcome(row: dict, short: bool = False) -> str:
 
 def progress(task: Task) -> float:
     """The share of its steps that a running cell has logged."""
-    total = task.row.get("iterations") or 0
+    total = task.run.iterations or 0
     last = _last_line(task.folder / "metrics.json")
     try:
         return min(1.0, (json.loads(last)["iteration"] + 1) / total) if last and total else 0.0

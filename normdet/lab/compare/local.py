@@ -9,13 +9,14 @@ from dataclasses import dataclass, field
 
 from normdet.files.memory import available_memory, held_memory
 from normdet.lab.compare.cell import Task, run_cell
+from normdet.lab.compare.runs import Run
 
 # A cell may need this much more than the largest one of its kind did.
 HEADROOM = 1.15
 
 
 @dataclass
-class _Run:
+class _Process:
     """A cell under way: its process, 0 while it has none, and the clock's seconds at its start."""
 
     pid: int = 0
@@ -41,7 +42,7 @@ class LocalPool:
         self._free = list(slots)
         self._available = available or available_memory
         self._waiting: list[Task] = []
-        self._running: dict[Task, _Run] = {}
+        self._running: dict[Task, _Process] = {}
         self._threads: list[threading.Thread] = []
         self._ended: queue.SimpleQueue = queue.SimpleQueue()
         self._stop = threading.Event()
@@ -66,7 +67,7 @@ class LocalPool:
         """Whether anything runs or waits."""
         return bool(self._running or self._waiting)
 
-    def wait(self, seconds: float) -> list[tuple[Task, dict | None]]:
+    def wait(self, seconds: float) -> list[tuple[Task, Run | None]]:
         """Start what there is room for, and return what has ended within some seconds.
 
         Raises:
@@ -87,8 +88,8 @@ class LocalPool:
             self._free.append(slot)
             if isinstance(outcome, BaseException):
                 raise outcome
-            if outcome and outcome.get("memory_mb"):
-                self.learn(*_kind(task), outcome["memory_mb"])
+            if outcome and outcome.memory_mb:
+                self.learn(*_kind(task), outcome.memory_mb)
         return [(task, outcome) for task, _, outcome in ended]
 
     def close(self) -> None:
@@ -100,7 +101,7 @@ class LocalPool:
 
     def _start(self, task: Task) -> None:
         slot = self._free.pop(0)
-        run = self._running[task] = _Run()
+        process = self._running[task] = _Process()
 
         def work() -> None:
             try:
@@ -110,7 +111,7 @@ class LocalPool:
             self._ended.put((task, slot, outcome))
 
         def started(pid: int) -> None:
-            run.pid = pid
+            process.pid = pid
 
         thread = threading.Thread(target=work, daemon=True)
         self._threads.append(thread)
@@ -118,9 +119,9 @@ class LocalPool:
 
     def _watch(self) -> None:
         """Learn from cells that have taken their first steps."""
-        for task, run in self._running.items():
-            if run.pid and _logged_since(task, run.begun):
-                self.learn(*_kind(task), held_memory(run.pid))
+        for task, process in self._running.items():
+            if process.pid and _logged_since(task, process.begun):
+                self.learn(*_kind(task), held_memory(process.pid))
 
     def _expected(self, task: Task) -> float | None:
         """The memory a cell may need: that of its kind, or of other norms at the nearest size."""
@@ -139,13 +140,13 @@ class LocalPool:
         need = self._expected(task)
         if need is None:
             return False
-        for other, run in self._running.items():
-            available -= max(0.0, (self._expected(other) or 0.0) - held_memory(run.pid))
+        for other, process in self._running.items():
+            available -= max(0.0, (self._expected(other) or 0.0) - held_memory(process.pid))
         return available >= HEADROOM * need
 
 
 def _kind(task: Task) -> tuple[str, int]:
-    return task.row.get("norm", ""), task.row.get("batch_size", 1)
+    return task.run.norm, task.run.batch_size
 
 
 def _logged_since(task: Task, begun: float) -> bool:

@@ -7,6 +7,7 @@ from pathlib import Path
 from normdet.engine.history import read_history
 from normdet.errors import NormdetError
 from normdet.lab.compare.analysis import Group
+from normdet.lab.compare.runs import TASKS, Run
 from normdet.lab.report import figures
 from normdet.lab.report.runs import DRAWN_SCORE, predictions, scene
 
@@ -18,23 +19,22 @@ CAPTION = (
     f"objects they find with a score of {DRAWN_SCORE} or more: chosen for their difference, not "
     "typical."
 )
-_SCORES = {"mask": "segm", "box": "bbox", "keypoint": "keypoints"}
 
 
-def curve(folder: Path, row: Mapping, metric: str) -> figures.Curve | None:
+def curve(folder: Path, run: Run, metric: str) -> figures.Curve | None:
     """Loss and AP of a run over the images it has seen; None where no log can be read."""
     task, name = metric.split("_", 1)
-    key = f"{_SCORES[task]}/{name}"
+    key = f"{TASKS[task]}/{name}"
     try:
         entries = read_history(folder / "metrics.json")
     except NormdetError:
         return None
 
     def points(column: str) -> list[tuple[float, float]]:
-        seen = ((entry, (entry["iteration"] + 1) * row["batch_size"]) for entry in entries)
+        seen = ((entry, (entry["iteration"] + 1) * run.batch_size) for entry in entries)
         return [(images, entry[column]) for entry, images in seen if column in entry]
 
-    return figures.Curve(row["norm"], points("total_loss"), points(key))
+    return figures.Curve(run.norm, points("total_loss"), points(key))
 
 
 def far_apart(groups: Sequence[Group]) -> tuple[Group, Group] | None:

@@ -122,14 +122,20 @@ class Plan:
         return cfg
 
     @property
-    def reported(self) -> list[tuple[str, int, int]]:
+    def grid(self) -> list[tuple[Arm, int]]:
+        """Every arm at every batch size, a batch size after the other."""
+        return [(arm, images) for images in self.batch_sizes for arm in self.arms]
+
+    @property
+    def tested(self) -> list[tuple[str, int, int]]:
         """Norm, batch size and seed of every run that is reported, whatever its rate."""
-        return [
-            (arm.name, images, seed)
-            for arm in self.arms
-            for images in self.batch_sizes
-            for seed in self.seeds
-        ]
+        return [(arm.name, images, seed) for arm, images in self.grid for seed in self.seeds]
+
+    @property
+    def baseline(self) -> str:
+        """The norm that differences are taken to, unless another is named."""
+        names = [arm.name for arm in self.arms]
+        return "FrozenBN" if "FrozenBN" in names else names[0]
 
     @property
     def tuned(self) -> bool:
@@ -160,12 +166,11 @@ class Plan:
             return []
         return [
             Cell(arm, images, TUNING_SEED, factor)
-            for images in self.batch_sizes
-            for arm in self.arms
+            for arm, images in self.grid
             for factor in self.factors
         ]
 
-    def cells(self, chosen: Mapping[tuple[str, int], float] | None = None) -> list[Cell]:
+    def test_cells(self, chosen: Mapping[tuple[str, int], float] | None = None) -> list[Cell]:
         """The runs that are reported, a seed after the other, so that a stop leaves whole rows.
 
         Args:
@@ -173,12 +178,11 @@ class Plan:
                 one rate there is nothing to choose.
         """
         if not self.tuned:
-            chosen = {(a.name, b): self.factors[0] for a in self.arms for b in self.batch_sizes}
+            chosen = {(arm.name, images): self.factors[0] for arm, images in self.grid}
         return [
             Cell(arm, images, seed, chosen[arm.name, images])
             for seed in self.seeds
-            for images in self.batch_sizes
-            for arm in self.arms
+            for arm, images in self.grid
             if (arm.name, images) in (chosen or {})
         ]
 

@@ -6,9 +6,11 @@ Every machine sees the output folder and the data under the same paths, and has 
 import os
 import signal
 import threading
+from dataclasses import replace
 
 from normdet.errors import NormdetError
-from normdet.lab.compare.cell import CRASHED, Task, run_cell
+from normdet.lab.compare.cell import Task, run_cell
+from normdet.lab.compare.runs import CRASHED, Run
 
 
 class RayPool:
@@ -64,12 +66,12 @@ class RayPool:
         """Whether anything runs or waits."""
         return bool(self._tasks)
 
-    def wait(self, seconds: float) -> list[tuple[Task, dict | None]]:
+    def wait(self, seconds: float) -> list[tuple[Task, Run | None]]:
         """What has ended within some seconds."""
         if not self._tasks:
             return []
         ready, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=seconds)
-        return [(self._tasks.pop(ref), self._outcome(ref)) for ref in ready]
+        return [(task, self._outcome(ref, task)) for ref in ready if (task := self._tasks.pop(ref))]
 
     def close(self) -> None:
         """Cancel what runs or waits; a cell that runs goes on later from its last checkpoint."""
@@ -79,10 +81,10 @@ class RayPool:
             self._ray.wait(list(self._tasks), num_returns=len(self._tasks), timeout=30)
         self._ray.shutdown()
 
-    def _outcome(self, ref) -> dict | None:
+    def _outcome(self, ref, task: Task) -> Run | None:
         try:
             return self._ray.get(ref)
         except self._ray.exceptions.TaskCancelledError:
             return None
         except self._ray.exceptions.RayError as error:
-            return {"status": CRASHED, "note": " ".join(str(error).split())[:300]}
+            return replace(task.run, status=CRASHED, note=" ".join(str(error).split())[:300])

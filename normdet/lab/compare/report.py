@@ -1,7 +1,7 @@
 """`report.html` and `report.md` of a comparison: every number with its interval, or none."""
 
 import statistics
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from types import ModuleType
 
@@ -12,12 +12,12 @@ from normdet.data import register_datasets
 from normdet.errors import NormdetError
 from normdet.files import page
 from normdet.files.atomic import atomic_file
+from normdet.files.words import listed
 from normdet.lab.compare import analysis, pictures
-from normdet.lab.compare.analysis import Choice, Comparison, Group
-from normdet.lab.compare.cell import CRASHED, DIVERGED, DONE
+from normdet.lab.compare.analysis import Choice, Contrast, Group
 from normdet.lab.compare.plan import Plan
+from normdet.lab.compare.runs import CRASHED, DIVERGED, DONE, TEST, TUNING, Run, primary_metric
 from normdet.lab.compare.stats import Estimate, least_errors, signed
-from normdet.lab.compare.table import primary_metric
 from normdet.lab.report import figures, markdown
 
 _METHOD = (
@@ -42,30 +42,30 @@ _SCALING = (
 
 
 def write_report(
-    out: Path, rows: Sequence[Mapping], *, baseline: str, metric: str | None = None,
+    out: Path, runs: Sequence[Run], *, baseline: str, metric: str | None = None,
     command: str = "", plan: Plan | None = None,
 ) -> None:  # fmt: skip
-    """Write `report.html`, `report.md` and `figures/` from the rows of `runs.csv`.
+    """Write `report.html`, `report.md` and `figures/` from the runs.
 
     Args:
         out: the comparison's folder; curves and predictions are read from its `cells/`.
-        rows: reported runs and those that picked rates.
+        runs: those that are tested and those that picked rates.
         baseline: the norm that differences are to.
         metric: the column that is tested; by default
-            :func:`normdet.lab.compare.table.primary_metric`.
+            :func:`normdet.lab.compare.runs.primary_metric`.
         command: what made it.
         plan: what the runs were made from; without it there are no pictures of predictions.
 
     Raises:
         NormdetError: the metric was not measured.
     """
-    metric = metric or primary_metric(rows)
-    if not any(row.get(metric) is not None for row in rows if row["status"] == DONE):
-        if any(row["status"] == DONE for row in rows):
-            raise NormdetError(f"--metric {metric} is in none of the runs")
+    metric = metric or primary_metric(runs)
+    done = [run for run in runs if run.status == DONE]
+    if done and all(run.score(metric) is None for run in done):
+        raise NormdetError(f"--metric {metric} is in none of the runs")
     folder = out / "figures"
     folder.mkdir(parents=True, exist_ok=True)
-    report = _Report(out, rows, metric, baseline, command, plan)
+    report = _Report(out, runs, metric, baseline, command, plan)
     report.draw(folder)
     for form, name in ((page, "report.html"), (markdown, "report.md")):
         with atomic_file(out / name) as file:
@@ -73,16 +73,16 @@ def write_report(
 
 
 class _Report:
-    def __init__(self, out, rows, metric, baseline, command, plan):
+    def __init__(self, out, runs, metric, baseline, command, plan):
         self._out = out
-        self._rows = list(rows)
-        self._tested = [row for row in rows if row["role"] == "test"]
+        self._runs = list(runs)
+        self._tested = [run for run in runs if run.role == TEST]
         self._metric = metric
         self._label = metric.replace("_", " ")
         self._baseline = baseline
         self._command = command
         self._plan = plan
-        self._groups = analysis.groups(self._tested, metric, plan.reported if plan else ())
+        self._groups = analysis.groups(self._tested, metric, plan.tested if plan else ())
         self._figures: dict[str, tuple[Path, str]] = {}
         self._earlier: set[str] = set()
 
@@ -115,12 +115,12 @@ class _Report:
 
     def _draw_training(self, path: Path) -> bool:
         panels: dict[str, list[figures.Curve]] = {}
-        for row in self._tested:
-            curve = pictures.curve(self._out / "cells" / row["run"], row, self._metric)
+        for run in self._tested:
+            curve = pictures.curve(self._out / "cells" / run.name, run, self._metric)
             if curve:
-                panels.setdefault(_images(row["batch_size"]), []).append(curve)
+                panels.setdefault(_images(run.batch_size), []).append(curve)
             # If one finished run lacks a curve, draw none: a gap would look like the norm's own.
-            elif row["status"] == DONE:
+            elif run.status == DONE:
                 return False
         if panels:
             order = sorted(panels, key=lambda title: int(title.split()[0]))
@@ -149,26 +149,26 @@ class _Report:
         return found
 
     def _values(self, group: Group, column: str) -> list[float]:
-        own = (row for row in self._of(group) if row["status"] == DONE)
-        return [row[column] for row in own if row.get(column)]
+        found = (getattr(run, column) for run in self._of(group) if run.status == DONE)
+        return [value for value in found if value]
 
-    def _of(self, group: Group) -> list[Mapping]:
+    def _of(self, group: Group) -> list[Run]:
         key = group.norm, group.batch_size
-        return [row for row in self._tested if (row["norm"], row["batch_size"]) == key]
+        return [run for run in self._tested if (run.norm, run.batch_size) == key]
 
     def _draw_predictions(self, path: Path) -> bool:
         pair = pictures.far_apart(self._groups)
         if self._plan is None or pair is None:
             return False
         seed = min(set(pair[0].values) & set(pair[1].values))
-        runs = [row for group in pair for row in self._of(group) if row["seed"] == seed]
-        folders = {row["norm"]: self._out / "cells" / row["run"] for row in runs}
+        runs = [run for group in pair for run in self._of(group) if run.seed == seed]
+        folders = {run.norm: self._out / "cells" / run.name for run in runs}
         self._pair = pair
         return pictures.draw_differences(folders, _test_records(self._plan), path)
 
     def text(self, form: ModuleType) -> str:
         """The document in HTML or Markdown, whose parts `form` writes."""
-        dataset = self._tested[0]["dataset"] if self._tested else ""
+        dataset = self._tested[0].dataset if self._tested else ""
         return form.page(f"Which norm: {dataset}", list(self._parts(form)))
 
     def _parts(self, form: ModuleType) -> Iterable[str]:
@@ -198,7 +198,7 @@ class _Report:
                 "slowed each other, so take them for an order of size.",
                 note=True,
             )
-        if any(row["role"] == "tuning" for row in self._rows):
+        if any(run.role == TUNING for run in self._runs):
             yield form.heading("How rates were picked")
             yield from self._rates(form)
         if "predictions" in self._figures:
@@ -207,7 +207,7 @@ class _Report:
             if "predictions" not in self._earlier:  # or it would show the earlier pair
                 text = pictures.CAPTION.format(*(group.norm for group in self._pair))
                 yield form.paragraph(text, note=True)
-        if any(row["status"] in (DIVERGED, CRASHED) for row in self._rows):
+        if any(run.status in (DIVERGED, CRASHED) for run in self._runs):
             yield form.heading("Runs without a result")
             yield self._failures(form)
         yield form.heading("What the numbers mean")
@@ -219,14 +219,14 @@ class _Report:
         yield form.table(["what", "which"], self._provenance())
 
     def _summary(self) -> str:
-        seeds = len({row["seed"] for row in self._tested})
-        sizes = sorted({row["batch_size"] for row in self._tested})
-        done = sum(row["status"] == DONE for row in self._tested)
-        planned = len(self._plan.reported) if self._plan else len(self._tested)
+        seeds = len({run.seed for run in self._tested})
+        sizes = sorted({run.batch_size for run in self._tested})
+        done = sum(run.status == DONE for run in self._tested)
+        planned = len(self._plan.tested) if self._plan else len(self._tested)
         text = (
-            f"{len({row['norm'] for row in self._tested})} norms at {_listed(sizes)} images a "
+            f"{len({run.norm for run in self._tested})} norms at {listed(sizes)} images a "
             f"step, {seeds} seed{'s' if seeds > 1 else ''}: {done} of {planned} runs "
-            f"ended well. Measured is {self._label} on {self._tested[0]['dataset']}."
+            f"ended well. Measured is {self._label} on {self._tested[0].dataset}."
         )
         if seeds == 1:
             text += (
@@ -238,8 +238,8 @@ class _Report:
                 " Two seeds give intervals of 12.7 standard errors: only gross differences can "
                 "show, and where none shows there may well be one."
             )
-        frozen = [r for r in self._tested if r["option"].startswith("FrozenBN")]
-        if any(row["init"] == "random" for row in frozen):
+        frozen = [run for run in self._tested if run.option.startswith("FrozenBN")]
+        if any(run.init == "random" for run in frozen):
             text += " From random weights FrozenBN has the statistics of no data: no norm at all."
         return text
 
@@ -250,7 +250,7 @@ class _Report:
                 choice.best.norm,
                 _plus_minus(choice.best.estimate),
                 _sureness(choice),
-                _listed(f"{group.norm} ({group.lacks})" for group in choice.left_out),
+                listed(f"{group.norm} ({group.lacks})" for group in choice.left_out),
             ]
             for choice in analysis.choices(self._groups)
         ]
@@ -280,15 +280,15 @@ class _Report:
             )
             return
         head = ["norm", "images", "difference", "95% interval", "n", "p", "p (Holm)", ""]
-        yield form.table(head, [_difference(comparison) for comparison in found])
+        yield form.table(head, [_difference(contrast) for contrast in found])
         text = f"{self._label}, seed by seed. {_FAMILY}{self._power(found)}"
         yield form.paragraph(text, note=True)
 
-    def _power(self, found: Sequence[Comparison]) -> str:
-        tested = [comparison for comparison in found if comparison.adjusted is not None]
+    def _power(self, found: Sequence[Contrast]) -> str:
+        tested = [contrast for contrast in found if contrast.adjusted is not None]
         if not tested:
             return ""
-        n = max(comparison.difference.estimate.n for comparison in tested)
+        n = max(contrast.difference.estimate.n for contrast in tested)
         family = sum(group.norm != self._baseline for group in self._groups)
         return (
             f" With {n} seeds and {family} rows planned the first difference to be told apart must "
@@ -310,20 +310,20 @@ class _Report:
         return form.table(["norm", "images", *(name for name, _ in columns.values())], rows)
 
     def _rates(self, form: ModuleType) -> Iterable[str]:
-        tuning = [row for row in self._rows if row["role"] == "tuning"]
-        picked = {(r["norm"], r["batch_size"]): r["lr_factor"] for r in self._tested}
-        factors = sorted({row["lr_factor"] for row in tuning})
+        tuning = [run for run in self._runs if run.role == TUNING]
+        picked = {(run.norm, run.batch_size): run.lr_factor for run in self._tested}
+        factors = sorted({run.lr_factor for run in tuning})
         rows = []
-        for norm, size in dict.fromkeys((r["norm"], r["batch_size"]) for r in tuning):
+        for norm, size in dict.fromkeys((run.norm, run.batch_size) for run in tuning):
             own = {
-                r["lr_factor"]: r for r in tuning if (r["norm"], r["batch_size"]) == (norm, size)
+                run.lr_factor: run for run in tuning if (run.norm, run.batch_size) == (norm, size)
             }
             cells = [_tuned(own.get(factor), self._metric) for factor in factors]
             chosen = picked.get((norm, size))
             rows.append([norm, str(size), *cells, "-" if chosen is None else f"x{chosen:g}"])
         yield form.table(["norm", "images", *(f"x{f:g}" for f in factors), "picked"], rows)
         yield form.paragraph(
-            f"{self._label} on {tuning[0]['dataset']} with a seed that is not reported, at "
+            f"{self._label} on {tuning[0].dataset} with a seed that is not reported, at "
             "multiples of the linear rule's rate; the same grid for every norm. Single runs: these "
             "numbers pick, and claim nothing." + _ends(picked.values(), factors),
             note=True,
@@ -331,20 +331,20 @@ class _Report:
 
     def _failures(self, form: ModuleType) -> str:
         rows = [
-            [row["run"], row["status"], row["note"] or ""]
-            for row in self._rows
-            if row["status"] in (DIVERGED, CRASHED)
+            [run.name, run.status, run.note]
+            for run in self._runs
+            if run.status in (DIVERGED, CRASHED)
         ]
         return form.table(["run", "status", "what it said last"], rows)
 
     def _provenance(self) -> list[list[str]]:
         keys = ("versions", "machine", "commit", "init")
         rows = [
-            [key, "; ".join(sorted({str(row.get(key) or "unknown") for row in self._rows}))]
+            [key, "; ".join(sorted({getattr(run, key) or "unknown" for run in self._runs}))]
             for key in keys
         ]
-        hashes = {row["config_hash"] for row in self._rows}
-        dates = sorted(row["date"] for row in self._rows if row.get("date"))
+        hashes = {run.config_hash for run in self._runs}
+        dates = sorted(run.date for run in self._runs if run.date)
         rows.append(["configs", f"{len(hashes)}, hashes in runs.csv"])
         rows.append(["dates", " to ".join(dict.fromkeys((dates[0], dates[-1]))) if dates else "-"])
         return rows
@@ -370,8 +370,8 @@ def _test_records(plan: Plan) -> list[dict]:
         return []
 
 
-def _memory_column(rows: Sequence[Mapping]) -> dict[str, tuple[str, str]]:
-    on_gpu = any(row.get("gpu_memory_mb") for row in rows)
+def _memory_column(runs: Sequence[Run]) -> dict[str, tuple[str, str]]:
+    on_gpu = any(run.gpu_memory_mb for run in runs)
     column = "gpu_memory_mb" if on_gpu else "memory_mb"
     return {column: ("Memory of the GPU" if on_gpu else "Memory of the process", "MB")}
 
@@ -395,14 +395,14 @@ def _sureness(choice: Choice) -> str:
     if choice.best.estimate.n < 2:
         return "not at all: one seed"
     if not choice.rivals:
-        return f"ahead of {_listed(choice.beaten)} (p < 0.05)"
-    rivals = _listed(f"{pair.other} ({_interval(pair)})" for pair in choice.rivals)
-    beaten = f"; ahead of {_listed(choice.beaten)}" if choice.beaten else ""
+        return f"ahead of {listed(choice.beaten)} (p < 0.05)"
+    rivals = listed(f"{pair.other} ({_interval(pair)})" for pair in choice.rivals)
+    beaten = f"; ahead of {listed(choice.beaten)}" if choice.beaten else ""
     return f"not told apart from {rivals}{beaten}"
 
 
-def _interval(comparison: Comparison) -> str:
-    estimate = comparison.difference.estimate
+def _interval(contrast: Contrast) -> str:
+    estimate = contrast.difference.estimate
     return "none" if estimate.low is None else f"{signed(estimate.low)} to {signed(estimate.high)}"
 
 
@@ -418,19 +418,19 @@ def _ends(picked: Iterable[float], factors: Sequence[float]) -> str:
     )
 
 
-def _difference(comparison: Comparison) -> list[str]:
-    difference = comparison.difference
+def _difference(contrast: Contrast) -> list[str]:
+    difference = contrast.difference
     e = difference.estimate
     p = "-" if difference.p is None else _p(difference.p)
-    adjusted = "-" if comparison.adjusted is None else _p(comparison.adjusted)
-    if comparison.adjusted is None:
+    adjusted = "-" if contrast.adjusted is None else _p(contrast.adjusted)
+    if contrast.adjusted is None:
         said = "not tested"
-    elif comparison.significant:
+    elif contrast.significant:
         said = "better" if e.mean > 0 else "worse"
     else:
         said = "not told apart"
     return [
-        comparison.norm, str(comparison.batch_size), signed(e.mean), _interval(comparison),
+        contrast.norm, str(contrast.batch_size), signed(e.mean), _interval(contrast),
         str(e.n), p, adjusted, said,
     ]  # fmt: skip
 
@@ -439,17 +439,12 @@ def _p(value: float) -> str:
     return "< 0.001" if value < 0.001 else f"{value:.3f}"
 
 
-def _tuned(row: Mapping | None, metric: str) -> str:
-    if row is None or row["status"] != DONE:
-        return "not run" if row is None else row["status"]
-    value = row.get(metric)
+def _tuned(run: Run | None, metric: str) -> str:
+    if run is None or run.status != DONE:
+        return "not run" if run is None else run.status
+    value = run.score(metric)
     return "-" if value is None else f"{value:.1f}"
 
 
 def _images(size: int) -> str:
     return f"{size} image{'s' if size > 1 else ''}"
-
-
-def _listed(items: Iterable) -> str:
-    *most, last = [str(item) for item in items] or [""]
-    return f"{', '.join(most)} and {last}" if most else last

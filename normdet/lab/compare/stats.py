@@ -8,10 +8,10 @@ assumption, which a few seeds cannot check. Its width is the price of few seeds:
 interval reaches 12.7 standard errors, at 3 it is 4.3, at 5 it is 2.8.
 """
 
-import math
 import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
+from types import ModuleType
 
 from normdet.errors import NormdetError
 
@@ -50,19 +50,19 @@ def signed(value: float) -> str:
     return f"{round(value, 1) + 0.0:+.1f}"
 
 
-def student_t():
-    """scipy's t distribution.
+def scipy_stats() -> ModuleType:
+    """`scipy.stats`, which the extra `lab` installs.
 
     Raises:
         NormdetError: where scipy is not installed.
     """
     try:
-        from scipy.stats import t
+        import scipy.stats
     except ImportError as error:
         raise NormdetError(
             "intervals and p-values need scipy: pip install 'normdet[lab]'"
         ) from error
-    return t
+    return scipy.stats
 
 
 def estimate(values: Sequence[float]) -> Estimate:
@@ -71,14 +71,9 @@ def estimate(values: Sequence[float]) -> Estimate:
     Raises:
         ValueError: for no values.
     """
-    n = len(values)
-    if n == 0:
+    if len(values) == 0:
         raise ValueError("no values")
-    mean = statistics.fmean(values)
-    if n == 1:
-        return Estimate(mean, n)
-    error = statistics.stdev(values) / math.sqrt(n)
-    return Estimate(mean, n, float(student_t().ppf((1 + LEVEL) / 2, n - 1)) * error)
+    return paired(values, [0.0] * len(values)).estimate
 
 
 def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
@@ -88,19 +83,21 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
     would claim certainty (unless all are 0: then p is 1).
     """
     differences = [x - y for x, y in zip(a, b, strict=True)]
-    found = estimate(differences)
-    spread = statistics.stdev(differences) if found.n > 1 else 0.0
-    if found.n == 1:
-        return Difference(found, None)
-    if spread <= 1e-12 * max(map(abs, differences)):
-        return Difference(found, 1.0 if found.mean == 0 else None)
-    t = found.mean / (spread / math.sqrt(found.n))
-    return Difference(found, float(2 * student_t().sf(abs(t), found.n - 1)))
+    n, mean = len(differences), statistics.fmean(differences)
+    if n == 1:
+        return Difference(Estimate(mean, n), None)
+    if statistics.stdev(differences) <= 1e-12 * max(map(abs, differences)):
+        return Difference(Estimate(mean, n, 0.0), 1.0 if mean == 0 else None)
+    test = scipy_stats().ttest_rel(a, b)
+    interval = test.confidence_interval(LEVEL)
+    return Difference(
+        Estimate(mean, n, float(interval.high - interval.low) / 2), float(test.pvalue)
+    )
 
 
 def least_errors(n: int, family: int) -> float:
     """How many standard errors a difference over `n` seeds needs to be the first Holm calls one."""
-    return float(student_t().isf((1 - LEVEL) / 2 / family, n - 1))
+    return float(scipy_stats().t.isf((1 - LEVEL) / 2 / family, n - 1))
 
 
 def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:

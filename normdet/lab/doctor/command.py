@@ -26,7 +26,7 @@ from normdet.weights import Checkpointer
 from .examination import examine, layers_to_watch
 from .report import HEAD, cells, write_report
 from .rows import BATCHES
-from .verdict import Case, next_commands, reading, verdict
+from .verdict import Invocation, next_commands, reading, verdict
 
 # Paths of images that the next commands repeat.
 NAMED = 8
@@ -70,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         forward=body(model),
         batches={*BATCHES, args.images_per_gpu},
     )
-    case = Case(
+    call = Invocation(
         config_file=args.config_file,
         weights=args.weights,
         norm=str(norm_option(cfg, "backbone")),
@@ -91,10 +91,10 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{reading()}")
     for note in notes:
         print(f"note: {note}")
-    print(f"\n{found.images} images: {verdict(found, case)}\n\nnext:")
-    for line in next_commands(found, case):
+    print(f"\n{found.images} images: {verdict(found, call)}\n\nnext:")
+    for line in next_commands(found, call):
         print(f"  {line}")
-    write_report(found, case, notes, folder)
+    write_report(found, call, notes, folder)
     print(f"\nreport: {folder / 'doctor.html'}")
     return 0
 

@@ -11,7 +11,7 @@ from normdet.lab.doctor.figure import draw_layers
 
 from .examination import Examination
 from .rows import FITS, NOISY, OFF, Row
-from .verdict import Case, next_commands, reading, verdict
+from .verdict import Invocation, next_commands, reading, verdict
 
 HEAD = (
     "stage", "distance", "verdict", "channels off", "mean shift", "variance ratio",
@@ -48,14 +48,14 @@ def _percent(value: float | None) -> str:
     return "-" if value is None else f"{100 * value:.1f}%"
 
 
-def write_report(found: Examination, case: Case, notes: Sequence[str], folder: Path) -> None:
+def write_report(found: Examination, call: Invocation, notes: Sequence[str], folder: Path) -> None:
     """Write the three files into `folder`, which exists."""
-    said, commands = verdict(found, case), next_commands(found, case)
+    said, commands = verdict(found, call), next_commands(found, call)
     content = found.to_dict() | {"notes": list(notes), "verdict": said, "commands": commands}
     picture = folder / "doctor.png"
     draw_layers(found.layers, FITS, OFF, NOISY, picture)
-    source = case.dataset or first_of(case.images)
-    what = f"{found.images} images of {source}, seen by {case.weights}"
+    source = call.dataset or first_of(call.images)
+    what = f"{found.images} images of {source}, seen by {call.weights}"
     document = page.page(
         "Does the stored norm fit these images?",
         [

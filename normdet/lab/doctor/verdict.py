@@ -15,7 +15,7 @@ KEEP = 0.9
 
 
 @dataclass(frozen=True)
-class Case:
+class Invocation:
     """What the user has: the files and settings that the next commands repeat.
 
     Attributes:
@@ -54,7 +54,7 @@ def stages_at(found: Examination, *levels: str) -> list[Row]:
     return [row for row in found.stages if row.level in levels]
 
 
-def verdict(found: Examination, case: Case) -> str:
+def verdict(found: Examination, call: Invocation) -> str:
     """One sentence: where the statistics fit, and which norm to train."""
     off, beside = stages_at(found, "off"), stages_at(found, "somewhat off")
     known = {row.name: row.distance for row in found.stages if row.distance is not None}
@@ -68,11 +68,11 @@ def verdict(found: Examination, case: Case) -> str:
         names = [row.name for row in found.stages]
         where = "all stages see" if len(known) == len(names) else f"{span(known, names)} see"
         near = f"{where} statistics within {max(known.values()):.2f} sigma of {_those(found)}"
-        if _unsteady(found, case):
-            size = case.images_per_gpu
-            return f"{near}: freeze them; batches of {_images(size)} are too unlike for {case.norm}"
-        return f"{near}: {case.norm} fits these images, keep it"
-    return f"{first}; {_advice(found, case)}"
+        if _unsteady(found, call):
+            size = call.images_per_gpu
+            return f"{near}: freeze them; batches of {_images(size)} are too unlike for {call.norm}"
+        return f"{near}: {call.norm} fits these images, keep it"
+    return f"{first}; {_advice(found, call)}"
 
 
 def _seen(found: Examination, rows: list[Row]) -> str:
@@ -88,9 +88,9 @@ def _those(found: Examination) -> str:
     return "those stored" if "stored" in found.compared_with else "the reference images'"
 
 
-def _advice(found: Examination, case: Case) -> str:
-    size = case.images_per_gpu
-    noise = _noise(found, case)
+def _advice(found: Examination, call: Invocation) -> str:
+    size = call.images_per_gpu
+    noise = _noise(found, call)
     choice = " or ".join(BATCHLESS)
     if noise is None:
         return f"too few images to tell how BN does at {size} per GPU: choose {choice}"
@@ -99,19 +99,19 @@ def _advice(found: Examination, case: Case) -> str:
     return f"at {_images(size)} per GPU BN sees steady statistics: BN, {choice} all do"
 
 
-def _unsteady(found: Examination, case: Case) -> bool:
+def _unsteady(found: Examination, call: Invocation) -> bool:
     """Whether the model's norm would train on batches that differ too much from each other."""
     # SyncBN's batches are those of all GPUs, however many.
-    if case.norm in ("FrozenBN", "EvalNorm", "SyncBN"):
+    if call.norm in ("FrozenBN", "EvalNorm", "SyncBN"):
         return False
-    noise = _noise(found, case)
+    noise = _noise(found, call)
     return noise is not None and noise >= NOISY
 
 
-def _noise(found: Examination, case: Case) -> float | None:
+def _noise(found: Examination, call: Invocation) -> float | None:
     """That of the noisiest stage at the batch size of training; None if it was not measured."""
-    row = noisiest(found, case.images_per_gpu)
-    return None if row is None else row.noise[case.images_per_gpu]
+    row = noisiest(found, call.images_per_gpu)
+    return None if row is None else row.noise[call.images_per_gpu]
 
 
 def _images(count: int) -> str:
@@ -130,38 +130,38 @@ def span(chosen: Collection[str], names: Sequence[str]) -> str:
     return ", ".join(run[0] if len(run) == 1 else f"{run[0]}-{run[-1]}" for run in runs)
 
 
-def next_commands(found: Examination, case: Case) -> list[str]:
+def next_commands(found: Examination, call: Invocation) -> list[str]:
     """What to type next; a `normdet convert` and a `normdet train` for each norm to try.
 
     The new norm takes the place of the old one, and no other: where a model had none, as in the
     FPN and the heads beside a frozen backbone, one that starts untrained costs a fine-tuning more
     than it gives (results/medical.csv).
     """
-    config = ["--config-file", case.config_file]
-    given = ["--norm", case.norm_flag] if case.norm_flag else []
-    given += ["--norm-parts", ",".join(case.norm_parts)] if case.norm_parts else []
+    config = ["--config-file", call.config_file]
+    given = ["--norm", call.norm_flag] if call.norm_flag else []
+    given += ["--norm-parts", ",".join(call.norm_parts)] if call.norm_parts else []
     poor = stages_at(found, "off", "somewhat off")
     known = any(row.distance is not None for row in found.stages)
-    weights = ["MODEL.WEIGHTS", case.weights]
+    weights = ["MODEL.WEIGHTS", call.weights]
     if known and not poor:
-        if _unsteady(found, case):
-            parts = ",".join(case.norm_parts) or "backbone"
+        if _unsteady(found, call):
+            parts = ",".join(call.norm_parts) or "backbone"
             given = ["--norm", "FrozenBN", "--norm-parts", parts]
-        return [_line("train", *config, *given, *weights, *case.opts)]
-    frozen = ("stem", "res2", "res3", "res4", "res5")[: case.freeze_at]
+        return [_line("train", *config, *given, *weights, *call.opts)]
+    frozen = ("stem", "res2", "res3", "res4", "res5")[: call.freeze_at]
     thaw = ["MODEL.BACKBONE.FREEZE_AT", "0"] if any(row.name in frozen for row in poor) else []
     lines = []
-    noise = _noise(found, case)
+    noise = _noise(found, call)
     if noise is not None and noise < NOISY and known:
-        bn = ["--norm", "BN", "--norm-parts", "backbone"] if case.norm == "FrozenBN" else given
-        lines.append(_line("train", *config, *bn, *weights, *thaw, *case.opts))
-    named = ["--dataset", case.dataset] if case.dataset else None
-    source = named or [word for path in case.images for word in ("--images", path)]
+        bn = ["--norm", "BN", "--norm-parts", "backbone"] if call.norm == "FrozenBN" else given
+        lines.append(_line("train", *config, *bn, *weights, *thaw, *call.opts))
+    named = ["--dataset", call.dataset] if call.dataset else None
+    source = named or [word for path in call.images for word in ("--images", path)]
     for norm in BATCHLESS:
-        name = f"{Path(case.weights).stem}-{norm.lower().replace('+', '-')}"
+        name = f"{Path(call.weights).stem}-{norm.lower().replace('+', '-')}"
         to = ["--to", norm, "--keep", str(KEEP), *config, *given, *source, "--out", f"{name}.pth"]
         lines += [
-            _line("convert", case.weights, *to, *case.opts),
+            _line("convert", call.weights, *to, *call.opts),
             _line("train", "--config-file", f"{name}.yaml", "OUTPUT_DIR", f"output/{name}", *thaw),
         ]
     return lines

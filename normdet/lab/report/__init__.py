@@ -1,1 +1,5 @@
-"""What runs left, as figures and Markdown; pages of HTML are made by :mod:`normdet.files.page`."""
+"""What reports are made of: what runs left, figures, and the parts of a document as Markdown.
+
+A report is a document that a command writes for people, `report.html` or `report.md`. Its parts
+exist in two forms with the same functions: :mod:`normdet.files.page` (HTML) and :mod:`.markdown`.
+"""

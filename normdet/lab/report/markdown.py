@@ -1,4 +1,4 @@
-"""The parts of :mod:`normdet.files.page` as Markdown, its pictures beside it."""
+"""The parts of :mod:`normdet.files.page` as Markdown; pictures stay files beside it."""
 
 import re
 from collections.abc import Iterable, Sequence
@@ -21,11 +21,6 @@ def heading(text: str) -> str:
 def paragraph(text: str, note: bool = False) -> str:
     """A paragraph of plain text; `note` sets it back."""
     return f"*{_plain(text)}*" if note else _plain(text)
-
-
-def verdict(text: str) -> str:
-    """The sentence that a reader should see first."""
-    return f"**{_plain(text)}**"
 
 
 def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:

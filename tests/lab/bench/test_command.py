@@ -40,7 +40,7 @@ def test_providers_of_an_operation_compute_the_same(compiled):
         ((2, 32, 5, 7), layers.providers),
         ((32, 16, 3, 3), layers.weight_providers),
     ):
-        case = layers.Case(shape, torch.float32, False, "cpu")
+        case = layers.Input(shape, torch.float32, False, "cpu")
         x = case.tensor()
         for op, group in operations(case, compiled):
             skipped = other_layers[: 3 if "FRN" in op else 1]
@@ -54,7 +54,7 @@ def test_providers_of_an_operation_compute_the_same(compiled):
 
 @pytest.mark.slow
 def test_weight_standardization_has_rows():
-    case = layers.Case((32, 16, 3, 3), torch.float32, False, "cpu")
+    case = layers.Input((32, 16, 3, 3), torch.float32, False, "cpu")
     rows = list(layers.rows(case, 1e6, 0.01, False, layers.weight_providers))
     assert {row["provider"] for row in rows} >= {"normdet auto", "normdet reference", "timm"}
     assert {row["mode"] for row in rows} == {"forward", "backward", "both"}

@@ -1,13 +1,16 @@
-"""Rows of a comparison that was never run, in the shape the papers have."""
+"""Runs of a comparison that was never made, in the shape the papers have."""
 
 import random
+from dataclasses import replace
+
+from normdet.lab.compare.runs import Run
 
 EFFECT = {"FrozenBN": 0.0, "BN": -1.0, "GN": 2.0, "GN+WS": 2.4, "FRN+TLU": 2.2}
 BN_LOSS = {1: 20.0, 2: 8.0, 4: 2.0, 8: 0.0}
 
 
-def rows(seeds=3, sizes=(1, 2, 4, 8), norms=tuple(EFFECT)):
-    """One row a run; BN falls at small batches, a seed of it diverges at 1."""
+def runs(seeds=3, sizes=(1, 2, 4, 8), norms=tuple(EFFECT)):
+    """BN falls at small batches, a seed of it diverges at 1."""
     draw = random.Random(0)
     made = []
     for norm in norms:
@@ -15,18 +18,18 @@ def rows(seeds=3, sizes=(1, 2, 4, 8), norms=tuple(EFFECT)):
             for seed in range(1, seeds + 1):
                 ap = 40 + EFFECT[norm] + draw.gauss(0, 0.5) + 0.3 * seed
                 ap -= BN_LOSS[size] if norm == "BN" else 0
-                row = row_of(norm, size, seed, ap)
+                run = run_of(norm, size, seed, ap)
                 if (norm, size, seed) == ("BN", 1, 2):
-                    row |= {"status": "diverged", "box_AP": None, "mask_AP": None}
-                    row["note"] = "iteration 7: the loss is not finite (loss_cls = nan)"
+                    note = "iteration 7: the loss is not finite (loss_cls = nan)"
+                    run = replace(run, status="diverged", scores={}, note=note)
                 if (norm, size, seed) == ("GN+WS", 4, 1):
-                    row |= {"status": "crashed", "box_AP": None, "mask_AP": None}
-                    row["note"] = "killed by SIGKILL (out of memory?)"
-                made.append(row)
+                    note = "killed by SIGKILL (out of memory?)"
+                    run = replace(run, status="crashed", scores={}, note=note)
+                made.append(run)
     return made
 
 
-def row_of(norm, size, seed, ap, **changes):
+def run_of(norm, size, seed, ap, **changes):
     row = {
         "run": f"{norm.replace('+', '_')}-b{size}-s{seed}",
         "dataset": "nuclei coco:val.json:images",
@@ -38,4 +41,4 @@ def row_of(norm, size, seed, ap, **changes):
         "gpu_memory_mb": None, "versions": "normdet 0.1.0, torch 2.14.1", "machine": "a machine",
         "date": "2026-11-21T10:00Z", "note": "",
     }  # fmt: skip
-    return {**row, **changes}
+    return Run.from_row({**row, **changes})

@@ -4,6 +4,7 @@ import pytest
 
 from normdet import NormdetError
 from normdet.lab.compare import analysis
+from normdet.lab.compare.runs import Run
 
 
 def rows(values, size=2, **changes):
@@ -13,8 +14,9 @@ def rows(values, size=2, **changes):
         for seed, score in enumerate(scores, start=1):
             status = {None: "diverged", "crash": "crashed"}.get(score, "done")
             value = score if status == "done" else None
-            row = {"norm": norm, "batch_size": size, "seed": seed, "role": "test"}
-            made.append({**row, "status": status, "box_AP": value, **changes})
+            row = {"run": f"{norm}-b{size}-s{seed}", "norm": norm, "batch_size": size}
+            row |= {"seed": seed, "status": status, "box_AP": value}
+            made.append(Run.from_row(row | changes))
     return made
 
 
@@ -45,9 +47,7 @@ def test_two_runs_of_one_seed_are_refused():
 
 
 def test_holm_counts_the_comparisons_that_could_not_be_made():
-    table = rows(
-        {"FrozenBN": [30.0, 35.0, 40.0], "GN": [32.0, 37.1, 41.9], "BN": [None, 1.0, 2.0]}
-    )
+    table = rows({"FrozenBN": [30.0, 35.0, 40.0], "GN": [32.0, 37.1, 41.9], "BN": [None, 1.0, 2.0]})
     (gn,) = analysis.against(analysis.groups(table, "box_AP"), "FrozenBN")
     assert gn.adjusted == pytest.approx(2 * gn.difference.p)
 

@@ -15,8 +15,9 @@ from PIL import Image
 
 from normdet import NormdetError, cli
 from normdet.engine import Interrupted
-from normdet.lab.compare import command
+from normdet.lab.compare import command, comparison
 from normdet.lab.compare.cell import Task
+from normdet.lab.compare.runs import Run
 
 FAKE = """
 import json, sys, time
@@ -42,16 +43,16 @@ def compare(tmp_path, monkeypatch):
     script.write_text(FAKE)
     go = tmp_path / "go"
     go.touch()
-    real = command.Comparison._task
+    real = comparison.Comparison._task
     scores = {}
 
     def task(self, cell):
         made = real(self, cell)
         ap = scores.get(cell.slug, 40.0 + cell.seed + (2 + cell.seed) * (cell.arm.name == "GN"))
         words = (sys.executable, str(script), str(made.folder), str(ap), str(go))
-        return Task(made.title, made.folder, words, made.row)
+        return Task(made.title, made.folder, words, made.run)
 
-    monkeypatch.setattr(command.Comparison, "_task", task)
+    monkeypatch.setattr(comparison.Comparison, "_task", task)
 
     def run(*words):
         return command.main([*GRID, "--out", str(tmp_path / "out"), "--jobs", "2", *words])
@@ -177,19 +178,19 @@ def test_images_that_were_trained_on_measure_nothing(compare, words, said):
 
 
 def test_the_metric_that_is_asked_for_picks_the_rates():
-    rows = [
-        {"lr_factor": 1.0, "box_AP": 1.0, "mask_AP": 2.0},
-        {"lr_factor": 2.0, "box_AP": 2.0, "mask_AP": 1.0},
+    runs = [
+        Run(name="a", lr_factor=1.0, scores={"box_AP": 1.0, "mask_AP": 2.0}),
+        Run(name="b", lr_factor=2.0, scores={"box_AP": 2.0, "mask_AP": 1.0}),
     ]
-    assert command._best_factor(rows, None) == 1.0
-    assert command._best_factor(rows, "box_AP") == 2.0
+    assert comparison.best_factor(runs) == 1.0
+    assert comparison.best_factor(runs, "box_AP") == 2.0
 
 
 def test_two_commands_do_not_share_a_folder(compare):
     compare.go.unlink()
     first = threading.Thread(target=compare, args=("--seeds", "1"))
     # Signals belong to the main thread, where the command runs otherwise.
-    command.signal.signal, kept = lambda *_: None, command.signal.signal
+    comparison.signal.signal, kept = lambda *_: None, comparison.signal.signal
     try:
         first.start()
         deadline = time.monotonic() + 30
@@ -201,7 +202,7 @@ def test_two_commands_do_not_share_a_folder(compare):
     finally:
         compare.go.touch()
         first.join(60)
-        command.signal.signal = kept
+        comparison.signal.signal = kept
 
 
 def test_a_signal_stops_it_and_the_same_command_goes_on(compare):

@@ -8,11 +8,12 @@ from rich.console import Console
 
 from normdet.lab.compare.cell import Task
 from normdet.lab.compare.display import Display, duration, outcome, progress
+from normdet.lab.compare.runs import Run
 
 
 def task(folder, norm, size=1, iterations=100):
-    row = {"norm": norm, "batch_size": size, "iterations": iterations}
-    return Task(f"{norm}, seed 1", folder, ("true",), row)
+    run = Run(name=folder.name, norm=norm, batch_size=size, iterations=iterations)
+    return Task(f"{norm}, seed 1", folder, ("true",), run)
 
 
 @pytest.mark.parametrize(
@@ -31,7 +32,8 @@ def test_durations(seconds, text):
     ],
 )
 def test_outcomes(row, short, long):
-    assert outcome(row, short=True) == short and outcome(row) == long
+    run = Run.from_row({"run": "a", **row})
+    assert outcome(run, short=True) == short and outcome(run) == long
 
 
 @pytest.mark.parametrize(
@@ -58,8 +60,8 @@ def test_a_terminal_gets_a_table_with_every_run(tmp_path):
     tasks[1].folder.mkdir()
     (tasks[1].folder / "metrics.json").write_text('{"iteration": 49}\n')
     with Display(Console(file=out, force_terminal=True, width=100), 4) as display:
-        display.add(tasks, {"GN1": {"status": "done", "box_AP": 33.0}})
-        display.ended(tasks[2], {"status": "diverged", "note": "inf"})
+        display.add(tasks, {"GN1": Run(name="GN1", status="done", scores={"box_AP": 33.0})})
+        display.ended(tasks[2], Run(name="BN1", status="diverged", note="inf"))
         display.refresh([tasks[1]])
     text = re.sub(r"\x1b\[[^A-Za-z]*[A-Za-z]", "", out.getvalue())
     assert "2 of 4 runs, about 1 min left" in text
@@ -72,6 +74,6 @@ def test_elsewhere_there_are_plain_lines(tmp_path):
     with Display(Console(file=out, width=20), 1) as display:
         display.add([one], {})
         display.refresh([one])
-        display.ended(one, {"status": "crashed", "note": "a long reason"})
+        display.ended(one, Run(name="a", status="crashed", note="a long reason"))
     line = f"[1/1] [b]GN[/b], seed 1: crashed (a long reason); its log is {one.log}\n"
     assert out.getvalue() == line

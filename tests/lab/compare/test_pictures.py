@@ -8,6 +8,7 @@ from PIL import Image
 
 from normdet.lab.compare import pictures
 from normdet.lab.compare.analysis import Group
+from normdet.lab.compare.runs import Run
 
 
 def test_the_pair_is_furthest_apart_at_the_smallest_batch_size_with_two():
@@ -58,8 +59,9 @@ def test_what_is_gone_is_not_drawn(runs, tmp_path):
 
 
 def test_a_curve_counts_images(tmp_path):
-    assert pictures.curve(tmp_path, {"norm": "GN", "batch_size": 4}, "mask_AP") is None
+    run = Run(name="GN-b4-s1", norm="GN", batch_size=4)
+    assert pictures.curve(tmp_path, run, "mask_AP") is None
     lines = [{"iteration": 19, "total_loss": 2.0}, {"iteration": 20, "segm/AP": 5.0}]
     (tmp_path / "metrics.json").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    curve = pictures.curve(tmp_path, {"norm": "GN", "batch_size": 4}, "mask_AP")
+    curve = pictures.curve(tmp_path, run, "mask_AP")
     assert list(curve.loss) == [(80, 2.0)] and list(curve.score) == [(80, 5.0)]

@@ -94,20 +94,20 @@ def test_rates_are_picked_with_a_seed_and_a_set_that_are_not_reported():
     tuning = p.tuning_cells()
     assert len(tuning) == 2 * 2 * 3 and {cell.seed for cell in tuning} == {0}
     assert p.config(tuning[0]).DATASETS.TEST == (p.val,)
-    assert p.cells({}) == []
-    cells = p.cells({("GN", 1): 2.0})
+    assert p.test_cells({}) == []
+    cells = p.test_cells({("GN", 1): 2.0})
     assert [(c.arm.name, c.batch_size, c.seed, c.factor) for c in cells] == [
         ("GN", 1, 1, 2.0), ("GN", 1, 2, 2.0),
     ]  # fmt: skip
     assert p.config(cells[0]).DATASETS.TEST == ("quickstart:test",)
-    every = [*tuning, *p.cells({(a.name, b): 1.0 for a in p.arms for b in (1, 2)})]
+    every = [*tuning, *p.test_cells({(a.name, b): 1.0 for a in p.arms for b in (1, 2)})]
     assert len({cell.slug for cell in every}) == len(every)
 
 
 def test_a_larger_grid_keeps_the_cells_of_the_smaller():
     small = plan()
     large = plan(batch_sizes=(1, 2, 4), seeds=(1, 2, 3), arms=parse_arms("GN,BN,IN", [], []))
-    assert {cell.slug for cell in small.cells()} < {cell.slug for cell in large.cells()}
+    assert {cell.slug for cell in small.test_cells()} < {cell.slug for cell in large.test_cells()}
 
 
 def test_variants_and_inits():

@@ -1,6 +1,5 @@
 """Both schedulers, with processes that stand for training: every way to end, and to be ended."""
 
-import json
 import os
 import shlex
 import signal
@@ -9,6 +8,7 @@ import sys
 import textwrap
 import threading
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -16,20 +16,21 @@ import pytest
 from normdet.files.memory import available_memory, held_memory
 from normdet.lab.compare.cell import Task, run_cell
 from normdet.lab.compare.local import LocalPool, slots
+from normdet.lab.compare.runs import Run, read_run
 
 FAKE = str(Path(__file__).with_name("fake.py"))
 
 
 def fake(folder: Path, what: str, batch_size: int = 1, **changes) -> Task:
-    row = {"run": folder.name, "batch_size": batch_size, "iterations": 20, "config_hash": "x"}
-    return Task(folder.name, folder, (sys.executable, FAKE, str(folder), what), row, **changes)
+    run = Run(name=folder.name, batch_size=batch_size, iterations=20, config_hash="x")
+    return Task(folder.name, folder, (sys.executable, FAKE, str(folder), what), run, **changes)
 
 
 def drain(pool, seconds=60):
     ended, deadline = {}, time.monotonic() + seconds
     while pool.busy:
         assert time.monotonic() < deadline
-        ended |= {task.title: row for task, row in pool.wait(0.1)}
+        ended |= {task.title: run for task, run in pool.wait(0.1)}
     return ended
 
 
@@ -57,23 +58,23 @@ def attempts(task):
 )
 def test_every_way_to_end_is_a_row(tmp_path, what, status, note):
     task = fake(tmp_path / "a", what)
-    row = run_cell(task)
-    assert (row["status"], row["note"]) == (status, note)
-    assert json.loads(task.result_file.read_text()) == row
-    assert "torch" in row["versions"] and row["machine"]
-    assert row.get("box_AP") == (40.0 if status == "done" else None)
+    run = run_cell(task)
+    assert (run.status, run.note) == (status, note)
+    assert read_run(task.result_file) == run
+    assert "torch" in run.versions and run.machine
+    assert run.score("box_AP") == (40.0 if status == "done" else None)
 
 
 def test_its_memory_is_its_own_not_ours(tmp_path):
     ours = bytearray(os.urandom(1)) * (400 << 20)
-    task, rows = fake(tmp_path / "a", "hold100"), []
-    thread = threading.Thread(target=lambda: rows.append(run_cell(task)))
+    task, runs = fake(tmp_path / "a", "hold100"), []
+    thread = threading.Thread(target=lambda: runs.append(run_cell(task)))
     thread.start()
     until(lambda: (task.folder / "metrics.json").exists())
     time.sleep(1.5)  # it is looked at twice a second
     (task.folder / "go").touch()
     thread.join(30)
-    assert len(ours) and 100 < rows[0]["memory_mb"] < 300
+    assert len(ours) and 100 < runs[0].memory_mb < 300
 
 
 def test_weights_are_kept_only_where_asked(tmp_path):
@@ -87,10 +88,9 @@ def test_where_nothing_is_to_be_found_there_is_no_ap(tmp_path):
     task = fake(tmp_path / "a", "well")
     script = Path(FAKE).read_text().replace('{"AP": 40.0, "AP50": 60.0}', '{"AP": None}')
     (tmp_path / "none.py").write_text(script)
-    row = run_cell(
-        Task("a", task.folder, (sys.executable, str(tmp_path / "none.py"), *task.command[2:]))
-    )
-    assert (row["box_AP"], row["note"]) == (None, "the test images have no object to find")
+    words = (sys.executable, str(tmp_path / "none.py"), *task.command[2:])
+    run = run_cell(replace(task, command=words))
+    assert (run.score("box_AP"), run.note) == (None, "the test images have no object to find")
 
 
 def test_a_crash_does_not_hold_up_the_others(tmp_path):
@@ -99,7 +99,7 @@ def test_a_crash_does_not_hold_up_the_others(tmp_path):
         pool.submit(fake(tmp_path / name, name))
     pool.submit(fake(tmp_path / "last", "well"))
     ended = drain(pool)
-    assert {name: row["status"] for name, row in ended.items()} == {
+    assert {name: run.status for name, run in ended.items()} == {
         "well": "done", "crash": "crashed", "diverge": "diverged", "killed": "crashed",
         "last": "done",
     }  # fmt: skip
@@ -153,14 +153,14 @@ def test_the_log_of_a_run_that_is_gone_on_with_tells_nothing_of_its_memory(tmp_p
     script = Path(FAKE).read_text().replace('(folder / "metrics.json").write_text', "str")
     (tmp_path / "silent.py").write_text(script)
     silent = (sys.executable, str(tmp_path / "silent.py"), *task.command[2:])
-    pool.submit(Task("a", task.folder, silent, task.row))
+    pool.submit(replace(task, title="a", command=silent))
     pool.submit(fake(tmp_path / "b", "well"))
     until(lambda: pool.wait(0.02) == [] and attempts(task))
     for _ in range(5):
         pool.wait(0.05)
     assert [running.title for running in pool.running] == ["a"]  # it has logged no step yet
     os.utime(task.folder / "metrics.json")
-    until(lambda: dict((t.title, row) for t, row in pool.wait(0.1)).get("b"))
+    until(lambda: dict((t.title, run) for t, run in pool.wait(0.1)).get("b"))
     (task.folder / "go").touch()
     drain(pool)
 
@@ -171,8 +171,7 @@ def test_each_norm_needs_what_it_needed(tmp_path):
         pool.learn(norm, size, peak)
 
     def expected(norm, size):
-        row = {"norm": norm, "batch_size": size}
-        return pool._expected(Task("", tmp_path, (), row))
+        return pool._expected(Task("", tmp_path, (), Run(name="", norm=norm, batch_size=size)))
 
     assert expected("BN", 2) == 100 and expected("GN", 2) == 900
     assert expected("IN", 2) == 900 and expected("IN", 3) == 1800  # as others, not in proportion
@@ -225,7 +224,7 @@ def test_closing_stops_what_runs_and_loses_only_that(tmp_path):
 def test_closing_reaches_what_a_shell_started(tmp_path):
     inner = fake(tmp_path / "a", "hold")
     line = f"{shlex.join(inner.command)} && true"
-    task = Task("a", inner.folder, ("sh", "-c", line), inner.row)
+    task = Task("a", inner.folder, ("sh", "-c", line), inner.run)
     pool = LocalPool(slots(1, [], 1, 1), available=lambda: None)
     pool.submit(task)
     pool.wait(0)
@@ -263,14 +262,14 @@ def test_kill_nine_in_the_middle_loses_nothing_that_was_done(tmp_path):
     driver.wait()
     assert not flying.result_file.exists()
 
-    rows = []
-    thread = threading.Thread(target=lambda: rows.append(run_cell(flying)))
+    runs = []
+    thread = threading.Thread(target=lambda: runs.append(run_cell(flying)))
     thread.start()
     time.sleep(0.5)
     assert attempts(flying) == 1  # the orphan holds the cell
     (flying.folder / "go").touch()
     thread.join(30)
-    assert rows[0]["status"] == "done" and attempts(flying) == 2 and attempts(done) == 1
+    assert runs[0].status == "done" and attempts(flying) == 2 and attempts(done) == 1
 
 
 def test_waiting_for_an_orphan_can_be_stopped(tmp_path):
@@ -299,10 +298,10 @@ def test_a_ray_cluster_runs_them_too(tmp_path, monkeypatch):
         for name in ("well", "crash", "diverge"):
             pool.submit(fake(tmp_path / name, name))
         ended = drain(pool, 300)  # a cluster takes its time to start
-        assert {name: row["status"] for name, row in ended.items()} == {
+        assert {name: run.status for name, run in ended.items()} == {
             "well": "done", "crash": "crashed", "diverge": "diverged",
         }  # fmt: skip
-        assert ended["well"]["box_AP"] == 40.0
+        assert ended["well"].score("box_AP") == 40.0
         flying = fake(tmp_path / "flying", "hold")
         pool.submit(flying)
         until(lambda: (flying.folder / "metrics.json").exists())

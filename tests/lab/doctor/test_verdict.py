@@ -4,7 +4,7 @@ import pytest
 
 from normdet.lab.doctor.examination import Examination
 from normdet.lab.doctor.rows import Row
-from normdet.lab.doctor.verdict import Case, next_commands, span, verdict
+from normdet.lab.doctor.verdict import Invocation, next_commands, span, verdict
 
 STAGES = ("stem", "res2", "res3", "res4", "res5")
 
@@ -19,9 +19,9 @@ def found(*distances: float | None, noise: float | None = 0.3) -> Examination:
     return Examination(32, compared, rows, rows, [])
 
 
-def case(**changes) -> Case:
+def case(**changes) -> Invocation:
     given = dict(config_file="my.yaml", weights="w/r50.pth", norm="FrozenBN")
-    return Case(**{**given, "images": ["my images", "b.png"], "dataset": None} | changes)
+    return Invocation(**{**given, "images": ["my images", "b.png"], "dataset": None} | changes)
 
 
 def test_stages_that_are_off_are_named_with_their_distance():
