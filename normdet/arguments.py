@@ -60,6 +60,7 @@ def train_arguments(
     add("--num-machines", type=int, default=1, metavar="N", help="machines of the job")
     add("--machine-rank", type=int, default=0, metavar="N", help="this machine's place, from 0")
     add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT where processes meet")
+    add("--ema", action="store_true", help="evaluate and save an average over the steps (EMA)")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
     add("--dry-run", action="store_true", help="print what would run, and stop")

@@ -106,6 +106,11 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # With several workers: seconds without an answer of one of them, or without any going on, after
     # which the job saves and ends with the reason; 0 waits for ever.
     cfg.SOLVER.HANG_SECONDS = 300
+    # Evaluate and save an exponential moving average of the model's weights over its steps; after
+    # n steps its decay is the smaller of DECAY and (1 + n) / (10 + n).
+    cfg.SOLVER.EMA = new_node()
+    cfg.SOLVER.EMA.ENABLED = False
+    cfg.SOLVER.EMA.DECAY = 0.999
     # What AMP computes in: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
     # Folder that relative paths in dataset names such as "coco:train.json:images" start from. In a

@@ -118,6 +118,9 @@ RULES: dict[str, Rule] = {
     "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", "full_model"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": _POSITIVE,
+    "SOLVER.EMA.DECAY": Rule(
+        "a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1
+    ),
     "SOLVER.AMP.DTYPE": one_of("float16", "bfloat16"),
     "DATASETS.PIXEL_STD": each(_POSITIVE),
     "DATALOADER.NUM_WORKERS": _AMOUNT,

@@ -13,26 +13,29 @@ class LeaveStored(HookBase):
     curve. Models without such norms cost nothing.
 
     Args:
-        model: see :func:`normdet.layers.leave_stored`.
+        models: see :func:`normdet.layers.leave_stored`; the one that trains, and its average.
         until: the share of training after which nothing stored is left.
     """
 
-    def __init__(self, model: nn.Module, until: float):
-        self._model = model
+    def __init__(self, *models: nn.Module, until: float):
+        self._models = models
         self._until = until
         self._left = True
 
     def before_train(self) -> None:
         """Look for such norms: weights are loaded by now."""
-        self._left = leave_stored(self._model, self._t()) > 0
+        self._left = self._move(self._t())
 
     def before_step(self) -> None:
         """Move on."""
         if self._left:
             t = self._t()
-            leave_stored(self._model, t)
+            self._move(t)
             self.trainer.storage.put_scalar("own_moments", t, smoothing_hint=False)
             self._left = t < 1
+
+    def _move(self, t: float) -> bool:
+        return any([leave_stored(model, t) for model in self._models])
 
     def _t(self) -> float:
         last = max(self._until * (self.trainer.max_iter - 1), 1)

@@ -57,7 +57,8 @@ def train(args: argparse.Namespace) -> dict | None:
         NormdetError: bad input, or a loss that is not finite.
         Interrupted: SIGINT or SIGTERM; a checkpoint is saved.
     """
-    cfg = load_config(args.config_file, args.opts, args.norm, args.norm_parts)
+    opts = [*args.opts, "SOLVER.EMA.ENABLED", True] if args.ema else args.opts
+    cfg = load_config(args.config_file, opts, args.norm, args.norm_parts)
     use_device_at_hand(cfg)
     cfg.freeze()
     if args.dry_run:

@@ -20,6 +20,7 @@ from torch import nn
 from torch.utils.data import DataLoader
 
 from normdet.data import build_mapper, register_datasets
+from normdet.engine.ema import ModelAverage
 from normdet.engine.launch import Interrupted, LostWorker, end_now, is_of_another_worker
 from normdet.engine.leave_stored import LeaveStored
 from normdet.engine.loader import build_train_loader, derived_seed
@@ -57,6 +58,7 @@ class Trainer(DefaultTrainer):
 
     Attributes:
         started: names of the norms that :meth:`resume_or_load` started from data.
+        average: of the model over its steps, or None (`SOLVER.EMA`).
     """
 
     def __init__(
@@ -103,10 +105,18 @@ class Trainer(DefaultTrainer):
             max_broken=cfg.DATALOADER.MAX_BROKEN_IMAGES,
             tell=self._tell_phase,
         )
+        ema = cfg.SOLVER.EMA
+        self.average = ModelAverage(model, ema.DECAY) if ema.ENABLED else None
         self.checkpointer = Checkpointer(
-            model, cfg.OUTPUT_DIR, allow_unsafe=allow_unsafe, cfg=cfg, trainer=weakref.proxy(self)
-        )
+            model, cfg.OUTPUT_DIR, allow_unsafe=allow_unsafe, cfg=cfg,
+            kept=self.average and self.average.module, trainer=weakref.proxy(self),
+        )  # fmt: skip
         self.register_hooks(self.build_hooks())
+
+    @property
+    def kept(self) -> nn.Module:
+        """What is evaluated and saved: the average of the model where there is one."""
+        return self.average.module if self.average else self.model
 
     @classmethod
     def build_optimizer(cls, cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
@@ -123,11 +133,14 @@ class Trainer(DefaultTrainer):
         cfg.defrost()
         cfg.DATALOADER.NUM_WORKERS = 0
         built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
-        built.append(LeaveStored(self.model, cfg.MODEL.NORMDET.ANNEAL_UNTIL))
+        averages = [self.average] if self.average else []
+        models = (self.model, *(average.module for average in averages))
+        built.append(LeaveStored(*models, until=cfg.MODEL.NORMDET.ANNEAL_UNTIL))
+        built += averages
         if cfg.TEST.PRECISE_BN.ENABLED:
             built.append(
                 PreciseStatistics(
-                    cfg.TEST.EVAL_PERIOD, self.model, self.build_train_loader(cfg),
+                    cfg.TEST.EVAL_PERIOD, self.kept, self.build_train_loader(cfg),
                     cfg.TEST.PRECISE_BN.NUM_ITER, self.seed,
                 )
             )  # fmt: skip
@@ -200,6 +213,19 @@ class Trainer(DefaultTrainer):
         if self.cfg.TEST.EXPECTED_RESULTS and comm.is_main_process():
             verify_results(self.cfg, self._results)
         return self._results
+
+    def load_state_dict(self, state_dict: dict) -> None:
+        """Load the state of a checkpoint.
+
+        Raises:
+            NormdetError: its model is an average, and this run keeps none.
+        """
+        if self.average is None and ModelAverage.__qualname__ in state_dict.get("hooks", {}):
+            raise NormdetError(
+                "the checkpoint's model is an average of the one that trains: resume it with "
+                "SOLVER.EMA.ENABLED True"
+            )
+        super().load_state_dict(state_dict)
 
     def run_step(self) -> None:
         """One step, whose draws follow from the seed and the iteration."""
@@ -295,7 +321,7 @@ class Trainer(DefaultTrainer):
         cut = self._stop.at_once if comm.get_world_size() == 1 else contextlib.nullcontext
         try:
             with cut():
-                self._results = self.test(self.cfg, self.model)
+                self._results = self.test(self.cfg, self.kept)
         except KeyboardInterrupt:
             if not self._stop.number:
                 raise

@@ -81,6 +81,8 @@ class Checkpointer(DetectionCheckpointer):
         allow_unsafe: see :func:`load_file`.
         cfg: the run's config; with it, checkpoints carry its norms and input conventions, and
             loading checks them with :func:`check_weights`.
+        kept: the model whose weights are saved, such as an average of the one that trains; by
+            default `model`.
         save_to_disk: as detectron2's: by default on the main process alone.
         checkpointables: as detectron2's.
 
@@ -96,12 +98,14 @@ class Checkpointer(DetectionCheckpointer):
         *,
         allow_unsafe: bool = False,
         cfg: CfgNode | None = None,
+        kept: nn.Module | None = None,
         save_to_disk: bool | None = None,
         **checkpointables: Any,
     ) -> None:
         super().__init__(model, save_dir, save_to_disk=save_to_disk, **checkpointables)
         self.allow_unsafe = allow_unsafe
         self.cfg = cfg
+        self._kept = self.model if kept is None else kept
         self.report = LoadReport()
         self.resumed = ""
         self._imported = Imported({})
@@ -118,7 +122,7 @@ class Checkpointer(DetectionCheckpointer):
         # What a killed save left behind; the folder belongs to this run alone.
         for leftover in Path(self.save_dir).glob(f".*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
-        data = {"model": self.model.state_dict()}
+        data = {"model": self._kept.state_dict()}
         data |= {key: obj.state_dict() for key, obj in self.checkpointables.items()}
         if self.cfg is not None:
             data["normdet"] = describe(self.cfg)

@@ -33,7 +33,7 @@ def norm_with_stored():
 @pytest.mark.parametrize(("until", "curve"), [(0.5, [0, 0.5, 1.0]), (1.0, [0, 0.25, 0.5, 0.75, 1])])
 def test_t_follows_the_iteration(until, curve):
     run, norm = Run(5), norm_with_stored()
-    hook = LeaveStored(torch.nn.Sequential(norm), until)
+    hook = LeaveStored(torch.nn.Sequential(norm), until=until)
     hook.trainer = run
     hook.before_train()
     for run.iter in range(5):
@@ -46,7 +46,7 @@ def test_t_follows_the_iteration(until, curve):
 
 def test_a_model_without_stored_moments_has_no_curve():
     run = Run(3)
-    hook = LeaveStored(torch.nn.Sequential(FilterResponseNorm2d(3)), 0.5)
+    hook = LeaveStored(torch.nn.Sequential(FilterResponseNorm2d(3)), until=0.5)
     hook.trainer = run
     hook.before_train()
     hook.before_step()
