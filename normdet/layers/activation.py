@@ -16,6 +16,8 @@ class TLU(NormLayer):
         num_features: channels `C` of an input `(N, C, *S)`.
     """
 
+    scriptable = True
+
     def __init__(self, num_features: int):
         super().__init__()
         self.num_features = num_features
@@ -39,6 +41,8 @@ class AddAct(NormLayer):
         num_features: channels `C` of both inputs `(N, C, *S)`.
         activation: `None`, `"ReLU"` or `"TLU"`.
     """
+
+    scriptable = True
 
     def __init__(self, num_features: int, activation: str | None = "ReLU", backend: str = "auto"):
         super().__init__()

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..ops import scripted
 from .batch_norm import FrozenBatchNorm2d
 from .moments import spread
 
@@ -23,6 +24,15 @@ class AffineBatchNorm2d(FrozenBatchNorm2d):
             self.register_parameter(name, nn.Parameter(value))
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
+        if torch.jit.is_scripting():
+            y = F.batch_norm(
+                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
+            )
+            return scripted.activate(y, self.tau, self.activation)
+        else:
+            return self._by_fixed_statistics(x)
+
+    def _by_fixed_statistics(self, x: torch.Tensor) -> torch.Tensor:
         self._check_input(x)
         affine = self.weight, self.bias
         if x.numel() == 0:  # the graph stays connected: other workers have gradients to share

@@ -1,6 +1,7 @@
 """What every normalization layer shares: affine, optional activation, one input check."""
 
 from collections.abc import Iterator
+from typing import NoReturn
 
 import torch
 from torch import nn
@@ -22,10 +23,12 @@ class NormLayer(nn.Module):
     Attributes:
         ranks: the input ranks it takes, or `None` for any `(N, C, *S)`.
         batch_statistics: whether an example's output depends on the rest of its batch in training.
+        scriptable: whether `torch.jit.script` can compile it.
     """
 
     ranks: tuple[int, ...] | None = None
     batch_statistics = False
+    scriptable = False
 
     def _init_activation(self, channels: int, activation: str | None) -> None:
         if activation not in ACTIVATIONS:
@@ -63,6 +66,16 @@ class NormLayer(nn.Module):
 
     def _unobserved(self) -> bool:
         return not (self.activation or self._forward_hooks or self._forward_pre_hooks)
+
+    def __prepare_scriptable__(self) -> "NormLayer":
+        """What `torch.jit.script` asks a module for, before it fails in words of its own.
+
+        Raises:
+            NormdetError: the method has no form that it can compile.
+        """
+        if not self.scriptable:
+            refuse_scripting(self, "trace it instead")
+        return self
 
     def norm_parameters(self) -> Iterator[nn.Parameter]:
         """The parameters weight decay must leave alone: gamma, beta, tau and learned epsilons."""
@@ -112,6 +125,14 @@ class NormLayer(nn.Module):
     def extra_repr(self) -> str:
         activation = f", activation={self.activation!r}" if self.activation else ""
         return f"{self.num_features}, eps={self.eps:g}{activation}"
+
+
+def refuse_scripting(module: nn.Module, way_out: str) -> NoReturn:
+    """Refuse `torch.jit.script`, naming what can be done instead."""
+    raise NormdetError(
+        f"{type(module).__name__} cannot be scripted (torch.jit.script): {way_out}, or write the "
+        "model by `normdet export`"
+    )
 
 
 def renamed(option: str, norm: str) -> str:

@@ -12,6 +12,8 @@ from .batch_statistics import BatchStatistics
 class _BatchNorm(BatchStatistics):
     """torch's BatchNorm with a fused activation: tools that look for torch's class find it."""
 
+    scriptable = True
+
     def __init__(
         self,
         num_features: int,
@@ -82,6 +84,7 @@ class FrozenBatchNorm2d(NormLayer):
     """
 
     _version = 3
+    scriptable = True
 
     def __init__(
         self,

@@ -29,6 +29,7 @@ class FilterResponseNorm(PerExampleNorm):
     """
 
     family = "FRN"
+    scriptable = True
 
     def __init__(
         self,

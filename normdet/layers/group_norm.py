@@ -42,6 +42,7 @@ class GroupNorm(PerExampleNorm):
     """
 
     family = "GN"
+    scriptable = True
 
     def __init__(
         self,

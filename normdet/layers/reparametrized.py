@@ -7,6 +7,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..errors import NormdetError
+from .base import refuse_scripting
 
 
 class WeightMethod(nn.Module):
@@ -50,6 +51,11 @@ class Reparametrized:
         for then in (getattr(self, "norm", None), getattr(self, "activation", None)):
             x = x if then is None else then(x)
         return x
+
+    def __prepare_scriptable__(self):
+        """Raises: NormdetError, with a way out; `torch.jit.script` would fail in its own words."""
+        way_out = "script normdet.export.deployable(model), whose weights are plain"
+        refuse_scripting(self.reweight, way_out)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
         weight = state_dict.get(f"{prefix}weight")

@@ -4,10 +4,16 @@ import detectron2.export.torchscript  # noqa: F401  (makes stages scriptable)
 import pytest
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers import ShapeSpec
+from detectron2.layers import Conv2d, ShapeSpec
 from detectron2.modeling import build_backbone
+from torch import nn
 
 from normdet.config import load_config
+from normdet.errors import NormdetError
+from normdet.export import deployable
+from normdet.options import METHODS, parse
+
+pytestmark = pytest.mark.filterwarnings("ignore::FutureWarning")
 
 NORMS = ["GN", "FRN+TLU", "BN", "FrozenBN", "GN+WS", "GN+TLU"]
 
@@ -18,7 +24,7 @@ def config(norm: str, *opts) -> CfgNode:
     return load_config("coco/mask_rcnn_R_50_FPN_1x.yaml", small, norm=norm)
 
 
-def compare(model: torch.nn.Module) -> None:
+def compare(model: nn.Module) -> None:
     scripted = torch.jit.script(model)
     x = torch.rand(2, 3, 64, 96)
     with torch.no_grad():
@@ -38,3 +44,38 @@ def test_resnet_can_be_scripted(norm):
 def test_fpn_can_be_scripted(norm):
     torch.manual_seed(0)
     compare(build_backbone(config(norm), ShapeSpec(channels=3)))
+
+
+def unit(text: str) -> nn.Module:
+    torch.manual_seed(0)
+    option = parse(text)
+    conv = option.build_weight(Conv2d(3, 8, 3))
+    conv.norm = option.build_norm(8, activate=True)
+    return nn.Sequential(conv).eval()
+
+
+TRACED = ("BRN", "BIN", "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN")
+FOLDED = ("AWS", "WN", "SpectralNorm")
+
+
+@pytest.mark.parametrize("norm", [m.name for m in METHODS.values() if m.kind == "norm"])
+def test_every_norm_is_scripted_or_says_what_to_do(norm):
+    model, x = unit(norm), torch.rand(2, 3, 6, 6)
+    if norm in TRACED:
+        with pytest.raises(NormdetError, match="cannot be scripted .*: trace it instead"):
+            torch.jit.script(model)
+        scripted = torch.jit.trace(model, x)
+    else:
+        scripted = torch.jit.script(model)
+    with torch.no_grad():
+        torch.testing.assert_close(scripted(x), model(x), rtol=1e-5, atol=1e-5)
+
+
+@pytest.mark.parametrize("method", FOLDED)
+def test_weight_methods_are_scripted_once_folded(method):
+    model, x = unit(f"GN+{method}"), torch.rand(2, 3, 6, 6)
+    with pytest.raises(NormdetError, match=r"script normdet.export.deployable\(model\)"):
+        torch.jit.script(model)
+    with torch.no_grad():
+        scripted = torch.jit.script(deployable(model))
+        torch.testing.assert_close(scripted(x), model(x), rtol=1e-5, atol=1e-5)
