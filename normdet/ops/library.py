@@ -276,6 +276,7 @@ def _shortcut(name, run, save=None, differentiate=None, again=None):
 def _watched(x: Tensor) -> bool:
     return (
         torch.compiler.is_compiling()
+        or torch._C._is_tracing()
         or type(x) not in (Tensor, torch.nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
     )

@@ -5,13 +5,17 @@ import shlex
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
+from tabulate import tabulate
+from torch import nn
 
 from normdet.arguments import add_common
 from normdet.config import load_config
 from normdet.errors import NormdetError
+from normdet.modeling.flops import flops_by_part
 from normdet.weights import (
     Checkpointer,
     Imported,
@@ -62,6 +66,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         checkpointer = Checkpointer(model, cfg=cfg, allow_unsafe=args.allow_unsafe_weights)
         checkpointer.load(args.weights)
         print(f"\n{checkpointer.report}")  # its warnings are logged on loading
+        if args.flops:
+            print(f"\n{_flops(cfg, model)}")
     return 1 if bad else 0
 
 
@@ -105,6 +111,26 @@ def describe_file(
     return text
 
 
+def _flops(cfg: CfgNode, model: nn.Module) -> str:
+    """A table of the parts' multiply-adds for one image of noise of the size tests have."""
+    side = cfg.INPUT.MIN_SIZE_TEST or 512
+    size = side, min(side * 4 // 3, max(cfg.INPUT.MAX_SIZE_TEST, side))
+    generator = torch.Generator().manual_seed(0)
+    shape = (len(cfg.MODEL.PIXEL_MEAN), *size)
+    image = torch.randint(0, 256, shape, generator=generator).float()
+    rows = flops_by_part(model.eval(), [{"image": image}])
+    total = sum(row.flops.total() for row in rows)
+    names = dict.fromkeys(operator for row in rows for operator in row.flops)
+    lines = [
+        [row.part, *(row.flops[name] / 1e9 for name in names), row.flops.total() / total]
+        for row in rows
+    ]
+    lines.append(["all", *(sum(row.flops[n] for row in rows) / 1e9 for n in names), 1.0])
+    formats = (None, *[".3f"] * len(names), ".1%")
+    table = tabulate(lines, ["part", *names, "share"], floatfmt=formats)
+    return f"multiply-adds for {size[0]} x {size[1]} pixels of noise, 1e9:\n{table}"
+
+
 def differing(cfg: CfgNode, keys: Mapping[str, Any]) -> dict[str, Any]:
     """The keys whose values in `cfg` differ."""
     return {key: value for key, value in keys.items() if _plain(find(cfg, key)) != _plain(value)}
@@ -142,9 +168,14 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add_common(parser, "--config-file", help="build its model, load the file, and report")
     add_common(parser, "--norm", help="as --norm of `normdet train`")
     add_common(parser, "--norm-parts")
+    parser.add_argument(
+        "--flops", action="store_true", help="count what an image takes, part by part"
+    )
     add_common(parser, "--allow-unsafe-weights")
     add_common(parser, "opts")
     args = parser.parse_intermixed_args(argv)
+    if args.config_file is None and args.flops:
+        raise NormdetError("--flops counts those of a config's model: give --config-file too")
     if args.config_file is None and (args.opts or args.norm):
         raise NormdetError("--norm and KEY VALUE pairs change a config: give --config-file too")
     return args
