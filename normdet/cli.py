@@ -110,6 +110,7 @@ _DELEGATED = {
     "inspect": "say what a weights file is, and which config keys it needs",
     "compare": "train norms against each other on your data, and report with intervals",
     "bench": "measure the layers and their fast forms",
+    "tool": "run a script made for detectron2, such as its tools/, on configs with our keys",
 }
 _MODULES = {
     "demo": "normdet.lab.demo",
@@ -121,6 +122,7 @@ _MODULES = {
     "inspect": "normdet.weights.command",
     "compare": "normdet.lab.compare",
     "bench": "normdet.lab.bench",
+    "tool": "normdet.tool",
 }
 
 

@@ -41,7 +41,7 @@ def register_datasets(cfg: CfgNode) -> None:
     """
     for key in ("TRAIN", "TEST"):
         for text in cfg.DATASETS[key]:
-            if text.partition(":")[0] in _READERS:
+            if is_described(text):
                 where = f"DATASETS.{key} {text!r}"
                 dataset = _checked(text, cfg, where)
                 _check(cfg, where, dataset, train=key == "TRAIN")
@@ -55,6 +55,11 @@ def register_datasets(cfg: CfgNode) -> None:
                 )
 
 
+def is_described(text: str) -> bool:
+    """Whether a dataset's name says in our words where its data is, such as `coco:FILE:FOLDER`."""
+    return text.partition(":")[0] in _READERS
+
+
 def image_files(text: str, root: str | Path = "") -> list[Path]:
     """The images of a dataset, whatever their annotations are for.
 
@@ -65,7 +70,7 @@ def image_files(text: str, root: str | Path = "") -> list[Path]:
     Raises:
         NormdetError: as :func:`register_datasets`, but for what concerns the model.
     """
-    if text.partition(":")[0] in _READERS:
+    if is_described(text):
         records = _read(text, Path(root)).records
     elif text in DatasetCatalog.list():
         _check_files(text)
