@@ -1,6 +1,6 @@
 """The parts of a detectron2 detector for :func:`normdet.normalize`: their names, and bare ones."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from functools import partial
 from typing import Any
 
@@ -15,7 +15,7 @@ from detectron2.modeling.roi_heads import (
 from torch import nn
 
 from ..keys import USUAL_PARTS
-from ..options import NormOption
+from ..options import METHODS, NormOption
 from ..parts import NORMED, belongs
 from ..surgery import Bare, knows_bare_parts
 from .box_head import normalize_box_head
@@ -24,6 +24,7 @@ from .keypoint_head import normalize_keypoint_head
 from .mask_head import normalize_mask_head
 from .retinanet import normalize_retinanet_head
 from .rpn_head import normalize_rpn_head
+from .start import start_from_data
 
 _NONE = NormOption()
 
@@ -41,14 +42,19 @@ def bare_parts(model: nn.Module, option: NormOption, parts: list[str] | None) ->
         parts = list(NORMED)
     wanted = USUAL_PARTS if parts is None else [part for part in parts if part in NORMED]
     # A head has no statistics to freeze.
-    found = {} if option.norm == "FrozenBN" else _bare(model, option)
+    fixed = METHODS[option.norm].needs_statistics
+    found = {} if fixed else _bare(model, option)
     dress = {name: act for part in wanted for name, act in found.get(part, {}).items()}
     if parts is None:
-        return Bare(None, dress)
+        return Bare(None, dress, _start)
     modules = [part for part in parts if part not in NORMED]
     names = [name for name, _ in model.named_modules()]
     modules += [name for name in names if any(belongs(name, NORMED[part]) for part in wanted)]
-    return Bare(modules, dress)
+    return Bare(modules, dress, _start)
+
+
+def _start(model: nn.Module, batches: Iterable[Any], names: list[str]) -> list[str]:
+    return start_from_data(model, batches, prefixes=names)
 
 
 def _is_detector(model: nn.Module) -> bool:

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..errors import NormdetError
-from ..options import NormOption, parse
+from ..options import METHODS, NormOption, parse
 from . import known
 from .recorded import record
 from .replace import (
@@ -55,10 +55,14 @@ class Left:
 
 @dataclass
 class NormReport:
-    """What :func:`normalize` changed and what it left; `str` gives both as tables."""
+    """What :func:`normalize` changed, what it left and what it started from data.
+
+    `str` gives the first two as tables.
+    """
 
     changed: list[Change] = field(default_factory=list)
     left: list[Left] = field(default_factory=list)
+    started: list[str] = field(default_factory=list)
 
     def __str__(self) -> str:
         parts = [
@@ -81,10 +85,13 @@ class Bare:
     Attributes:
         modules: the parts asked for, as names of modules; None for all.
         dress: what gives a part without norms its norms, by the part's name.
+        start: called with the network, batches and names of norms: sets the affine of norms that
+            are put where there were none, and returns the names of those that it started.
     """
 
     modules: list[str] | None
     dress: dict[str, Callable[[], Any]]
+    start: Callable[[nn.Module, Iterable[Any], list[str]], list[str]]
 
 
 # Asked for every network: `(model, option, parts)` to a Bare, or None for a network it knows not.
@@ -102,7 +109,7 @@ def normalize(
     norm: str | NormOption,
     *,
     parts: Iterable[str] | None = None,
-    start: str = "keep",
+    start: str | Iterable[Any] = "keep",
     inputs: Sequence[Any] | None = None,
     params: Mapping[str, Mapping[str, Any]] | None = None,
     strict: bool = True,
@@ -123,7 +130,9 @@ def normalize(
             them; the whole network by default. In a detector of detectron2 also the names that
             `--norm-parts` takes.
         start: `"keep"` takes over the affine, and between norms of batch statistics these too;
-            `"fresh"` starts every norm at gamma 1 and beta 0.
+            `"fresh"` starts every norm at gamma 1 and beta 0. Batches, as a detector takes them in
+            training, keep too, and start the norms that are put where there were none so that they
+            change its function least (:func:`normdet.start_from_data`).
         inputs: arguments of a forward that is run, once and in inference, to see what follows a
             norm where the code does not tell.
         params: the methods' parameters, as `{"GN": {"NUM_GROUPS": 16}}`.
@@ -139,8 +148,9 @@ def normalize(
     """
     option = norm if isinstance(norm, NormOption) else parse(norm, params)
     check_option(option)
-    if start not in STARTS:
-        raise NormdetError(f"start {start!r} is not one of {', '.join(map(repr, STARTS))}")
+    if isinstance(start, str) and start not in STARTS:
+        names = ", ".join(map(repr, STARTS))
+        raise NormdetError(f"start {start!r} is not one of {names}, nor batches of images")
     parts = [parts] if isinstance(parts, str) else parts if parts is None else list(parts)
     bare = next((b for b in (find(model, option, parts) for find in _BARE) if b is not None), None)
     if bare is not None:
@@ -159,10 +169,20 @@ def normalize(
             f"{option} cannot replace {len(hard)} of {len(hard) + len(plan.sites)} norms for sure: "
             f"{listed}{more}. Name the parts= to normalize, or leave these with strict=False"
         )
-    report = plan.apply(fresh=start == "fresh")
+    from_data = not isinstance(start, str)
+    if from_data and not (bare and bare.dress):
+        raise NormdetError(
+            "start: batches start norms that are put where there were none, and here each takes "
+            "the place of another: use start='keep', or `normdet convert`"
+        )
+    report = plan.apply(fresh=not from_data and start == "fresh")
+    before = {name for name, module in model.named_modules() if known.is_norm(module)}
     for name, dress in bare.dress.items() if bare else ():
         dress()
         report.changed.append(Change(name, "none", str(option), False))
+    if from_data:
+        names = [name for name, module in model.named_modules() if known.is_norm(module)]
+        report.started = bare.start(model, start, [name for name in names if name not in before])
     model.norm_report = report
     logger.info("normalize %s: %d norms changed, %d left", option, len(plan.sites), len(plan.left))
     return model
@@ -193,6 +213,11 @@ def _nothing(option: NormOption, left: list[Left], parts: Iterable[str] | None) 
     return f"{where} has no norm that {option} can replace: {'; '.join(reasons)}"
 
 
+def _has_statistics(norm: nn.Module) -> bool:
+    first = norm[0] if known.is_per_level(norm) else norm
+    return getattr(first, "running_mean", None) is not None
+
+
 class _Plan:
     """What can be replaced and what cannot, found before anything is changed."""
 
@@ -221,8 +246,8 @@ class _Plan:
     def _refusal(self, site: Site) -> str:
         """Why a site cannot be replaced; `""` if it can."""
         option = self.option
-        if option.norm == "FrozenBN" and not hasattr(site.norm, "running_mean"):
-            return "it has no statistics to freeze"
+        if METHODS[option.norm].needs_statistics and not _has_statistics(site.norm):
+            return f"it has no statistics, and {option.norm} fixes those it finds"
         if known.dims_of(site.norm, site.conv) is None:
             return "nothing tells how many spatial dimensions its input has"
         if option.weight:

@@ -80,6 +80,28 @@ def panoptic_deeplab_heads() -> nn.Module:
     )  # fmt: skip
 
 
+def panoptic_deeplab() -> nn.Module:
+    """The whole network, its ResNet-50 dilated."""
+    pytest.importorskip("detectron2.projects.deeplab")
+    without("panopticapi", "panopticapi.utils", "cv2")
+    from detectron2.projects.panoptic_deeplab import add_panoptic_deeplab_config
+
+    cfg = get_cfg()
+    add_panoptic_deeplab_config(cfg)
+    head = {"IN_FEATURES": ["res2", "res3", "res5"], "PROJECT_FEATURES": ["res2", "res3"],
+            "PROJECT_CHANNELS": [8, 8], "ASPP_CHANNELS": 16, "ASPP_DILATIONS": [2, 3, 4],
+            "HEAD_CHANNELS": 16, "CONVS_DIM": 16, "COMMON_STRIDE": 4, "NORM": "BN"}  # fmt: skip
+    small = ["MODEL.DEVICE", "cpu", "MODEL.META_ARCHITECTURE", "PanopticDeepLab", *R50]
+    small += ["DATASETS.TRAIN", ("panoptic_deeplab_of_no_data",)]
+    small += ["MODEL.RESNETS.OUT_FEATURES", head["IN_FEATURES"], "MODEL.RESNETS.RES5_DILATION", 2]
+    small += ["MODEL.SEM_SEG_HEAD.NAME", "PanopticDeepLabSemSegHead"]
+    small += ["MODEL.INS_EMBED_HEAD.NAME", "PanopticDeepLabInsEmbedHead"]
+    for part in ("SEM_SEG_HEAD", "INS_EMBED_HEAD"):
+        small += [word for key, value in head.items() for word in (f"MODEL.{part}.{key}", value)]
+    cfg.merge_from_list(small)
+    return build_model(cfg)
+
+
 def point_rend() -> nn.Module:
     """Mask R-CNN whose mask head is PointRend's."""
     without("cv2")
@@ -110,6 +132,9 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         DETECTION.maskrcnn_resnet50_fpn, **BARE, trainable_backbone_layers=5
     ),
     "torchvision Mask R-CNN v2": partial(DETECTION.maskrcnn_resnet50_fpn_v2, **BARE),
+    "torchvision RetinaNet": partial(
+        DETECTION.retinanet_resnet50_fpn, **BARE, trainable_backbone_layers=5
+    ),
     "torchvision RetinaNet v2": partial(DETECTION.retinanet_resnet50_fpn_v2, **BARE),
     "timm ResNet": partial(timm.create_model, "resnet50"),
     "timm SE-ResNet": partial(timm.create_model, "seresnet50"),
@@ -132,6 +157,7 @@ NETWORKS: dict[str, Callable[[], nn.Module]] = {
         from_yaml, "Misc/semantic_R_50_FPN_1x.yaml", *R50, "MODEL.SEM_SEG_HEAD.NORM", "BN"
     ),
     "detectron2 PointRend": point_rend,
+    "detectron2 Panoptic-DeepLab": panoptic_deeplab,
     "detectron2 Panoptic-DeepLab head": panoptic_deeplab_heads,
     "detectron2 ViTDet pyramid": vitdet_pyramid,
 }  # fmt: skip
@@ -162,6 +188,8 @@ def features(model: nn.Module) -> list[torch.Tensor]:
     out = [y] if isinstance(y, torch.Tensor) else list(y.values())
     if hasattr(model, "sem_seg_head"):
         out.append(model.sem_seg_head.layers(y))
+    if hasattr(model, "ins_embed_head"):
+        out += model.ins_embed_head.layers(y)
     if hasattr(model, "head_in_features"):
         out += [t for maps in model.head([y[f] for f in model.head_in_features]) for t in maps]
     elif hasattr(model, "head"):

@@ -204,7 +204,12 @@ def test_strict_off_leaves_and_reports():
     [
         (lambda: nn.Sequential(nn.Conv2d(3, 8, 3)), "GN", "no norm that GN could replace"),
         (lambda: nn.Sequential(nn.LayerNorm(8)), "GN", "last dimension"),
-        (lambda: nn.Sequential(nn.GroupNorm(2, 8)), "FrozenBN", "no statistics to freeze"),
+        (lambda: nn.Sequential(nn.GroupNorm(2, 8)), "FrozenBN", "no statistics, and FrozenBN"),
+        (lambda: nn.Sequential(nn.GroupNorm(2, 8)), "AffineBN", "no statistics, and AffineBN"),
+        (
+            lambda: nn.Sequential(nn.BatchNorm2d(8, track_running_stats=False)), "AffineBN",
+            "no statistics, and AffineBN",
+        ),
         (lambda: nn.Sequential(nn.BatchNorm2d(8)), "GN+WS", "no convolution"),
         (torchvision.models.resnet18, "Fixup", "start of residual blocks"),
         (torchvision.models.resnet18, "", "needs a norm"),
@@ -319,3 +324,82 @@ build_partial = partial(torchvision.models.resnet18, norm_layer=nn.InstanceNorm2
 
 def test_a_norm_without_an_affine():
     networks.loss(normalize(build_partial(), "FRN+TLU")).backward()
+
+
+@pytest.mark.slow
+def test_norms_where_there_were_none_start_from_data():
+    torch.manual_seed(0)
+    plain = networks.from_yaml("COCO-Detection/retinanet_R_50_FPN_1x.yaml")
+    inputs = [[{"image": torch.rand(3, 64, 64) * 255}]]
+
+    def forward(model, batch=inputs[0]):
+        with torch.no_grad():
+            images = model.preprocess_image(batch)
+            return list(model.backbone.eval()(images.tensor).values())
+
+    started = normalize(copy.deepcopy(plain), "GN", parts=["fpn"], start=_with_boxes(inputs))
+    kept = normalize(copy.deepcopy(plain), "GN", parts=["fpn"])
+    names = started.norm_report.started
+    assert len(names) == 6 and all(name.startswith("backbone.fpn_") for name in names)
+    assert not isinstance(started.backbone.bottom_up.stem.conv1.norm, NormLayer)
+    want = forward(plain)
+    off = [
+        sum(float((a - b).square().mean()) for a, b in zip(forward(m), want, strict=True))
+        for m in (started, kept)
+    ]
+    assert off[0] < off[1] / 4, off
+
+
+def _with_boxes(batches):
+    from detectron2.structures import Boxes, Instances
+
+    for batch in batches:
+        for example in batch:
+            boxes = Boxes(torch.tensor([[8.0, 8, 40, 40]]))
+            found = Instances((64, 64), gt_boxes=boxes, gt_classes=torch.tensor([0]))
+            example["instances"] = found
+        yield batch
+
+
+def test_batches_have_nothing_to_start_where_norms_stood_before():
+    with pytest.raises(NormdetError, match="here each takes the place of another"):
+        normalize(torchvision.models.resnet18(), "GN", start=[torch.rand(1, 3, 32, 32)])
+    with pytest.raises(NormdetError, match="nor batches"):
+        normalize(torchvision.models.resnet18(), "GN", start="new")
+
+
+class Branches(nn.Module):
+    """A convolution over lists of maps, one a dilation, as TridentNet's blocks have it."""
+
+    def __init__(self, channels: int):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(channels, channels, 3, 3) / 9)
+        self.norm, self.activation = nn.BatchNorm2d(channels), None
+
+    def forward(self, maps):
+        dilations = (1, 2, 3) if self.training else (2,)
+        maps = [F.conv2d(x, self.weight, padding=d, dilation=d) for x, d in
+                zip(maps, dilations, strict=True)]  # fmt: skip
+        return [self.norm(x) for x in maps]
+
+
+class Trident(nn.Module):
+    def __init__(self):
+        super().__init__()
+        self.first = nn.Sequential(nn.Conv2d(3, 8, 1), nn.BatchNorm2d(8))
+        self.second = Branches(8)
+
+    def forward(self, x):
+        maps = [F.relu(self.first(x))] * (3 if self.training else 1)
+        return torch.cat([F.relu_(x) for x in self.second(maps)])
+
+
+def test_blocks_like_tridentnets_take_norms_and_keep_their_relu():
+    model = normalize(Trident(), "GN")
+    assert {c.name for c in model.norm_report.changed} == {"first.1", "second.norm"}
+    model(torch.rand(1, 3, 8, 8)).sum().backward()
+    assert model.second.norm.weight.grad is not None
+    assert len(model.eval()(torch.rand(1, 3, 8, 8))) == 1
+    for option, says in (("FRN+TLU", "nothing tells"), ("GN+WS", "no convolution whose")):
+        with pytest.raises(NormdetError, match=says):
+            normalize(Trident(), option)
