@@ -6,10 +6,13 @@ import pytest
 import torch
 from detectron2.config import CfgNode
 from detectron2.modeling import build_model
+from detectron2.structures import Keypoints
 from detectron2.utils.events import EventStorage
 
 from normdet.config import config_folder, config_names, load_config
 from normdet.keys import norm_option
+from normdet.layers import NormLayer
+from normdet.parts import owner
 from normdet.solver import build_optimizer
 
 # Files that only other files name as a base: each is tried on top of the model it belongs to.
@@ -35,7 +38,22 @@ def load(name: str, tmp_path: Path) -> CfgNode:
 
 @pytest.fixture(scope="module")
 def two_images(request) -> list[dict]:
-    """Two real images with masks where there are some, drawn ones elsewhere."""
+    """Two images that any detector can train on: with masks, keypoints and a class each pixel."""
+    examples = _with_masks(request)
+    generator = torch.Generator().manual_seed(0)
+    for example in examples:
+        boxes = example["instances"].gt_boxes.tensor
+        places = torch.rand(len(boxes), 17, 2, generator=generator)
+        points = boxes[:, None, :2] + places * (boxes[:, None, 2:] - boxes[:, None, :2])
+        seen = torch.full((len(boxes), 17, 1), 2.0)
+        example["instances"].gt_keypoints = Keypoints(torch.cat([points, seen], 2))
+        size = example["image"].shape[1:]
+        example["sem_seg"] = torch.randint(0, 54, size, generator=generator)
+    return examples
+
+
+def _with_masks(request) -> list[dict]:
+    """Two real images where there are some, drawn ones elsewhere."""
     try:
         folder = request.getfixturevalue("real_data")
     except pytest.skip.Exception:
@@ -61,6 +79,8 @@ def test_loads_builds_and_trains_a_step(name, two_images, tmp_path):
     cfg = load(name, tmp_path)
     torch.manual_seed(0)
     model = build_model(cfg).train()
+    norms = [name for name, module in model.named_modules() if isinstance(module, NormLayer)]
+    assert not [name for name in norms if not owner(name).key], "norms of parts that no key sets"
     optimizer = build_optimizer(cfg, model)
     channels = len(cfg.MODEL.PIXEL_MEAN)
     examples = [{**example, "image": example["image"][:channels]} for example in two_images]
@@ -96,7 +116,10 @@ def test_the_anchors_of_retinanet_are_detectron2s():
         assert row == pytest.approx(want, rel=1e-8)
 
 
-@pytest.mark.parametrize("name", [n for n in config_names() if n.startswith("coco/")])
+PUBLISHED = ("coco/", "Misc/", "COCO-")
+
+
+@pytest.mark.parametrize("name", [n for n in config_names() if n.startswith(PUBLISHED)])
 def test_every_coco_config_names_the_published_row_it_repeats(name):
     if str(Path(name).parent) in FRAGMENTS or name.startswith("coco/Base"):
         pytest.skip("a base, not a contrast")

@@ -1,6 +1,10 @@
-"""COCO AP through pycocotools, of any dataset: its records are the truth, not its file."""
+"""COCO AP through pycocotools, of any dataset: its records are the truth, not its file.
+
+Semantic and panoptic datasets are measured by detectron2's evaluators.
+"""
 
 import contextlib
+import importlib.util
 import json
 import logging
 from collections.abc import Iterable, Mapping, Sequence
@@ -13,12 +17,20 @@ from detectron2.config import CfgNode
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.catalog import Metadata
 from detectron2.data.datasets import load_coco_json
-from detectron2.evaluation import COCOEvaluator
+from detectron2.evaluation import (
+    COCOEvaluator,
+    COCOPanopticEvaluator,
+    DatasetEvaluator,
+    DatasetEvaluators,
+    SemSegEvaluator,
+)
 from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from normdet.errors import NormdetError
 from normdet.evaluation.truth import truth_of
+
+logger = logging.getLogger(__name__)
 
 # How many detections count in an image that is evaluated in tiles.
 MOST_IN_TILES = 100_000
@@ -158,11 +170,12 @@ class Evaluator(COCOEvaluator):
 
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
-) -> COCOEvaluator:
-    """detectron2's COCOEvaluator of boxes, and of masks and keypoints where the model has them.
+) -> DatasetEvaluator:
+    """What a dataset is measured by: COCO AP, for semantic ones IoU, for panoptic ones both and PQ.
 
-    The tasks are named from `cfg`: left to the predictions, a model that finds nothing would have
-    no mask AP at all in place of none found.
+    AP is of boxes, and of masks and keypoints where the model has them. These tasks are named from
+    `cfg`: left to the predictions, a model that finds nothing would have no mask AP at all in place
+    of none found. PQ needs the package panopticapi; without it the rest is measured.
 
     Args:
         cfg: says what the model predicts.
@@ -170,15 +183,31 @@ def build_evaluator(
         output_dir: where predictions go; `OUTPUT_DIR/inference` by default.
 
     Raises:
-        NormdetError: for a dataset that is not evaluated with COCO AP.
+        NormdetError: for a dataset that is measured in another way.
     """
     output_dir = Path(cfg.OUTPUT_DIR, "inference") if output_dir is None else Path(output_dir)
     metadata = MetadataCatalog.get(dataset_name)
     kind = metadata.get("evaluator_type", "coco")
-    if kind not in ("coco", "coco_panoptic_seg"):
+    if kind not in ("coco", "sem_seg", "coco_panoptic_seg"):
         raise NormdetError(
-            f"dataset {dataset_name!r} is evaluated as {kind!r}; normdet measures COCO AP only"
+            f"dataset {dataset_name!r} is evaluated as {kind!r}; normdet measures AP, IoU and PQ, "
+            "of kinds 'coco', 'sem_seg' and 'coco_panoptic_seg'"
         )
+    parts: list[DatasetEvaluator] = []
+    if kind != "coco":
+        parts.append(SemSegEvaluator(dataset_name, output_dir=str(output_dir)))
+    if kind != "sem_seg":
+        parts.append(_of_instances(cfg, dataset_name, output_dir))
+    if kind == "coco_panoptic_seg":
+        if importlib.util.find_spec("panopticapi"):
+            parts.append(COCOPanopticEvaluator(dataset_name, str(output_dir)))
+        else:
+            logger.warning("PQ is not measured: the package panopticapi is not installed")
+    return parts[0] if len(parts) == 1 else DatasetEvaluators(parts)
+
+
+def _of_instances(cfg: CfgNode, dataset_name: str, output_dir: Path) -> "Evaluator":
+    metadata = MetadataCatalog.get(dataset_name)
     records = _records(dataset_name)
     classes = metadata.get("thing_classes", [])
     ids = metadata.get("thing_dataset_id_to_contiguous_id") or range(len(classes))
