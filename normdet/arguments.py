@@ -22,6 +22,11 @@ _COMMON = {
     "--allow-unsafe-weights": {
         "action": "store_true", "help": "load weight files that can run code; for files you trust"
     },
+    "--anonymize": {
+        "action": argparse.BooleanOptionalAction,
+        "help": "numbers in place of the names of files and folders in all that is written and "
+        "printed; a file beside the results has the key",
+    },
     "opts": {"nargs": "*", "metavar": "KEY VALUE", "help": "config keys and their values"},
 }  # fmt: skip
 
@@ -63,6 +68,7 @@ def train_arguments(
     add("--ema", action="store_true", help="evaluate and save an average over the steps (EMA)")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
     add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    add_common(parser, "--anonymize", default=False)
     add("--dry-run", action="store_true", help="print what would run, and stop")
     add_common(parser, "--allow-unsafe-weights")
     add_common(parser, "opts")

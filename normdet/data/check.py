@@ -29,7 +29,7 @@ def check_images(records: Sequence[Mapping[str, Any]], choice: Choice = DEFAULT)
     file in the user's cache has sizes by path, length and time of change (no name is kept).
 
     Args:
-        records: with `file_name`, `height` and `width`.
+        records: with `file_name`, and with `height` and `width` where these are known.
         choice: of channels and planes.
     """
     seen = _Seen(records, choice)
@@ -49,7 +49,8 @@ def _fault(record: Mapping[str, Any], choice: Choice, seen: "_Seen") -> str | No
                 read_pages(path, max_pixels=ANY_SIZE, choice=choice)
             check_single(path, header.count)
             seen.put(path, header)
-        if (header.height, header.width) != (record["height"], record["width"]):
+        stated = record.get("height"), record.get("width")
+        if None not in stated and stated != (header.height, header.width):
             raise NormdetError(
                 f"{path} has {header.width}x{header.height} pixels as it is loaded, its "
                 f"annotations are for {record['width']}x{record['height']}"

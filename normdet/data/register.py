@@ -33,7 +33,7 @@ def register_datasets(cfg: CfgNode) -> None:
     `DATASETS.ROOT`, or `voc:FOLDER/IMAGESET`), `quickstart:train` and `quickstart:test`, or a part
     of one of them by image: `split:val:0.2:TEXT` and the rest, `split:train:0.2:TEXT`. Relative
     paths start at `DATASETS.ROOT`. Names that detectron2 knows stay its own; for those only the
-    presence of their files is checked. Costs one reading of every annotation file.
+    files and the headers of their images are checked. Costs one reading of every annotation file.
 
     Raises:
         NormdetError: for a name that is neither, data that is not what it should be, and data
@@ -47,7 +47,7 @@ def register_datasets(cfg: CfgNode) -> None:
                 _check(cfg, where, dataset, train=key == "TRAIN")
                 _register(text, dataset)
             elif text in DatasetCatalog.list():
-                _check_files(text)
+                _check_registered(text, cfg, f"DATASETS.{key} {text!r}")
             else:
                 raise NormdetError(
                     f"DATASETS.{key} names {text!r}, which is neither a dataset registered with "
@@ -95,21 +95,58 @@ def _checked(text: str, cfg: CfgNode, where: str) -> Dataset:
     headers = None
     if comm.is_main_process():
         headers = check_images(dataset.records, choice_of(cfg)) if not faults else []
-    faults += comm.all_gather(headers)[0]
-    if faults:
-        shown = faults[:_SHOWN_FAULTS]
-        more = len(faults) - len(shown)
-        lines = "".join(f"\n  {sentence}" for sentence in shown)
-        raise NormdetError(
-            f"{where} cannot be trained on or measured as it is, {len(faults)} faults:{lines}"
-            + (f"\n  and {more} more" if more else "")
-        )
+    _refuse(faults + comm.all_gather(headers)[0], where)
     for note in dataset.notes:
         logger.warning("%s", note)
     if dataset.dropped:
         total = sum(len(record["annotations"]) for record in dataset.records)
         warn_dropped(dataset.dropped, total + len(dataset.dropped), Path(text))
     return dataset
+
+
+def _refuse(faults: list[str], where: str) -> None:
+    if not faults:
+        return
+    shown = faults[:_SHOWN_FAULTS]
+    more = len(faults) - len(shown)
+    lines = "".join(f"\n  {sentence}" for sentence in shown)
+    raise NormdetError(
+        f"{where} cannot be trained on or measured as it is, {len(faults)} faults:{lines}"
+        + (f"\n  and {more} more" if more else "")
+    )
+
+
+def _check_registered(name: str, cfg: CfgNode, where: str) -> None:
+    """Look at a dataset that detectron2 or the user registered as at one of ours."""
+    _check_files(name)
+    headers = None
+    if comm.is_main_process():
+        # What is fetched from elsewhere is looked at when it comes.
+        local = [
+            record
+            for record in DatasetCatalog.get(name)
+            if record.get("file_name") and "://" not in str(record["file_name"])
+        ]
+        headers = check_images(local, choice_of(cfg))
+    _refuse(comm.all_gather(headers)[0], where)
+
+
+def dataset_places(cfg: CfgNode) -> list[Path]:
+    """The annotation files and folders of images that `cfg` names, whether or not they exist."""
+    root, places = Path(cfg.DATASETS.ROOT), []
+    for text in (*cfg.DATASETS.TRAIN, *cfg.DATASETS.TEST):
+        while text.startswith("split:"):
+            text = text.split(":", 3)[-1]
+        scheme, _, rest = text.partition(":")
+        if scheme == "coco":
+            places += [root / part for part in rest.split(":", 1)]
+        elif scheme == "voc":
+            places.append((root / rest).parent)
+        elif text in MetadataCatalog.list():
+            metadata = MetadataCatalog.get(text)
+            known = (metadata.get(key) for key in ("json_file", "image_root"))
+            places += [Path(path) for path in known if path and "://" not in path]
+    return list(dict.fromkeys(places))
 
 
 @dataclass(frozen=True)

@@ -28,6 +28,8 @@ from normdet.errors import NormdetError
 GRACE_SECONDS = 20.0
 # An operation of all workers may wait for an evaluation; who hangs is found by `engine.watch`.
 _WAIT = timedelta(days=1)
+# How long the workers of a start may come one after the other.
+_MEETING = timedelta(minutes=10)
 
 
 class Interrupted(KeyboardInterrupt):
@@ -138,12 +140,21 @@ def _join_group(
     global _meeting_place
     _meeting_place = _host_and_port(url)
     backend = "nccl" if device == "cuda" else "gloo"
-    dist.init_process_group(
-        backend, init_method=url, world_size=world, rank=rank, timeout=_WAIT
-    )
+    of_agent = os.environ.get("TORCHELASTIC_USE_AGENT_STORE") == "True"
+    named = {"store": _store_of_attempt()} if of_agent else {"init_method": url}
+    dist.init_process_group(backend, **named, world_size=world, rank=rank, timeout=_WAIT)
     comm.create_local_process_group(local_size)
     # Without a first barrier a slow starter can run into the timeout of a later collective.
     comm.synchronize()
+
+
+def _store_of_attempt() -> dist.Store:
+    """torchrun's store, under names of this start: it still has those of a start that failed.
+
+    A worker would call the others where they were before.
+    """
+    store = dist.TCPStore(*_host_and_port("env://"), is_master=False, timeout=_MEETING)
+    return dist.PrefixStore(f"normdet/start_{restarts()}", store)
 
 
 # Where this process's place in the job's store is found by `engine.watch`, and how another thread

@@ -20,6 +20,7 @@ from rich.console import Console
 from normdet.config import load_config
 from normdet.data import register_datasets
 from normdet.data.input_record import write_record
+from normdet.data.register import dataset_places
 from normdet.engine.launch import elastic_job, launch, meeting_place, restarts
 from normdet.engine.log import setup_logging
 from normdet.engine.summary import (
@@ -34,6 +35,7 @@ from normdet.engine.summary import (
 from normdet.engine.trainer import Trainer
 from normdet.engine.watch import Watch, connect
 from normdet.errors import NormdetError
+from normdet.files.anonymous import Numbers, hiding, key_beside
 from normdet.files.atomic import atomic_file
 from normdet.weights.checkpointer import Checkpointer
 
@@ -85,6 +87,17 @@ def use_device_at_hand(cfg: CfgNode) -> None:
 
 def _run(cfg: CfgNode, args: argparse.Namespace) -> dict:
     """What every process of a job does."""
+    numbers = None
+    if args.anonymize:
+        # Every worker makes the same key.
+        out, root = Path(cfg.OUTPUT_DIR), cfg.DATASETS.ROOT
+        alone = [Path(root)] if root else []
+        numbers = Numbers(dataset_places(cfg), key_beside(out), own=[out], alone=alone)
+    with hiding(numbers):
+        return _run_openly(cfg, args)
+
+
+def _run_openly(cfg: CfgNode, args: argparse.Namespace) -> dict:
     folder = Path(cfg.OUTPUT_DIR)
     cfg = cfg.clone()
     cfg.defrost()

@@ -3,9 +3,11 @@
 import json
 import shutil
 
+import numpy as np
 import pytest
 from detectron2.config import get_cfg
 from detectron2.data import DatasetCatalog, MetadataCatalog, build_detection_train_loader
+from PIL import Image
 
 import normdet
 from normdet.data import build_mapper, image_files, register_datasets
@@ -178,3 +180,21 @@ def test_the_images_of_a_dataset_are_had_whatever_the_model_takes(tmp_path, monk
         image_files("nowhere")
     with pytest.raises(NormdetError, match="does not exist"):
         image_files("coco_2017_val_100")
+
+
+def test_what_others_registered_is_looked_at_too(cfg, tmp_path):
+    """A user's own catalogue entry: sizes where it states them, and what is fetched is left."""
+    Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "good.png")
+    (tmp_path / "bad.png").write_bytes(b"broken")
+    record = {"file_name": str(tmp_path / "good.png"), "height": 20, "width": 30, "annotations": []}
+    records = [record, {"file_name": "s3://bucket/there.png", "annotations": []}]
+    DatasetCatalog.register("somebody's", lambda: records)
+    cfg.DATASETS.TRAIN = ("somebody's",)
+    register_datasets(cfg)
+    records.append({"file_name": str(tmp_path / "bad.png")})
+    records.append({**record, "height": 21})
+    with pytest.raises(NormdetError) as refused:
+        register_datasets(cfg)
+    text = str(refused.value)
+    assert "DATASETS.TRAIN \"somebody's\" cannot be trained on" in text and "2 faults" in text
+    assert "bad.png cannot be read" in text and "30x20 pixels as it is loaded" in text

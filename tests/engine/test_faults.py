@@ -1,5 +1,6 @@
 """Workers that are killed, stopped or asked to stop: a sentence, a checkpoint, and nobody left."""
 
+import json
 import os
 import re
 import signal
@@ -13,6 +14,8 @@ import pytest
 from normdet.weights import load_file
 
 REPO = Path(__file__).resolve().parents[2]
+
+TORCHRUN = ("-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2")
 
 pytestmark = [
     pytest.mark.slow,
@@ -39,13 +42,20 @@ class Job:
         return file.read_text() if file.exists() else ""
 
     def until_it_trains(self):
-        deadline = time.monotonic() + 180
-        while "training from iteration" not in self.log:
-            assert self.process.poll() is None, self.process.communicate()
-            assert time.monotonic() < deadline
-            time.sleep(0.1)
+        self.wait_for(lambda: "training from iteration" in self.log)
         time.sleep(2)
         return self
+
+    def until_it_has_saved(self):
+        self.wait_for((self.folder / "last_checkpoint").exists)
+        return self
+
+    def wait_for(self, happened):
+        deadline = time.monotonic() + 300
+        while not happened():
+            assert self.process.poll() is None, self.process.communicate()
+            assert time.monotonic() < deadline
+            time.sleep(0.05)
 
     def workers(self):
         """The processes that train, by rank: those that hold a connection to each other."""
@@ -178,3 +188,27 @@ def test_workers_end_with_a_checkpoint_where_their_launcher_is_killed(start):
     os.kill(job.process.pid, signal.SIGKILL)
     job.end()
     assert job.saved() > 0
+
+
+def test_an_elastic_job_goes_on_by_itself(start):
+    program = (*TORCHRUN, "--max-restarts", "1", "tools/train_net.py")
+    job = start("SOLVER.MAX_ITER", "80", "SOLVER.CHECKPOINT_PERIOD", "4", program=program)
+    os.kill(job.until_it_has_saved().workers()[1], signal.SIGKILL)
+    code, _, err = job.end(timeout=500)
+    assert code == 0, err
+    starts = [int(at) for at in re.findall(r"training from iteration (\d+) to 80", job.log)]
+    # The checkpoint that there was, or the later one that the other worker left.
+    assert len(starts) == 2 and starts[0] == 0 and starts[1] >= 4
+    assert job.saved() == 79
+    lines = (job.folder / "metrics.json").read_text().splitlines()
+    assert json.loads(lines[-1])["iteration"] == 79
+
+
+def test_an_elastic_restart_takes_no_folder_of_another_run(start, tmp_path):
+    folder = tmp_path / "run"
+    folder.mkdir()
+    (folder / "metrics.json").write_text('{"iteration": 1}\n')
+    job = start(program=(*TORCHRUN, "--max-restarts", "1", "tools/train_net.py"))
+    code, _, err = job.end(timeout=500)
+    assert code != 0 and "already holds a run" in err
+    assert (folder / "metrics.json").read_text() == '{"iteration": 1}\n'

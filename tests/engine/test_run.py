@@ -3,6 +3,7 @@
 import json
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
@@ -123,3 +124,21 @@ def test_torchrun_gives_rank_and_world(start, tmp_path):
     assert running.returncode == 0, err
     assert (tmp_path / "run" / "log.txt.rank1").exists()
     assert (tmp_path / "run" / "model_final.pth").exists()
+
+
+def test_names_of_images_become_numbers(tiny_config, tiny_data, tmp_path, capfd):
+    """In what is printed and in the logs, whatever fails."""
+    data, out = tmp_path / "of Zaphod", tmp_path / "run"
+    shutil.copytree(tiny_data, data)
+    (data / "images" / "1.png").rename(data / "images" / "Zaphod 1.png")
+    text = (data / "squares.json").read_text().replace('"1.png"', '"Zaphod 1.png"')
+    (data / "squares.json").write_text(text)
+    (data / "images" / "Zaphod 1.png").write_bytes(b"broken")
+    command = ["train", "--config-file", str(data / "tiny.yaml"), "--anonymize"]
+    command += ["OUTPUT_DIR", str(out), "DATASETS.ROOT", str(data)]
+    assert main(command) == 2
+    printed = "".join(capfd.readouterr())
+    assert re.search(r"1 faults:\s+file \d+ cannot be read as an image", printed)
+    assert "Zaphod" not in printed and "Zaphod" in (tmp_path / "run-names.csv").read_text()
+    for path in out.glob("*log*"):
+        assert "Zaphod" not in path.read_text(), path

@@ -1,6 +1,7 @@
 """The command: arguments, the model, the images, and what is printed and written."""
 
 import argparse
+import dataclasses
 import os
 import re
 from collections.abc import Callable, Sequence
@@ -20,6 +21,7 @@ from normdet.data.input_record import read_record
 from normdet.engine.norm_page import write_norm_page
 from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
+from normdet.files.anonymous import Numbers, hiding, key_beside
 from normdet.keys import norm_option
 from normdet.weights import Checkpointer
 
@@ -44,6 +46,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     if args.run:
         print(f"norms of the run: {write_norm_page(args.run)}")
         return 0
+    numbers = None
+    if args.anonymize:
+        places = [*args.images, *(args.reference or ())]
+        numbers = Numbers(map(Path, places), key_beside(args.out), own=[args.out])
+    with hiding(numbers):
+        return _examine(args, numbers)
+
+
+def _examine(args: argparse.Namespace, numbers: Numbers | None) -> int:
     cfg = load_config(args.config_file, args.opts, args.norm, args.norm_parts)
     cfg.MODEL.WEIGHTS = args.weights
     use_device_at_hand(cfg)
@@ -94,6 +105,9 @@ def main(argv: Sequence[str] | None = None) -> int:
     print(f"\n{found.images} images: {verdict(found, call)}\n\nnext:")
     for line in next_commands(found, call):
         print(f"  {line}")
+    if numbers:
+        notes = [numbers.hide(note) for note in notes]
+        call = dataclasses.replace(call, images=[numbers.hide(path) for path in call.images])
     write_report(found, call, notes, folder)
     print(f"\nreport: {folder / 'doctor.html'}")
     return 0
@@ -163,6 +177,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         "--out", type=Path, default=Path("output/doctor"), metavar="DIR",
         help="folder of the report",
     )  # fmt: skip
+    add_common(parser, "--anonymize", default=False)
     add_common(parser, "--allow-unsafe-weights")
     add("--run", type=Path, metavar="OUTPUT_DIR", help="draw a training run's norms instead")
     add("rest", nargs="*", metavar="IMAGES", help="files and folders, then KEY VALUE of the config")

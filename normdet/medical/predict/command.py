@@ -25,6 +25,7 @@ from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
 from normdet.evaluation.detector import Detector, Limits, Windowed
 from normdet.evaluation.tiles import Detection, check_tiling
+from normdet.files.anonymous import Numbers, hiding, key_beside
 from normdet.files.faults import Faults
 from normdet.files.stamp import stamp_of
 from normdet.medical.predict.output import FOLDERS, Output, forget
@@ -59,12 +60,28 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 def predict(args: argparse.Namespace, cfg: CfgNode, record: InputRecord, model: nn.Module) -> int:
     """Run a loaded model over the images of the arguments; see :func:`main`."""
+    numbers = None
+    if args.anonymize:
+        numbers = Numbers(map(Path, args.images), key_beside(args.out), own=[args.out])
+    with hiding(numbers):
+        return _predict(args, cfg, record, model, numbers)
+
+
+def _predict(
+    args: argparse.Namespace,
+    cfg: CfgNode,
+    record: InputRecord,
+    model: nn.Module,
+    numbers: Numbers | None,
+) -> int:
     console = Console(stderr=True)
     faults = Faults(
         args.on_error,
         lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
     sources = _sources(args, faults)
+    if numbers:
+        sources = [_numbered(one, numbers) for one in sources]
     if args.restart:
         forget(args.out)
     detector = Detector(
@@ -76,7 +93,7 @@ def predict(args: argparse.Namespace, cfg: CfgNode, record: InputRecord, model: 
         threshold=args.score_threshold,
     )
     whole = cfg.MODEL.MASK_ON and not cfg.INPUT.TILE
-    settings = _settings(args, cfg, record)
+    settings = _settings(args, cfg, record) | {"anonymized": numbers is not None}
     with closing(Output(args.out, settings, record, cfg.MODEL.MASK_ON)) as output:
         images = _Images(args, record, output, faults, MAX_WHOLE if whole else None)
         try:
@@ -88,6 +105,8 @@ def predict(args: argparse.Namespace, cfg: CfgNode, record: InputRecord, model: 
             ) from None
         totals = output.gather(sorted(images.names))
     print(_summary(images, totals, faults.count, args.out))
+    if numbers:
+        print(f"names:   {key_beside(args.out)} has those of the numbers; keep it to yourself")
     return 1 if faults.count else 0
 
 
@@ -152,7 +171,8 @@ class _Images:
         classes, size = self._record.classes, item.pixels.shape[:2]
         overlay = draw(_shown(item, limits), size, detections, classes, item.name)
         source, stamp = self.sources[item.name]
-        self._output.write(item, stamp, _file_name(source), detections, overlay)
+        file_name = _file_name(source, self._args.anonymize)
+        self._output.write(item, stamp, file_name, detections, overlay)
         self.names.append(item.name)
 
     def _new_slices(self, source: Source, stamp: str) -> Iterator[Windowed]:
@@ -269,9 +289,16 @@ def _shown(item: Slice, limits: Limits) -> np.ndarray:
     return apply_window(small.pixels, limits)
 
 
-def _file_name(source: Source) -> str:
+def _numbered(source: Source, numbers: Numbers) -> Source:
+    """Under a name that is a number; those of DICOM series are."""
+    if source.kind == "dicom":
+        return source
+    return dataclasses.replace(source, name=numbers.image_name(source.paths[0]))
+
+
+def _file_name(source: Source, anonymous: bool) -> str:
     """The file, or for DICOM the name made up for it: files are often named after patients."""
-    return source.name if source.kind == "dicom" else str(source.paths[0])
+    return source.name if anonymous or source.kind == "dicom" else str(source.paths[0])
 
 
 def _summary(images: _Images, totals: dict[str, int], skipped: int, out: Path) -> str:
@@ -307,6 +334,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--channels", metavar="A,B,C", help=f"{CHANNEL_FORMS}; as in training")
     add("--planes", metavar="N", help=f"{PLANE_FORMS}; as in training")
     add("--classes", metavar="A,B", help="names of the classes; by default those of training")
+    add_common(parser, "--anonymize", default=False)
     add("--on-error", choices=["skip", "stop"], default="skip", help="what to do about a bad image")
     add("--max-pixels", type=int, default=MAX_PIXELS, metavar="N", help="largest image read")
     add_common(parser, "--allow-unsafe-weights")

@@ -8,25 +8,28 @@ import re
 import shlex
 import shutil
 from collections.abc import Sequence
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
 from rich.console import Console
 from rich.progress import track
 
+from normdet.arguments import add_common
 from normdet.data.choice import CHANNEL_FORMS, PLANE_FORMS, parse_choice
 from normdet.data.input_record import PREPARED
 from normdet.data.records import MAX_BOX_FAULTS, check_class_name
 from normdet.data.slices import MAX_PIXELS, Slice
 from normdet.data.window import FORMS, apply_window, parse_window
 from normdet.errors import NormdetError
+from normdet.files.anonymous import Numbers, hiding, key_beside
 from normdet.files.faults import Faults, unreadable
+from normdet.files.stamp import stamp_of
 from normdet.medical.prepare import split as splitting
 from normdet.medical.prepare.contact_sheet import draw
 from normdet.medical.prepare.fingerprint import fingerprint_of
 from normdet.medical.prepare.fragment import scale_of, write_configs
-from normdet.medical.prepare.journal import Journal, journal_beside, key_of
+from normdet.medical.prepare.journal import Journal, journal_beside, key_of, was_finished
 from normdet.medical.prepare.kinds import KINDS, Request, detect, stacks
 from normdet.medical.prepare.masks import Labels
 from normdet.medical.prepare.stack import Stack
@@ -51,7 +54,23 @@ def main(argv: Sequence[str] | None = None) -> int:
         NormdetError: a source that cannot be read, or an output folder that cannot be written.
     """
     args = _parse(argv)
+    if args.anonymize is None:
+        args.kind = args.kind or detect(args.source)
+        args.anonymize = args.kind == "dicom"  # named after patients more often than not
+    if not args.anonymize:
+        return _main(args, None)
+    roots = filter(None, (args.source, args.images, args.labels))
+    numbers = Numbers(roots, key_beside(args.out), own=[args.out, args.out.absolute()])
+    with hiding(numbers):
+        return _main(args, numbers)
+
+
+def _main(args: argparse.Namespace, numbers: Numbers | None) -> int:
     out = args.out.absolute()
+    command = _digest(args)
+    if was_finished(out, command):
+        print(f"{out} is done: a run of this command was killed after its result was in place")
+        return 0
     _check_free(out, args.overwrite)
     source = Path(os.path.realpath(args.source))
     if source in (home := Path(os.path.realpath(out)), *home.parents):
@@ -75,12 +94,15 @@ def main(argv: Sequence[str] | None = None) -> int:
     )
     try:
         with journal_beside(out) as journal:
-            summary = prepare(request, args, journal)
+            summary = prepare(request, args, journal, numbers)
             _check_free(out, args.overwrite)
+            journal.finish(command)
             _replace(journal.folder, out, journal.folder.with_name("old"))
     except OSError as error:
         raise NormdetError(f"{out} cannot be written: {error.strerror or error}") from error
     print(summary)
+    if numbers:
+        print(f"names    {key_beside(args.out)} has those of the numbers; keep it to yourself")
     print(f"look at  {out / 'contact_sheet.png'}")
     print(f"then     {shlex.join(['normdet', 'train', '--config-file', str(out / 'train.yaml')])}")
     return 0
@@ -107,8 +129,21 @@ def _check_free(out: Path, overwrite: bool) -> None:
         raise NormdetError(f"{out} exists: name another folder, or replace it with --overwrite")
 
 
-def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str:
+def _digest(args: argparse.Namespace) -> str:
+    """Changes with the arguments and with the files that they name."""
+    given = {key: str(value) for key, value in vars(args).items() if key != "overwrite"}
+    roots = [path for path in (args.source, args.images, args.labels) if path]
+    files = [file for root in roots for file in (root, *root.rglob("*")) if file.exists()]
+    text = json.dumps([__version__, given, stamp_of(files)], sort_keys=True)
+    return hashlib.blake2b(text.encode("utf-8", "surrogateescape")).hexdigest()[:32]
+
+
+def prepare(
+    request: Request, args: argparse.Namespace, journal: Journal, numbers: Numbers | None = None
+) -> str:
     """Write a whole data set into the journal's folder.
+
+    With `numbers`, images go by them in place of the names of their files.
 
     Returns:
         A few lines on what it holds.
@@ -121,6 +156,8 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str
     )
     notes: list[str] = []
     queue = list(stacks(request, faults, notes))
+    if numbers:
+        queue = [_numbered(stack, numbers) for stack in queue]
     declared = list(dict.fromkeys(name for stack in queue for name in stack.classes))
     readings = list(dict.fromkeys(stack.reading for stack in queue if stack.reading))
     stated = {stack.split for stack in queue}
@@ -169,6 +206,14 @@ def prepare(request: Request, args: argparse.Namespace, journal: Journal) -> str
     write_configs(folder, fingerprint)
     draw(parts, folder / IMAGES, categories, folder / "contact_sheet.png")
     return _summary(parts, categories, readings, faults, warnings, collected)
+
+
+def _numbered(stack: Stack, numbers: Numbers) -> Stack:
+    """Under a name that is a number; those of DICOM series are."""
+    if stack.source.kind == "dicom":
+        return stack
+    name = numbers.image_name(stack.source.paths[0])
+    return replace(stack, source=replace(stack.source, name=name))
 
 
 def _collect(
@@ -420,6 +465,7 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
         help="what in a file's path below SOURCE names the patient; DICOM's own ID by default",
     )
     add("--skip-empty", action="store_true", help="leave out images without an object")
+    add_common(parser, "--anonymize", default=None)
     add(
         "--on-error",
         choices=["skip", "stop"],

@@ -21,6 +21,9 @@ from normdet.medical.prepare.statistics import Intensities
 from normdet.medical.prepare.write import IMAGES, Collected, Written
 from normdet.medical.readers import dicom
 
+# In the folder where a data set is made: the data set, and a note that it is whole.
+DATA, FINISHED = "data", "finished"
+
 
 class Journal:
     """One line for each finished stack: a key of all that its images depend on, and what it gave.
@@ -38,7 +41,7 @@ class Journal:
     """
 
     def __init__(self, workshop: Path):
-        self.folder = workshop / "data"
+        self.folder = workshop / DATA
         # In append mode, lines go to the end wherever the file was read.
         self._file = open(workshop / "journal", "a+b")
         try:
@@ -91,6 +94,10 @@ class Journal:
         self._file.write(f"{key} {json.dumps(content)}\n".encode())
         self._file.flush()
 
+    def finish(self, command: str) -> None:
+        """Note that the data set is whole, before it is moved to its place."""
+        (self.folder.parent / FINISHED).write_text(command)
+
     def close(self) -> None:
         """Unlock the folder."""
         self._file.close()
@@ -109,7 +116,7 @@ def journal_beside(out: Path) -> Iterator[Journal]:
     Raises:
         NormdetError: another run makes `out`.
     """
-    workshop = out.parent / f".{out.name}-unfinished"
+    workshop = _workshop(out)
     workshop.mkdir(mode=0o700, parents=True, exist_ok=True)
     journal = Journal(workshop)
     try:
@@ -124,6 +131,26 @@ def journal_beside(out: Path) -> Iterator[Journal]:
         shutil.rmtree(workshop, ignore_errors=True)
     finally:
         journal.close()
+
+
+def was_finished(out: Path, command: str) -> bool:
+    """Whether a run of the same command was killed after its result was in place; then clears up.
+
+    Args:
+        out: the result's place.
+        command: what :meth:`Journal.finish` was given.
+    """
+    workshop = _workshop(out)
+    note = workshop / FINISHED
+    moved = out.is_dir() and not (workshop / DATA).exists()
+    if not (moved and note.is_file() and note.read_text() == command):
+        return False
+    shutil.rmtree(workshop, ignore_errors=True)
+    return True
+
+
+def _workshop(out: Path) -> Path:
+    return out.parent / f".{out.name}-unfinished"
 
 
 def key_of(stack: Stack, settings: Mapping[str, Any]) -> str:

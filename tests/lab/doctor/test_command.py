@@ -1,6 +1,7 @@
 """`normdet doctor` from the command line: real images, its files, and what it refuses."""
 
 import json
+import shutil
 
 import numpy as np
 import pytest
@@ -144,3 +145,15 @@ def test_photographs_are_nearer_to_imagenet_than_cells_and_nuclei(real_data, tmp
     near, cells, nuclei = distances.values()
     for stage, distance in near.items():
         assert 2 * distance < min(cells[stage], nuclei[stage])
+
+
+def test_names_of_images_become_numbers(config, weights, folder, tmp_path, capfd):
+    images, out = tmp_path / "Zaphod images", tmp_path / "out"
+    shutil.copytree(folder, images)
+    (images / "Zaphod 1.png").write_bytes(b"broken")
+    assert run(config, weights, images, "--out", out, "--anonymize") == 0
+    printed = "".join(capfd.readouterr())
+    assert "left out 1 of 9 images: file " in printed and "Zaphod" not in printed
+    assert "Zaphod 1.png" in (tmp_path / "out-names.csv").read_text()
+    for path in out.iterdir():
+        assert b"Zaphod" not in path.read_bytes(), path

@@ -113,7 +113,8 @@ def test_what_was_stopped_goes_on(tmp_path, run, capsys, make):
     assert first + second + third == every, "no source is read twice"
     assert capsys.readouterr().out == summary
     assert content_of(tmp_path / "out") == expected
-    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out", "whole"]
+    left = {path.name for path in tmp_path.iterdir() if not path.name.endswith("-names.csv")}
+    assert left == {"in", "out", "whole"}
 
 
 def test_no_patient_is_in_the_journal(tmp_path, run):
@@ -260,3 +261,43 @@ def test_a_killed_run_goes_on(tmp_path, run):
     rest = run()
     assert every[-len(rest) :] == rest and len(rest) < len(every) - 2
     assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
+
+
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_killed_once_its_result_was_in_place_is_done(tmp_path, run, capsys, overwrite):
+    images(tmp_path / "in")
+    flags = ["--overwrite"] if overwrite else []
+    if overwrite:
+        run()
+    argv = ["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *flags]
+    # Killed by itself at the one point that counts: the result is moved, the rest not cleared away.
+    code = f"""
+import os, signal
+from normdet.cli import main
+from normdet.medical.prepare import command
+moved = command._replace
+command._replace = lambda *args: (moved(*args), os.kill(os.getpid(), signal.SIGKILL))
+main({argv!r})
+"""
+    killed = subprocess.run([sys.executable, "-c", code], capture_output=True)
+    assert killed.returncode == -9, killed.stderr
+    before = content_of(tmp_path / "out")
+    capsys.readouterr()
+    assert main(argv) == 0
+    assert f"{tmp_path / 'out'} is done" in capsys.readouterr().out
+    assert content_of(tmp_path / "out") == before
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
+    # Said once: from now on it is a folder that is there.
+    assert main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
+    assert "exists" in capsys.readouterr().err
+
+
+def test_another_command_is_not_done(tmp_path, capsys):
+    images(tmp_path / "in")
+    argv = ["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]
+    assert main(argv) == 0
+    workshop = tmp_path / ".out-unfinished"
+    workshop.mkdir()
+    (workshop / "finished").write_text("of other arguments or files")
+    assert main(argv) == 2
+    assert "exists" in capsys.readouterr().err

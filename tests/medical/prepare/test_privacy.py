@@ -2,12 +2,22 @@
 
 import json
 import logging
+import re
+import shutil
+import stat
 
+import numpy as np
 import pydicom
 import pytest
+from PIL import Image
 
 from normdet.cli import main
+from normdet.errors import NormdetError
+from normdet.files.anonymous import Numbers, hiding
+from normdet.medical.predict import command as predict
+from normdet.medical.predict.overlay import draw
 from normdet.medical.readers import find_sources, read_slices
+from tests.medical.predict.fake import run
 from tests.medical.prepare.make import SECRETS, blobs, dicom_image, write_segmentation, write_series
 
 
@@ -56,9 +66,8 @@ def test_a_stop_names_the_file_and_no_tag(tmp_path, capfd):
     command = ["prepare", str(source), "--out", str(tmp_path / "out"), "--on-error", "stop"]
     assert main(command) == 2
     printed = "".join(capfd.readouterr())
-    assert ".dcm" in printed and not any(secret in printed for secret in SECRETS)
-    assert not (tmp_path / "out").exists()
-    assert [path.name for path in tmp_path.iterdir()] == ["in"]
+    assert re.search(r"file \d+ ", printed) and not any(one in printed for one in SECRETS)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out-names.csv"]
 
 
 def test_series_of_a_patient_stay_together(tmp_path):
@@ -104,7 +113,7 @@ def test_a_run_goes_on_with_a_pattern_it_did_not_have(tmp_path, monkeypatch):
     command = ["prepare", str(source), "--out", str(out), "--val", "0.5"]
     with monkeypatch.context() as patch:
         patch.setattr("normdet.medical.prepare.command.draw", lambda *_: 1 / 0)
-        with pytest.raises(ZeroDivisionError):
+        with pytest.raises(SystemExit):  # told without names
             main(command)
     assert main([*command, "--patient", r"^(\w)-\d"]) == 0
     for name in ("train", "val"):
@@ -150,3 +159,121 @@ def test_without_a_patient_id_the_study_groups(tmp_path):
 def test_files_of_dicom_give_no_names(tmp_path, name):
     dicom_image(blobs(0), 0).save_as(tmp_path / name, enforce_file_format=True)
     assert [slice_.name for slice_ in read_slices(tmp_path)] == ["series0001"]
+
+
+NAME = "Zaphod_Beeblebrox"
+
+
+def plant(folder):
+    """Images and labels in folders and files of a patient's name; every second is broken."""
+    root = folder / f"study of {NAME}"
+    for name in ("images", "labels"):
+        (root / name / NAME).mkdir(parents=True)
+    for index in range(3):
+        case = blobs(index)
+        for name, pixels in (("images", case.pixels), ("labels", case.labels)):
+            Image.fromarray(pixels).save(root / name / NAME / f"{NAME} {index}.png")
+    broken = root / "images" / NAME / f"{NAME}.png"
+    broken.write_bytes(b"\x89PNG\r\n\x1a\n" + NAME.encode())
+    (root / "images" / f"{NAME}.tif").write_bytes(b"II*\0" + NAME.encode() * 9)
+    shutil.copy(root / "labels" / NAME / f"{NAME} 0.png", root / "labels" / NAME / f"{NAME}.png")
+    Image.fromarray(blobs(0, size=64).labels).save(root / "images" / NAME / "without label.png")
+    (root / "images" / f"out {NAME}.png").symlink_to("/etc/hostname")
+    return root
+
+
+def plant_coco(folder):
+    """A COCO file that names a patient in its own name, its images, and one that is not there."""
+    root = folder / NAME
+    (root / "images").mkdir(parents=True)
+    images, annotations = [], []
+    for index, name in enumerate([f"{NAME}-1.png", f"a {NAME}.png", f"gone/{NAME}.png"], start=1):
+        images.append({"id": index, "file_name": name, "height": 96, "width": 96})
+        annotations.append(
+            {"id": index, "image_id": index, "category_id": 1, "bbox": [4, 4, 40, 30]}
+        )
+        if index < 3:
+            Image.fromarray(blobs(index).pixels.astype(np.uint8)).save(root / "images" / name)
+    annotations.append({"id": 9, "image_id": 1, "category_id": 1, "bbox": [4, 4, -40, 30]})
+    content = {
+        "images": images, "annotations": annotations, "categories": [{"id": 1, "name": "cell"}],
+    }  # fmt: skip
+    (root / f"{NAME}.json").write_text(json.dumps(content))
+    return root
+
+
+def plant_dicom(folder):
+    """Series whose folders and files are named after patients; some are broken."""
+    write_patients(folder / NAME)
+    for number, path in enumerate(sorted((folder / NAME).rglob("*.dcm"))):
+        path.rename(path.with_name(f"{NAME} {number}.dcm"))
+    return folder / NAME
+
+
+def all_that_is_told(out, key, capfd, caplog):
+    """Every file below `out` with its name, and what was printed and logged."""
+    files = [path for path in out.rglob("*") if path.is_file()]
+    told = [str(path.relative_to(out)).encode() for path in out.rglob("*")]
+    told += [path.read_bytes() for path in files]
+    # Compressed pictures may hold text that is drawn, and no other.
+    told += ["".join(capfd.readouterr()).encode(), caplog.text.encode()]
+    assert stat.S_IMODE(key.stat().st_mode) == 0o600 and NAME in key.read_text()
+    return told
+
+
+@pytest.mark.parametrize("make", [plant, plant_coco, plant_dicom])
+@pytest.mark.parametrize("on_error", ["skip", "stop"])
+def test_names_of_files_and_folders_become_numbers(tmp_path, capfd, caplog, make, on_error):
+    source, out = make(tmp_path / "in"), tmp_path / "out"
+    flags = [] if make is plant_dicom else ["--anonymize"]
+    command = ["prepare", str(source), "--out", str(out), "--on-error", on_error, *flags]
+    caplog.clear()
+    caplog.set_level(logging.DEBUG)
+    assert main(command) == (0 if on_error == "skip" else 2)
+    told = all_that_is_told(out, tmp_path / "out-names.csv", capfd, caplog)
+    for content in told:
+        assert NAME.encode() not in content and b"Zaphod" not in content, content[:500]
+    assert b"file " in told[-2], "faults are named by numbers"
+
+
+def test_predictions_go_by_numbers(tmp_path, capfd, caplog, monkeypatch):
+    drawn = []
+    monkeypatch.setattr(predict, "draw", lambda *args: drawn.append(args[-1]) or draw(*args))
+    source, out = plant(tmp_path / "in") / "images", tmp_path / "out"
+    caplog.set_level(logging.DEBUG)
+    code, _ = run(source, out, "--anonymize")
+    assert code == 1
+    told = all_that_is_told(out, tmp_path / "out-names.csv", capfd, caplog)
+    for content in [*told, *(title.encode() for title in drawn)]:
+        assert b"Zaphod" not in content and b"without label" not in content, content[:500]
+    assert len(drawn) == 4 and all(re.fullmatch(r"image\d{6}", title) for title in drawn)
+    # The same numbers again, also where files have come: nothing is predicted twice.
+    case = Image.fromarray(blobs(9).pixels)
+    case.save(source / "Aaron.png")
+    drawn.clear()
+    assert run(source, out, "--anonymize")[0] == 1 and len(drawn) == 1
+    with pytest.raises(NormdetError, match="anonymized was True and is False"):
+        run(source, out)
+
+
+def test_errors_are_hidden_too(tmp_path, capfd):
+    folder = tmp_path / f"{NAME} {NAME}"
+    folder.mkdir()
+    assert main(["prepare", str(folder), "--out", str(tmp_path / "out"), "--anonymize"]) == 2
+    assert main(["prepare", f"{folder}/x", "--out", str(tmp_path / "out"), "--anonymize"]) == 2
+    assert NAME not in "".join(capfd.readouterr())
+
+
+def test_a_traceback_is_hidden_too(tmp_path, capfd):
+    (tmp_path / f"{NAME}.png").touch()
+    with pytest.raises(SystemExit), hiding(Numbers([tmp_path], tmp_path / "key.csv")):
+        raise RuntimeError(f"{tmp_path}/{NAME}.png and {NAME}")
+    printed = capfd.readouterr().err
+    assert "Traceback" in printed and "RuntimeError: file " in printed and NAME not in printed
+
+
+def test_words_within_words_stay(tmp_path):
+    for name in ("cell.png", "images", "1"):
+        (tmp_path / name).touch()
+    hide = Numbers([tmp_path], tmp_path / "key.csv").hide
+    assert hide("1 images: cells, cell.png") == "1 images: cells, file 3"
