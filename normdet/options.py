@@ -40,6 +40,7 @@ class Method:
         excludes: methods it has no meaning with, and why.
         takes_plain: whether a weight that was trained without a weight method keeps its function
             when it is loaded under this one.
+        traceless: whether a weight method leaves nothing in a weights file by which to tell.
         as_bn: a norm that computes what BN does: `"tested"` at test time, `"started"` until it has
             trained.
     """
@@ -57,6 +58,7 @@ class Method:
     needs_space: bool = False
     excludes: Mapping[str, str] = field(default_factory=dict)
     takes_plain: bool = False
+    traceless: bool = False
     as_bn: str = ""
 
 
@@ -282,7 +284,7 @@ METHODS: dict[str, Method] = {
             statistics="the weight's own, per output channel",
             cost="nothing of activation size; a pass over the weights each step",
             when="with GN or FRN; weights trained without it do not fit",
-            build=layers.standardize, params={"DIALECT": "jhu"},
+            build=layers.standardize, params={"DIALECT": "jhu"}, traceless=True,
         ),
         Method(
             "AWS", "weight",
@@ -373,6 +375,11 @@ class NormOption:
     def needs_batch(self) -> bool:
         """Whether its norm trains on the statistics of a batch."""
         return self.norm in _OTHER_BNS or self._method.needs_batch
+
+    @property
+    def weight_method(self) -> Method:
+        """Its weight method's row of the table; an empty one if it has none."""
+        return METHODS.get(self.weight, _NO_METHOD)
 
     @property
     def _method(self) -> Method:

@@ -13,14 +13,12 @@ from contextlib import contextmanager
 import torch
 from torch import Tensor, nn
 
-from normdet.layers import WSConv2d
 from normdet.layers.moments import instance_moments
-from normdet.layers.reparametrized import linear
-from normdet.modeling.normalized import used_weight
+from normdet.layers.reparametrized import linear, used_weight
 
 from .channels import Samples
 from .sites import Site, find_sites
-from .standardized import Patches
+from .standardized import Patches, loses_sums
 from .views import Views
 
 
@@ -64,7 +62,7 @@ def measure(
         layer = site.old_layer
         mean, var = instance_moments(linear(layer, x, used_weight(layer), layer.bias))
         found.setdefault(site.name, []).append((mean, var + mean.square()))
-        if isinstance(site.layer, WSConv2d) and site.layer.groups == 1:
+        if loses_sums(site.layer):
             more = Patches.of(site.layer, x)
             patches[site.name] = patches[site.name] + more if site.name in patches else more
 

@@ -12,21 +12,15 @@ import torch
 from torch import Tensor, nn
 
 from normdet.errors import NormdetError
-from normdet.layers import GroupNorm, SwitchNorm, WSConv2d
+from normdet.layers import GroupNorm, SwitchNorm
 from normdet.layers.per_example import PerExampleNorm, StoredMoments
 from normdet.layers.per_level import PerLevelNorm
-from normdet.layers.reparametrized import out_dim
-from normdet.modeling.normalized import learned_weight, put_weight, used_weight
+from normdet.layers.reparametrized import learned_weight, out_dim, used_weight
+from normdet.modeling.normalized import put_weight
 
 from .channels import Samples, arrange, channel_scales
-from .sites import (
-    Site,
-    affine_of,
-    as_before,
-    find_sites,
-    stored_moments,
-)
-from .standardized import Patches, sum_to_zero
+from .sites import Site, affine_of, as_before, find_sites, stored_moments
+from .standardized import Patches, loses_sums, sum_to_zero
 
 
 @torch.no_grad()
@@ -165,11 +159,11 @@ def _effect(layer: nn.Module, weight: Tensor, mean: Tensor, dim: int) -> tuple[T
     old = weight.movedim(dim, 0).flatten(1)
     gain = (used * old).sum(1) / old.square().sum(1).clamp(min=torch.finfo(old.dtype).tiny)
     gain = torch.where(gain == 0, torch.ones_like(gain), gain)
-    if not isinstance(layer, WSConv2d) or layer.groups > 1:
+    if not loses_sums(layer):
         return gain, torch.zeros_like(gain)
-    taps = old.view(len(old), layer.in_channels, -1).sum(2).double()
+    taps = old.view(len(old), weight.shape[1], -1).sum(2).double()
     inputs = torch.linalg.lstsq(taps, mean.double().unsqueeze(1), driver="gelsd").solution
-    rest = (used - gain.unsqueeze(1) * old).view(len(old), layer.in_channels, -1).sum(2)
+    rest = (used - gain.unsqueeze(1) * old).view(len(old), weight.shape[1], -1).sum(2)
     return gain, (rest.double() @ inputs).squeeze(1).to(gain)
 
 

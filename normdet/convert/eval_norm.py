@@ -9,13 +9,12 @@ from detectron2.config import CfgNode
 
 from normdet.convert.blend import BlendRow, fit_eval_norm
 from normdet.data import register_datasets
-from normdet.engine import Trainer
 from normdet.engine.loader import build_train_loader
 from normdet.keys import get, put
 from normdet.layers import to_eval_norm
 from normdet.options import read_stated
 from normdet.parts import NORMED
-from normdet.weights import Checkpointer, save_file
+from normdet.weights import load_model, save_file
 from normdet.weights.card import Card, Measurement, write_card
 from normdet.weights.facts import describe
 
@@ -43,8 +42,7 @@ def to_fitted_eval_norm(
         NormdetError: a model without batch norm, or files that cannot be read or written.
     """
     register_datasets(cfg)
-    model = Trainer.build_model(cfg)
-    Checkpointer(model, cfg=cfg, allow_unsafe=allow_unsafe).load(cfg.MODEL.WEIGHTS)
+    model, _ = load_model(cfg, allow_unsafe=allow_unsafe)
     model = to_eval_norm(model)
     rows = fit_eval_norm(model, _unlabelled(cfg, batches))
     converted = cfg.clone()

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from normdet.errors import NormdetError
 from normdet.keys import AS_BACKBONE, check_config, get, norm_option, put
-from normdet.options import METHODS, NormOption, parse
+from normdet.options import NormOption, parse
 from normdet.parts import NORMED
-from normdet.weights import Checkpointer, LoadReport, load_file, save_file
+from normdet.weights import LoadReport, load_file, load_model, save_file
 from normdet.weights.facts import describe
 from normdet.weights.importers import unwrap
 
@@ -121,7 +121,9 @@ def convert(
         NormdetError: what is asked for cannot be done, and why.
     """
     target = target_config(cfg, settings)
-    original, report = _load(cfg, allow_unsafe)
+    if not cfg.MODEL.WEIGHTS:
+        raise NormdetError("there are no weights to convert: MODEL.WEIGHTS is empty")
+    original, report = load_model(cfg, allow_unsafe=allow_unsafe)
     converted = build_model(_unfrozen(target)).eval()
     views = Views(original, report.matched)
     for size in filter(None, (settings.size, settings.crop)):
@@ -208,7 +210,7 @@ def _check_source(part: str, old: NormOption, new: NormOption) -> None:
         )
     if old.activation == "TLU" and new.activation != "TLU":
         raise NormdetError(f"{part} has TLU, whose thresholds only an option with TLU keeps")
-    if old.weight and old.weight != new.weight and not METHODS[old.weight].takes_plain:
+    if old.weight and old.weight != new.weight and not old.weight_method.takes_plain:
         raise NormdetError(
             f"{part} is under {old}: convert to an option with {old.weight}, which its weights need"
         )
@@ -218,15 +220,6 @@ def _unfrozen(cfg: CfgNode) -> CfgNode:
     cfg = cfg.clone()
     cfg.MODEL.BACKBONE.FREEZE_AT = 0  # a frozen BN stage would be built as another class
     return cfg
-
-
-def _load(cfg: CfgNode, allow_unsafe: bool) -> tuple[nn.Module, LoadReport]:
-    if not cfg.MODEL.WEIGHTS:
-        raise NormdetError("there are no weights to convert: MODEL.WEIGHTS is empty")
-    original = build_model(cfg).eval()
-    checkpointer = Checkpointer(original, cfg=cfg, allow_unsafe=allow_unsafe)
-    checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    return original, checkpointer.report
 
 
 def classifier_of(

@@ -13,7 +13,8 @@ from normdet.layers.batch_renorm import BatchRenorm
 from normdet.layers.batch_statistics import of_no_data
 from normdet.layers.per_example import PerExampleNorm
 from normdet.layers.per_level import PerLevelNorm
-from normdet.modeling.normalized import layer_before, learned_weight, used_weight
+from normdet.layers.reparametrized import Reparametrized
+from normdet.modeling.normalized import layer_before
 from normdet.modeling.resnet import BasicBlock, DeformBottleneckBlock
 from normdet.ops.reference import frozen_affine
 
@@ -125,4 +126,4 @@ def affine_of(site: Site, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]
 def as_before(site: Site) -> bool:
     """Whether the site takes over the original's state as it is: stored moments on both sides."""
     both = isinstance(site.old_norm, STORED) and isinstance(site.norm, STORED)
-    return both and learned_weight(site.layer) is used_weight(site.layer)
+    return both and not isinstance(site.layer, Reparametrized)

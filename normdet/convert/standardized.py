@@ -12,6 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from normdet.layers import Reparametrized
+
+
+def loses_sums(layer: nn.Module) -> bool:
+    """Whether a layer's weight method takes the sum of each filter away.
+
+    The filters of a grouped convolution do not see all the inputs that outputs tell of.
+    """
+    plain = isinstance(layer, nn.Conv2d | nn.Linear) and getattr(layer, "groups", 1) == 1
+    return plain and isinstance(layer, Reparametrized) and layer.reweight.zero_sum
+
+
 # Added to the covariance, as a share of its mean diagonal: bounds weights on constant inputs.
 _RIDGE = 1e-2
 # The most patches that one input adds to the covariance.
@@ -33,10 +45,15 @@ class Patches:
     products: Tensor
 
     @classmethod
-    def of(cls, conv: nn.Conv2d, x: Tensor) -> "Patches":
-        """Of `(N, C_in, H, W)`: a sample, evenly spaced, as the products cost its size squared."""
-        columns = F.unfold(x, conv.kernel_size, conv.dilation, conv.padding, conv.stride)
-        columns = columns.transpose(1, 2).flatten(0, 1)
+    def of(cls, layer: nn.Conv2d | nn.Linear, x: Tensor) -> "Patches":
+        """Of `(N, C_in, H, W)`, or `(N, C_in)` in a linear layer.
+
+        A sample, evenly spaced, as the products cost its size squared.
+        """
+        columns = x
+        if isinstance(layer, nn.Conv2d):
+            columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
+            columns = columns.transpose(1, 2).flatten(0, 1)
         step = -(-len(columns) // _PATCHES)
         # An odd step: an even one would meet the same columns of the image in every row.
         columns = columns[:: step | 1].double()

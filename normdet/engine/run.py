@@ -37,7 +37,8 @@ from normdet.engine.watch import Watch, connect
 from normdet.errors import NormdetError
 from normdet.files.anonymous import Numbers, hiding, key_beside
 from normdet.files.atomic import atomic_file
-from normdet.weights.checkpointer import Checkpointer
+from normdet.weights.checkpointer import last_checkpoint
+from normdet.weights.model import load_model
 
 logger = logging.getLogger(__name__)
 
@@ -225,9 +226,7 @@ def _setup_logging(folder: Path, terminal: bool) -> Console | None:
 
 def _evaluate(cfg: CfgNode, resume: bool, allow_unsafe: bool) -> dict:
     register_datasets(cfg)
-    model = Trainer.build_model(cfg)
-    checkpointer = Checkpointer(model, cfg.OUTPUT_DIR, cfg=cfg, allow_unsafe=allow_unsafe)
-    path = checkpointer.get_checkpoint_file() if resume else ""
+    path = last_checkpoint(cfg.OUTPUT_DIR) if resume else ""
     if resume and not path and cfg.MODEL.WEIGHTS:
         logger.warning(
             "--resume: OUTPUT_DIR %s has no checkpoint; MODEL.WEIGHTS %r is evaluated",
@@ -239,7 +238,7 @@ def _evaluate(cfg: CfgNode, resume: bool, allow_unsafe: bool) -> dict:
             "--eval-only: MODEL.WEIGHTS names no weights to evaluate; "
             "--resume takes the last checkpoint in OUTPUT_DIR"
         )
-    checkpointer.load(path, checkpointables=[])
+    model, _ = load_model(cfg, path, allow_unsafe=allow_unsafe)
     return Trainer.test(cfg, model)
 
 
@@ -271,9 +270,7 @@ def _show_results(cfg: CfgNode, results: dict, folder: Path) -> None:
 def _dry_run(cfg: CfgNode, allow_unsafe: bool) -> None:
     """Print what a run would be: nothing is trained, and nothing written."""
     register_datasets(cfg)
-    model = Trainer.build_model(cfg)
-    checkpointer = Checkpointer(model, cfg=cfg, allow_unsafe=allow_unsafe)
-    checkpointer.load(cfg.MODEL.WEIGHTS)
-    print(config_diff(cfg), parts_text(parts_table(model, checkpointer.report)), sep="\n\n")
-    for warning in checkpointer.report.warnings:
+    model, report = load_model(cfg, allow_unsafe=allow_unsafe)
+    print(config_diff(cfg), parts_text(parts_table(model, report)), sep="\n\n")
+    for warning in report.warnings:
         print(f"warning: {warning}")

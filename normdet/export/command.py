@@ -9,7 +9,6 @@ from pathlib import Path
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from tabulate import tabulate
 from torch import Tensor, nn
 
@@ -19,7 +18,7 @@ from normdet.data.images import Images, find_images
 from normdet.data.input_record import read_record
 from normdet.errors import NormdetError
 from normdet.weights.card import Card, Measurement, write_card
-from normdet.weights.checkpointer import Checkpointer
+from normdet.weights.model import load_model
 
 from .check import BOX, SCORE, Row, compare
 from .fold import deployable
@@ -47,10 +46,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         raise NormdetError("MODEL.WEIGHTS names no weights to export")
     if args.format == "stock":
         stock_config(cfg, "")  # refused before anything is loaded
-    model = build_model(cfg).eval()
-    Checkpointer(model, cfg=cfg, allow_unsafe=args.allow_unsafe_weights).load(
-        cfg.MODEL.WEIGHTS, checkpointables=[]
-    )
+    model, _ = load_model(cfg, allow_unsafe=args.allow_unsafe_weights)
     images = _images(cfg, args.images)
     args.out.parent.mkdir(parents=True, exist_ok=True)
     write = _write_stock if args.format == "stock" else _write

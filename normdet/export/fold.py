@@ -11,10 +11,9 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..layers import TLU, BatchRenorm, NormLayer, Reparametrized, WSConv2d
+from ..layers import TLU, BatchRenorm, NormLayer, Reparametrized
 from ..layers import FrozenBatchNorm2d as OurFrozenBatchNorm2d
-from ..layers.reparametrized import out_dim
-from ..modeling.normalized import used_weight
+from ..layers.reparametrized import out_dim, plain_class
 from ..ops.reference import frozen_affine
 from ..surgery.known import is_per_level
 from ..surgery.sites import Finder, Site
@@ -45,23 +44,20 @@ def deployable(model: nn.Module, *, norms: bool = True) -> nn.Module:
 
 def plain_weight(module: nn.Module) -> None:
     """Give a layer the weight that its method makes of the one it learns, in place."""
-    if parametrize.is_parametrized(module, "weight"):
+    if parametrize.is_parametrized(module, "weight"):  # by torch, in a network of one's own
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         return
-    if not isinstance(module, WSConv2d | Reparametrized):
+    if not isinstance(module, Reparametrized):
         return
-    weight = used_weight(module).detach().clone()
+    weight = module.used_weight().detach().clone()
     if isinstance(module, nn.Conv2d):
         for name in ("norm", "activation"):
             if not hasattr(module, name):
                 setattr(module, name, None)
         module.__class__ = Conv2d  # which calls a norm and an activation of its own
     else:
-        module.__class__ = next(
-            kind for kind in (nn.ConvTranspose2d, nn.Linear) if isinstance(module, kind)
-        )
-    if "reweight" in module._modules:
-        del module.reweight
+        module.__class__ = plain_class(module)
+    del module.reweight
     module.weight = nn.Parameter(weight, requires_grad=False)
 
 

@@ -1,5 +1,6 @@
 """Layers whose weight is computed from the one they learn, by a method of their own."""
 
+import functools
 from collections.abc import Iterator
 
 import torch
@@ -18,9 +19,16 @@ class WeightMethod(nn.Module):
 
     Attributes:
         starting: whether the next training forward is to call :meth:`start`.
+        zero_sum: whether the weights in each filter that it makes sum to zero.
     """
 
     starting = False
+    zero_sum = False
+
+    @classmethod
+    def of(cls, weight: torch.Tensor, out_dim: int, **params) -> "WeightMethod":
+        """The method for a layer's weight, whose `out_dim` holds the output channels."""
+        return cls(weight, out_dim, **params)
 
     def fit(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
         """The method's state for a weight that was trained without it."""
@@ -35,22 +43,28 @@ class WeightMethod(nn.Module):
 
 
 class Reparametrized:
-    """Mixin of a layer that computes with `reweight(weight)`, then its norm and activation if any.
+    """Mixin of a layer that computes with `reweight(weight)`.
 
     A plain weight may be loaded: what the method has beside it is then fitted to that weight.
     Frozen, the method's own statistics rest as well.
+
+    Attributes:
+        reweight: the :class:`WeightMethod`.
     """
 
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        learning = self.training and self.weight.requires_grad
+    def used_weight(self, x: torch.Tensor | None = None) -> torch.Tensor:
+        """The weight the layer computes with.
+
+        Args:
+            x: its input, in a forward: the first one in training may start the method.
+        """
+        weight = learned_weight(self)
+        learning = self.training and weight.requires_grad
         if self.reweight.training != learning:
             self.reweight.train(learning)
-        if learning and self.reweight.starting:
+        if learning and self.reweight.starting and x is not None:
             self.reweight.start(self, x)
-        x = linear(self, x, self.reweight(self.weight), self.bias)
-        for then in (getattr(self, "norm", None), getattr(self, "activation", None)):
-            x = x if then is None else then(x)
-        return x
+        return self.reweight(weight)
 
     def __prepare_scriptable__(self):
         """Raises: NormdetError, with a way out; `torch.jit.script` would fail in its own words."""
@@ -58,8 +72,11 @@ class Reparametrized:
         refuse_scripting(self.reweight, way_out)
 
     def _load_from_state_dict(self, state_dict, prefix, *args):
+        own = learned_weight(self)
+        if f"{prefix}{_FORMER_NAME}" in state_dict:
+            state_dict[f"{prefix}weight"] = state_dict.pop(f"{prefix}{_FORMER_NAME}")
         weight = state_dict.get(f"{prefix}weight")
-        if weight is not None and weight.shape == self.weight.shape:
+        if weight is not None and weight.shape == own.shape:
             self.reweight.starting = False
             if not any(key.startswith(f"{prefix}reweight.") for key in state_dict):
                 fitted = self.reweight.fit(weight)
@@ -67,10 +84,30 @@ class Reparametrized:
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
+# Of the weight under WS in all layers but Conv2d, in files of former versions.
+_FORMER_NAME = "parametrizations.weight.original"
+
+
+def present_name(key: str) -> str:
+    """The name that a state-dict key of a former version has now."""
+    return key.removesuffix(_FORMER_NAME) + "weight" if key.endswith(_FORMER_NAME) else key
+
+
+def learned_weight(layer: nn.Module) -> torch.Tensor:
+    """The weight a layer learns."""
+    # The `weight` of a layer with a forward of its own is the one in use.
+    return layer._parameters["weight"] if isinstance(layer, Reparametrized) else layer.weight
+
+
+def used_weight(layer: nn.Module) -> torch.Tensor:
+    """The weight a layer computes with, after its weight method."""
+    return layer.used_weight() if isinstance(layer, Reparametrized) else layer.weight
+
+
 def linear(
     layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """What a Conv2d, ConvTranspose2d or Linear computes with a given weight and bias.
+    """What a convolution, ConvTranspose2d or Linear computes with a given weight and bias.
 
     Its norm and activation, if it has them, stay out.
     """
@@ -89,48 +126,92 @@ def out_dim(layer: nn.Module) -> int:
     return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
 
 
-class ReparametrizedConv2d(Reparametrized, nn.Conv2d):
+class _Linear(Reparametrized):
+    """A layer whose forward is :func:`linear`, then its norm and activation if it has them."""
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        x = linear(self, x, self.used_weight(x), self.bias)
+        for then in (getattr(self, "norm", None), getattr(self, "activation", None)):
+            x = x if then is None else then(x)
+        return x
+
+
+class ReparametrizedConv1d(_Linear, nn.Conv1d):
+    """A convolution `(N, C, L)`; see :class:`Reparametrized`."""
+
+
+class ReparametrizedConv2d(_Linear, nn.Conv2d):
     """A convolution `(N, C, H, W)`; see :class:`Reparametrized`."""
 
 
-class ReparametrizedConvTranspose2d(Reparametrized, nn.ConvTranspose2d):
+class ReparametrizedConv3d(_Linear, nn.Conv3d):
+    """A convolution `(N, C, D, H, W)`; see :class:`Reparametrized`."""
+
+
+class ReparametrizedConvTranspose2d(_Linear, nn.ConvTranspose2d):
     """A transposed convolution `(N, C, H, W)`; see :class:`Reparametrized`."""
 
 
-class ReparametrizedLinear(Reparametrized, nn.Linear):
+class ReparametrizedLinear(_Linear, nn.Linear):
     """A fully connected layer `(N, C)`; see :class:`Reparametrized`."""
 
 
+class _OwnForward(Reparametrized):
+    """A layer of another kind, such as a deformable convolution, whose forward reads `weight`.
+
+    So `weight` is the one in use here; the learned one has its key, and :func:`learned_weight`.
+    """
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.used_weight()
+
+
 _FORMS = {
+    nn.Conv1d: ReparametrizedConv1d,
     nn.Conv2d: ReparametrizedConv2d,
+    nn.Conv3d: ReparametrizedConv3d,
     nn.ConvTranspose2d: ReparametrizedConvTranspose2d,
     nn.Linear: ReparametrizedLinear,
 }
+
+
+@functools.cache
+def _with_own_forward(kind: type[nn.Module]) -> type[nn.Module]:
+    return type(f"Reparametrized{kind.__name__}", (_OwnForward, kind), {})
 
 
 def reparametrize(module: nn.Module, method: type[WeightMethod], **params) -> nn.Module:
     """The module itself, made to compute with `method`; its parameters, norm and activation stay.
 
     Args:
-        method: called as `method(weight, out_dim, **params)`, `out_dim` being the dimension of the
-            weight that holds the output channels.
+        method: its class; made by :meth:`WeightMethod.of`.
+        params: of the method.
 
     Raises:
-        NormdetError: if the layer is of another kind than Conv2d, ConvTranspose2d and Linear, or
-            a grouped transposed convolution, whose weight has no dimension of output channels.
+        NormdetError: if the method cannot run the layer, which one that starts from data must
+            (:func:`linear`); or the layer is a grouped transposed convolution, whose weight has no
+            dimension of output channels.
     """
-    kind = next((kind for kind in _FORMS if isinstance(module, kind)), None)
-    if kind is None or isinstance(module, Reparametrized):
+    form = next((form for kind, form in _FORMS.items() if isinstance(module, kind)), None)
+    if form is None and method.start is WeightMethod.start and "weight" in module._parameters:
+        form = _with_own_forward(type(module))
+    if form is None or isinstance(module, Reparametrized):
         raise NormdetError(
             f"{method.__name__} has no form for {type(module).__name__}: only for a plain "
             f"{', '.join(kind.__name__ for kind in _FORMS)}"
         )
-    if kind is nn.ConvTranspose2d and module.groups > 1:
+    if isinstance(module, nn.modules.conv._ConvTransposeNd) and module.groups > 1:
         raise NormdetError(f"{method.__name__} has no form for a transposed convolution in groups")
-    reweight = method(module.weight, out_dim(module), **params)
-    module.__class__ = _FORMS[kind]
+    reweight = method.of(module.weight, out_dim(module), **params)
+    module.__class__ = form
     module.reweight = reweight
     return module
+
+
+def plain_class(layer: Reparametrized) -> type[nn.Module]:
+    """The class that a layer has without its weight method."""
+    return next(kind for kind in type(layer).__mro__ if not issubclass(kind, Reparametrized))
 
 
 def per_output(weight: torch.Tensor, out_dim: int) -> tuple[list[int], torch.Tensor]:

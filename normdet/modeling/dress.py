@@ -10,9 +10,9 @@ from detectron2.layers import Conv2d
 from torch import Tensor, nn
 
 from ..keys import put
-from ..layers import AddAct, NormLayer, WSConv2d
+from ..layers import AddAct, NormLayer
+from ..layers.reparametrized import ReparametrizedConv2d
 from ..options import NormOption
-from .normalized import used_weight
 
 
 def without_norms(cfg: CfgNode, *keys: str) -> CfgNode:
@@ -95,7 +95,7 @@ def convolve_and_join(conv: nn.Module, x: Tensor, residual: Tensor, join: nn.Mod
     norm = getattr(conv, "norm", None)
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (conv, join))
     fuses = (
-        type(conv) in (Conv2d, WSConv2d)
+        (type(conv) is Conv2d or isinstance(conv, ReparametrizedConv2d))
         and isinstance(norm, NormLayer)
         and norm.fuses_join()
         and isinstance(join, AddAct)
@@ -104,4 +104,5 @@ def convolve_and_join(conv: nn.Module, x: Tensor, residual: Tensor, join: nn.Mod
     )
     if not fuses:
         return join(conv(x), residual)
-    return norm.joined(conv._conv_forward(x, used_weight(conv), conv.bias), residual, join)
+    weight = conv.weight if type(conv) is Conv2d else conv.used_weight(x)
+    return norm.joined(conv._conv_forward(x, weight, conv.bias), residual, join)

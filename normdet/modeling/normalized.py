@@ -3,8 +3,6 @@
 import torch
 from torch import Tensor, nn
 
-from ..layers import Reparametrized, WSConv2d
-
 
 def layer_before(name: str, modules: dict[str, nn.Module]) -> str | None:
     """The name of the layer that a norm stands behind; None where there is none.
@@ -30,24 +28,7 @@ def layer_before(name: str, modules: dict[str, nn.Module]) -> str | None:
     return None
 
 
-def used_weight(layer: nn.Module) -> Tensor:
-    """The weight a layer computes with, after its weight method."""
-    if isinstance(layer, WSConv2d):
-        return layer.standardized_weight()
-    return layer.reweight(layer.weight) if isinstance(layer, Reparametrized) else layer.weight
-
-
-def learned_weight(layer: nn.Module) -> Tensor:
-    """The weight a layer learns."""
-    if hasattr(layer, "parametrizations"):
-        return layer.parametrizations.weight.original
-    return layer.weight
-
-
 @torch.no_grad()
 def put_weight(layer: nn.Module, weight: Tensor) -> None:
     """Set the weight a layer learns, and refit what its weight method keeps beside it."""
-    if isinstance(layer, Reparametrized):
-        layer.load_state_dict({"weight": weight}, strict=False)
-    else:
-        learned_weight(layer).copy_(weight)
+    layer.load_state_dict({"weight": weight}, strict=False)

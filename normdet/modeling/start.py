@@ -20,8 +20,8 @@ from torch import Tensor, nn
 
 from ..layers import FrozenBatchNorm2d, NormLayer, PerExampleNorm
 from ..layers.population import Moments, Population, learning_norms
-from ..layers.reparametrized import linear
-from .normalized import layer_before, learned_weight, used_weight
+from ..layers.reparametrized import Reparametrized, learned_weight, linear
+from .normalized import layer_before
 from .training_pass import training_pass
 
 
@@ -67,9 +67,9 @@ class _Site:
         self._seen = inputs[0]
 
     def _measure(self, activation, norm: NormLayer, inputs: tuple, output: Tensor) -> Tensor:
-        weight = learned_weight(self.layer)
         plain = inputs[0]
-        if weight is not used_weight(self.layer):
+        if isinstance(self.layer, Reparametrized):
+            weight = learned_weight(self.layer)
             plain = linear(self.layer, self._seen, weight, self.layer.bias)
         if plain.numel():
             self.plain.take(plain)

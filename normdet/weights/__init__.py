@@ -5,6 +5,7 @@ from .checks import check_weights
 from .facts import Facts, required_config
 from .files import UnreadableFileError, load_file, save_file
 from .importers import Imported, import_weights
+from .model import load_model
 
 __all__ = [
     "Checkpointer",
@@ -15,6 +16,7 @@ __all__ = [
     "check_weights",
     "import_weights",
     "load_file",
+    "load_model",
     "required_config",
     "save_file",
 ]

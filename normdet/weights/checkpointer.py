@@ -303,6 +303,11 @@ class Checkpointer(DetectionCheckpointer):
             self.logger.warning("%s", warning)
 
 
+def last_checkpoint(folder: str) -> str:
+    """The checkpoint that a folder's `last_checkpoint` names; `""` if there is none."""
+    return Checkpointer(nn.Identity(), folder, save_to_disk=False).get_checkpoint_file()
+
+
 def _align(state: Mapping, weights: dict, source: str) -> dict:
     """Bring names that lack their beginning to the model's by detectron2's heuristics."""
     try:

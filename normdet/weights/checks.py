@@ -8,7 +8,7 @@ from fvcore.common.config import CfgNode
 
 from normdet.errors import NormdetError
 from normdet.keys import AS_BACKBONE
-from normdet.options import METHODS, NormOption, read_stated
+from normdet.options import NormOption, read_stated
 from normdet.parts import NORMED, PARTS, STAGES, Part
 
 from .facts import (
@@ -56,7 +56,6 @@ def check_weights(cfg: CfgNode, weights: Imported | Mapping[str, Any], source: s
     warnings = _compare_means(cfg, facts, source) + _differing(cfg, facts, source)
     warnings += _seen_darker(cfg, facts, source)
     warnings += [f"{source}: {note}" for note in imported.notes]
-    ours = str(cfg.MODEL.RESNETS.NORM)
     for stage in list(STAGES.values())[cfg.MODEL.BACKBONE.FREEZE_AT :]:
         key, text = _stated(cfg, stage)
         if facts.folded and read_stated(text).needs_batch:
@@ -67,10 +66,11 @@ def check_weights(cfg: CfgNode, weights: Imported | Mapping[str, Any], source: s
             )
     norms = dict(facts.norms)
     if BACKBONE not in norms:
-        warnings += _unknown_standardization(ours, facts, source)
-    for key, norm in facts.shown.items():  # which leaves WS open
-        ours_has_it = read_stated(str(find(cfg, key))).weight == "WS"
-        norms.setdefault(key, f"{norm}+WS" if ours_has_it else norm)
+        warnings += _unknown_standardization(read_stated(cfg.MODEL.RESNETS.NORM), facts, source)
+    for key, norm in facts.shown.items():
+        ours = read_stated(str(find(cfg, key)))
+        unseen = ours.weight if ours.weight_method.traceless else ""
+        norms.setdefault(key, str(replace(read_stated(norm), weight=unseen)))
     for part in NORMED.values():
         theirs = norms.get(part.key)
         if part.is_stage and (theirs or find(cfg, part.key) not in (None, AS_BACKBONE)):
@@ -89,18 +89,14 @@ def _stated(cfg: CfgNode, part: Part) -> tuple[str, str]:
     return part.key, str(text)
 
 
-def _unknown_standardization(ours: str, facts: Facts, source: str) -> list[str]:
-    method = read_stated(ours).weight
-    if method == "WS":
-        return [
-            f"{BACKBONE} is {ours}, and nothing tells whether {source} was trained with WS: "
-            "weights that were not lose their function under it"
-        ]
-    if facts.shown.get(BACKBONE) == "GN" and STRIDE in facts.assumed and not method:
-        return [
-            f"{BACKBONE} is {ours}, and nothing tells whether {source} was trained with WS: "
-            f"weights that were need {BACKBONE} {ours}+WS"
-        ]
+def _unknown_standardization(ours: NormOption, facts: Facts, source: str) -> list[str]:
+    untold = f"{BACKBONE} is {ours}, and nothing tells whether {source} was trained with"
+    if ours.weight_method.traceless:
+        return [f"{untold} {ours.weight}: weights that were not lose their function under it"]
+    if facts.shown.get(BACKBONE) == "GN" and STRIDE in facts.assumed and not ours.weight:
+        # GN is published with and without it.
+        wanted = replace(ours, weight="WS")
+        return [f"{untold} WS: weights that were need {BACKBONE} {wanted}"]
     return []
 
 
@@ -232,7 +228,7 @@ def _check_norm(
     """Compare one part's option in the config with that of the weights."""
     key, (_, text) = part.key, _stated(cfg, part)
     ours, stated = read_stated(text), read_stated(theirs)
-    if ours.weight != stated.weight and (stated.weight or ours.weight == "WS"):
+    if ours.weight != stated.weight and (stated.weight or ours.weight_method.traceless):
         method = stated.weight or ours.weight
         method = "weight standardization" if method == "WS" else method
         how = f"{'with' if stated.weight else 'without'} {method}"
@@ -247,7 +243,7 @@ def _check_norm(
                 f"{name} was trained with the WS dialect {trained!r} and {DIALECT} is {asked!r}: "
                 f"set {DIALECT} {trained}"
             )
-    if ours.weight == stated.weight or METHODS[ours.weight].takes_plain:
+    if ours.weight == stated.weight or ours.weight_method.takes_plain:
         ours, stated = replace(ours, weight=""), replace(stated, weight="")
     plain = ours.activation == stated.activation and ours.weight == stated.weight
     if ours == stated or (plain and ours.starts_as_bn and stated.tests_as_bn):

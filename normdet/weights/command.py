@@ -7,7 +7,6 @@ from typing import Any
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from detectron2.utils.file_io import PathManager
 from tabulate import tabulate
 from torch import nn
@@ -17,11 +16,11 @@ from normdet.config import load_config
 from normdet.errors import NormdetError
 from normdet.modeling.flops import flops_by_part
 from normdet.weights import (
-    Checkpointer,
     Imported,
     UnreadableFileError,
     import_weights,
     load_file,
+    load_model,
     required_config,
 )
 from normdet.weights.facts import BACKBONE, DIALECT, FORMAT, MEAN, STD, STRIDE, depth, find
@@ -62,10 +61,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     if assumed:
         print(f"nothing in the file tells {', '.join(assumed)}: that is only usual for its kind")
     if args.config_file is not None and not bad:
-        model = build_model(cfg)
-        checkpointer = Checkpointer(model, cfg=cfg, allow_unsafe=args.allow_unsafe_weights)
-        checkpointer.load(args.weights)
-        print(f"\n{checkpointer.report}")  # its warnings are logged on loading
+        model, report = load_model(cfg, args.weights, allow_unsafe=args.allow_unsafe_weights)
+        print(f"\n{report}")  # its warnings are logged on loading
         if args.flops:
             print(f"\n{_flops(cfg, model)}")
     return 1 if bad else 0

@@ -39,7 +39,7 @@ class Facts:
 
     Attributes:
         norms: a part's NORM key: the option its weights were trained under, as stated.
-        shown: a part's NORM key: its norm as far as the tensors show it, which leaves WS open.
+        shown: a part's NORM key: its norm as far as the tensors show it, where WS leaves no trace.
         settings: other config keys and the values the weights were trained under.
         assumed: the keys of `settings` that are only the custom of files of this kind.
         folded: whether batch statistics are folded into the affine, so that it holds only frozen.

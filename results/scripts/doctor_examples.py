@@ -15,8 +15,6 @@ import sys
 from importlib.metadata import version
 from pathlib import Path
 
-from detectron2.modeling import build_model
-
 from normdet.config import load_config
 from normdet.data.images import Images, find_images, sample
 from normdet.files.atomic import atomic_file
@@ -24,7 +22,7 @@ from normdet.lab.doctor.command import body
 from normdet.lab.doctor.examination import examine
 from normdet.lab.doctor.rows import BATCHES
 from normdet.version import __version__
-from normdet.weights import Checkpointer
+from normdet.weights import load_model
 
 COLUMNS = (
     "images", "count", "short_side", "stage", "distance", "level", "channels_off", "mean_shift",
@@ -39,8 +37,7 @@ def main() -> None:
     for size in args.sizes:
         cfg = load_config(args.config_file, ["MODEL.DEVICE", "cpu", "INPUT.MIN_SIZE_TEST", size])
         cfg.MODEL.WEIGHTS = str(args.weights)
-        model = build_model(cfg)
-        Checkpointer(model, cfg=cfg).load(str(args.weights), checkpointables=[])
+        model, _ = load_model(cfg)
         for name, folder in args.sets:
             files = sample(find_images([folder]), args.count)
             found = examine(

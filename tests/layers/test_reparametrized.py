@@ -8,20 +8,33 @@ from torch import nn
 from torch.nn.utils import parametrizations
 
 from normdet.errors import NormdetError
-from normdet.layers import reparametrize, spectral_norm, standardize_adaptively, weight_norm
-from normdet.layers.reparametrized import linear
+from normdet.layers import (
+    reparametrize,
+    spectral_norm,
+    standardize,
+    standardize_adaptively,
+    weight_norm,
+)
+from normdet.layers.reparametrized import learned_weight, linear, used_weight
 from normdet.layers.weight_norm import WeightNorm
 from normdet.options import parse
 from tests.layers import reference
 from tests.workers import run_workers
 
-METHODS = {"WN": weight_norm, "SpectralNorm": spectral_norm, "AWS": standardize_adaptively}
+METHODS = {
+    "WN": weight_norm, "SpectralNorm": spectral_norm, "AWS": standardize_adaptively,
+    "WS": standardize,
+}  # fmt: skip
+# What becomes of a plain weight's scale under these is told by the norm behind.
+RESCALING = ("SpectralNorm", "WS")
 LAYERS = {
     "conv": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 7, 7)),
     "reflect": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (2, 4, 5, 5)),
     "1x1": (lambda: nn.Conv2d(4, 6, 1), (3, 4, 5, 5)),
     "deconv": (lambda: nn.ConvTranspose2d(4, 6, 2, stride=2), (3, 4, 3, 3)),
     "fc": (lambda: nn.Linear(4, 6), (5, 4)),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3), (3, 4, 7)),
+    "conv3d": (lambda: nn.Conv3d(4, 6, 2), (2, 4, 3, 3, 3)),
 }
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
 every_method = pytest.mark.parametrize("method", METHODS)
@@ -53,6 +66,8 @@ def weight_in_use(layer: nn.Module, method: str) -> torch.Tensor:
         return reference.adaptive_weight_standardization(
             layer.weight, beside.gain, beside.shift, beside.eps, out_dim
         )
+    if method == "WS":
+        return reference.weight_standardization(layer.weight, "jhu", out_dim)
     return reference.spectral_norm(layer.weight, out_dim)
 
 
@@ -200,6 +215,8 @@ def test_a_plain_weight_loads_and_keeps_its_function(method, kind):
         want = plain(trained, kind, trained.weight / sigma, x)
         torch.testing.assert_close(layer.eval()(x), want, rtol=0.05, atol=0.05)
         return
+    if method == "WS":
+        want = plain(trained, kind, weight_in_use(layer, method), x)
     for training in (True, False):
         torch.testing.assert_close(layer.train(training)(x), want)
 
@@ -218,7 +235,7 @@ def test_the_function_is_unchanged_where_the_method_is_built(method, kind):
     want = layer(x).detach()
     built = METHODS[method](layer)
     assert built is layer
-    if method != "SpectralNorm":
+    if method not in RESCALING:
         torch.testing.assert_close(built(x), want)
 
 
@@ -343,7 +360,7 @@ def test_norms_activations_parameters_and_keys_stay(method):
 
 
 @pytest.mark.parametrize(
-    "module", [nn.Conv3d(2, 2, 1), nn.ConvTranspose2d(4, 4, 2, groups=2), nn.Identity()]
+    "module", [nn.ConvTranspose3d(2, 2, 1), nn.ConvTranspose2d(4, 4, 2, groups=2), nn.Identity()]
 )
 def test_other_layers_are_refused(module):
     with pytest.raises(NormdetError, match="WeightNorm has no form for"):
@@ -353,6 +370,23 @@ def test_other_layers_are_refused(module):
 def test_a_layer_has_one_method():
     with pytest.raises(NormdetError, match="has no form for ReparametrizedConv2d"):
         reparametrize(standardize_adaptively(nn.Conv2d(4, 4, 1)), WeightNorm)
+
+
+@pytest.mark.parametrize("method", ["AWS", "WS", "SpectralNorm"])
+def test_layers_with_a_forward_of_their_own(method):
+    """Such as deformable convolutions; in them `weight` is the one in use."""
+    plain = nn.ConvTranspose3d(4, 6, 2).double()
+    layer = METHODS[method](copy.deepcopy(plain)).eval()
+    assert torch.equal(learned_weight(layer), plain.weight)
+    x = torch.randn(2, 4, 3, 3, 3, dtype=torch.float64)
+    used = used_weight(layer)
+    want = torch.func.functional_call(plain, {"weight": used}, x)
+    torch.testing.assert_close(layer(x), want)
+    assert torch.allclose(used, plain.weight) == (method == "AWS")
+    layer.load_state_dict(plain.state_dict())
+    torch.testing.assert_close(layer(x), want, rtol=0.05, atol=0.05)
+    with pytest.raises(NormdetError, match="has no form for"):
+        weight_norm(nn.ConvTranspose3d(4, 6, 2))
 
 
 def test_parameters_reach_the_methods():

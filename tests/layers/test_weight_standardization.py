@@ -5,9 +5,11 @@ import copy
 import pytest
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from normdet.errors import NormdetError
 from normdet.layers import WeightStandardization, WSConv2d, standardize
+from normdet.layers.reparametrized import learned_weight, present_name, used_weight
 from normdet.ops import standardize_weight
 from tests.layers import reference
 
@@ -34,20 +36,58 @@ def test_timm_dialect_is_timms():
     torch.testing.assert_close(ours(x), theirs(x))
 
 
-@pytest.mark.parametrize(
-    ("module", "x", "out_dim"),
-    [
-        (nn.ConvTranspose2d(4, 6, 2, stride=2), torch.randn(2, 4, 3, 3), 1),
-        (nn.Linear(4, 6), torch.randn(2, 4), 0),
-    ],
-)
-def test_other_layers_are_parametrized(module, x, out_dim):
-    raw = module.weight.detach().clone()
-    standardize(module)
-    want = reference.weight_standardization(raw, "jhu", out_dim)
-    torch.testing.assert_close(module.weight, want)
-    module(x).sum().backward()
-    assert module.parametrizations.weight.original.grad is not None
+class Own(nn.Module):
+    """A layer of nobody's, whose forward reads its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.randn(6, 4, 3, 3))
+
+    def forward(self, x, stride=1):
+        return nn.functional.conv2d(x, self.weight, stride=stride)
+
+
+OTHERS = {
+    "deconv": (lambda: nn.ConvTranspose2d(4, 6, 2, stride=2), (2, 4, 3, 3), 1),
+    "deconv3d": (lambda: nn.ConvTranspose3d(4, 6, 2, stride=2), (2, 4, 3, 3, 3), 1),
+    "conv1d": (lambda: nn.Conv1d(4, 6, 3), (2, 4, 5), 0),
+    "conv3d": (lambda: nn.Conv3d(4, 6, 3), (2, 4, 5, 5, 5), 0),
+    "fc": (lambda: nn.Linear(4, 6), (2, 4), 0),
+    "own": (Own, (2, 4, 5, 5), 0),
+}
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_other_layers(kind):
+    make, shape, out_dim = OTHERS[kind]
+    plain, x = make().double(), torch.randn(shape, dtype=torch.float64)
+    layer = standardize(copy.deepcopy(plain))
+    assert list(layer.state_dict()) == list(plain.state_dict())
+    standard = reference.weight_standardization(plain.weight, "jhu", out_dim)
+    torch.testing.assert_close(used_weight(layer), standard)
+    want = torch.func.functional_call(plain, {"weight": standard}, x)
+    torch.testing.assert_close(layer(x), want)
+    got = torch.autograd.grad(layer(x).square().sum(), learned_weight(layer))
+    torch.testing.assert_close(got, torch.autograd.grad(want.square().sum(), plain.weight))
+    other = copy.deepcopy(layer).eval()
+    learned_weight(other).data.mul_(-1)
+    bias = getattr(plain, "bias", None)
+    lift = 0 if bias is None else 2 * bias.view(-1, *[1] * (x.dim() - 2))
+    torch.testing.assert_close(other(x), lift - want)
+
+
+@pytest.mark.parametrize("kind", OTHERS)
+def test_files_of_former_versions_load(kind):
+    make, shape, _ = OTHERS[kind]
+    former, x = make(), torch.randn(shape)
+    dim = int(kind.startswith("deconv"))
+    parametrize.register_parametrization(former, "weight", WeightStandardization("timm", dim))
+    state = former.state_dict()
+    assert "parametrizations.weight.original" in state
+    present = nn.Sequential(standardize(make(), "timm"))
+    present.load_state_dict({f"0.{key}": value for key, value in state.items()})
+    torch.testing.assert_close(present(x), former(x))
+    assert {present_name(key) for key in state} == {*present[0].state_dict()}
 
 
 def test_taking_over_a_convolution_keeps_its_parameters_and_keys():

@@ -24,7 +24,10 @@ def results(block, x):
 
 
 @pytest.mark.parametrize("kind", BLOCKS)
-@pytest.mark.parametrize("name", ["GN", "GN+WS", "FRN+TLU", "FRN", "FrozenBN", "LN", "BN"])
+@pytest.mark.parametrize(
+    "name",
+    ["GN", "GN+WS", "FRN+TLU+AWS", "GN+WN", "FRN+TLU", "FRN", "FrozenBN", "LN", "BN"],
+)
 def test_fused_and_in_turn(name, kind, monkeypatch):
     torch.manual_seed(0)
     option = options.parse(name)

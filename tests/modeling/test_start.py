@@ -7,8 +7,8 @@ from detectron2.modeling import build_model
 from torch import nn
 
 from normdet.layers import BatchNorm2d
+from normdet.layers.reparametrized import learned_weight
 from normdet.modeling.dress import dress_conv
-from normdet.modeling.normalized import learned_weight
 from normdet.modeling.start import new_norms, start_from_data
 from normdet.options import parse
 from tests.modeling.test_parts import config

@@ -10,7 +10,6 @@ from pathlib import Path
 
 import numpy as np
 from detectron2.config import CfgNode
-from detectron2.modeling import build_model
 from rich.console import Console
 from rich.progress import Progress
 from torch import nn
@@ -32,7 +31,7 @@ from normdet.medical.predict.output import FOLDERS, Output, forget
 from normdet.medical.predict.overlay import LARGEST, draw
 from normdet.medical.readers import find_sources, nifti
 from normdet.medical.windowed import read_windowed
-from normdet.weights.checkpointer import Checkpointer
+from normdet.weights.model import load_model
 
 # Flags that change a model's record of its input.
 _OF_INPUT = ("window", "axis", "neighbours", "channels", "planes")
@@ -53,9 +52,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     args = _parse(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     cfg, record = _config(args)
-    model = build_model(cfg).eval()
-    _load(model, cfg, args.allow_unsafe_weights)
-    return predict(args, cfg, record, model)
+    return predict(args, cfg, record, _load(cfg, args.allow_unsafe_weights))
 
 
 def predict(args: argparse.Namespace, cfg: CfgNode, record: InputRecord, model: nn.Module) -> int:
@@ -244,15 +241,15 @@ def _config(args: argparse.Namespace) -> tuple[CfgNode, InputRecord]:
     return cfg, record
 
 
-def _load(model: nn.Module, cfg: CfgNode, allow_unsafe: bool) -> None:
-    checkpointer = Checkpointer(model, cfg=cfg, allow_unsafe=allow_unsafe)
-    checkpointer.load(cfg.MODEL.WEIGHTS, checkpointables=[])
-    lacking = [*checkpointer.report.missing, *checkpointer.report.reinitialized]
+def _load(cfg: CfgNode, allow_unsafe: bool) -> nn.Module:
+    model, report = load_model(cfg, allow_unsafe=allow_unsafe)
+    lacking = [*report.missing, *report.reinitialized]
     if lacking:
         raise NormdetError(
             f"{cfg.MODEL.WEIGHTS} does not fill {len(lacking)} of the model's tensors, such as "
             f"{lacking[0]}: it is not a trained detector of this config"
         )
+    return model
 
 
 def _settings(args: argparse.Namespace, cfg: CfgNode, record: InputRecord) -> dict:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from normdet.errors import NormdetError
+from normdet.layers.reparametrized import present_name
 from normdet.weights.facts import (
     BACKBONE,
     Facts,
@@ -138,7 +139,7 @@ def _as_tensors(weights: Any, source: str) -> dict[str, torch.Tensor]:
             check_tensor(name, value)
         except NormdetError as error:
             raise UnreadableFileError(f"{source} is refused, its tensor {error}") from error
-        tensors[name] = value.float() if _is_narrow(value) else value
+        tensors[present_name(name)] = value.float() if _is_narrow(value) else value
     return _with_versions(tensors, weights)
 
 
