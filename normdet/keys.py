@@ -216,11 +216,10 @@ def set_norm(cfg: CfgNode, text: str, parts: Iterable[str] | None = None) -> Non
     if "backbone" in chosen:
         for stage in STAGES.values():
             put(cfg, stage.key, AS_BACKBONE)
-    fixed = option.norm != "" and METHODS[option.norm].needs_statistics
     for name in chosen:
         if parts is None and not has_part(cfg, name):
             continue
-        bare = parts is None and fixed and name != "backbone"
+        bare = parts is None and option.needs_statistics and name != "backbone"
         put(cfg, NORMED[name].key, NORMED[name].stock_norm if bare else str(option))
 
 

@@ -377,6 +377,11 @@ class NormOption:
         return self.norm in _OTHER_BNS or self._method.needs_batch
 
     @property
+    def needs_statistics(self) -> bool:
+        """Whether all its norm divides by are statistics that its weights bring."""
+        return self._method.needs_statistics
+
+    @property
     def weight_method(self) -> Method:
         """Its weight method's row of the table; an empty one if it has none."""
         return METHODS.get(self.weight, _NO_METHOD)

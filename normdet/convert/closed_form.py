@@ -122,6 +122,7 @@ def _convert_site(
     shift = shift - scale * removed
 
     _soften(norm, new_mean, new_square, keep)
+    norm.put_moments(new_mean, new_square)
     centre, spread = norm.expected_moments(new_mean, new_square)
     norm.weight.copy_(scale * spread.sqrt())
     norm.bias.copy_(shift + scale * centre)

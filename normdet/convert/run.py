@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from normdet.errors import NormdetError
 from normdet.keys import AS_BACKBONE, check_config, get, norm_option, put
-from normdet.options import NormOption, parse
+from normdet.options import METHODS, NormOption, names, parse
 from normdet.parts import NORMED
 from normdet.weights import LoadReport, load_file, load_model, save_file
 from normdet.weights.facts import describe
@@ -26,10 +26,10 @@ from .sites import Site
 from .views import Views
 
 RUNGS = ("closed", "calibrated", "distilled", "annealed")
-# Norms that can be converted: at test time one affine a channel, or moments measured on images.
-_SOURCES = ("FrozenBN", "AffineBN", "BN", "SyncBN", "EvalNorm", "BRN", "GN", "LN", "IN", "FRN")
 # Norms that take --keep (a learned epsilon) and --rung annealed.
-PER_EXAMPLE = ("GN", "LN", "IN", "FRN")
+PER_EXAMPLE = tuple(name for name in names("norm") if "LEARNED_EPS" in METHODS[name].params)
+# Norms that can be converted: at test time one affine a channel, or moments measured on images.
+_SOURCES = (*(name for name in names("norm") if parse(name).tests_as_bn), *PER_EXAMPLE)
 
 
 @dataclass

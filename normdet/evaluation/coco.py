@@ -24,11 +24,10 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     SemSegEvaluator,
 )
-from pycocotools.coco import COCO
 from pycocotools.cocoeval import COCOeval
 
 from normdet.errors import NormdetError
-from normdet.evaluation.truth import truth_of
+from normdet.evaluation.truth import indexed, truth_of
 
 logger = logging.getLogger(__name__)
 
@@ -110,9 +109,8 @@ class Evaluator(COCOEvaluator):
         return super()._derive_coco_results(coco_eval, iou_type, class_names)
 
     def _nothing_found(self, iou_type: str) -> COCOeval:
-        found = COCO()  # `loadRes` takes no empty list
-        found.dataset = {**self._coco_api.dataset, "annotations": []}
-        found.createIndex()
+        # `loadRes` takes no empty list.
+        found = indexed({**self._coco_api.dataset, "annotations": []})
         measured = COCOeval(self._coco_api, found, iou_type)
         measured.evaluate()
         measured.accumulate()

@@ -27,15 +27,17 @@ def truth_of(records: Sequence[dict], classes: Sequence[str]) -> COCO:
         for entry in record["annotations"]:
             annotation = _annotation(entry, record["height"], record["width"])
             annotations.append({"id": len(annotations) + 1, "image_id": number, **annotation})
-    truth = COCO()
-    truth.dataset = {
-        "images": images,
-        "annotations": annotations,
-        "categories": [{"id": index, "name": name} for index, name in enumerate(classes)],
-    }
+    categories = [{"id": index, "name": name} for index, name in enumerate(classes)]
+    return indexed({"images": images, "annotations": annotations, "categories": categories})
+
+
+def indexed(dataset: dict) -> COCO:
+    """The content of a COCO file as pycocotools' object, of which no file need be written."""
+    coco = COCO()
+    coco.dataset = dataset
     with contextlib.redirect_stdout(io.StringIO()):
-        truth.createIndex()
-    return truth
+        coco.createIndex()
+    return coco
 
 
 def _annotation(entry: dict, height: int, width: int) -> dict:

@@ -9,7 +9,6 @@ import shutil
 import statistics
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from importlib.metadata import version
 from pathlib import Path
 
 import torch
@@ -19,6 +18,7 @@ from normdet.data import load_coco, quickstart
 from normdet.engine.history import read_history
 from normdet.errors import NormdetError
 from normdet.files import page
+from normdet.lab.compare.provenance import versions
 from normdet.lab.report import figures
 from normdet.lab.report.runs import DRAWN_SCORE, predictions, scene
 
@@ -168,22 +168,11 @@ def _page(output: Path, runs: Sequence[Run], metrics: Mapping, histories: Mappin
 
 def _versions() -> list[tuple[str, str]]:
     """What ran, and on what."""
-    import detectron2
-
     device = f"CPU, {os.cpu_count()} cores"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()
-    packages = ("normdet", "torch", "torchvision", "numpy", "pycocotools")
     return [
-        *((name, _version(name)) for name in packages),
-        ("detectron2", detectron2.__version__),
-        ("Python", platform.python_version()),
+        *versions(),
         ("system", f"{platform.system()} {platform.machine()}"),
         ("device", device),
     ]
-
-
-def _version(package: str) -> str:
-    from normdet import __version__
-
-    return __version__ if package == "normdet" else version(package)

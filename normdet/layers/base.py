@@ -95,8 +95,6 @@ class NormLayer(nn.Module):
     def expected_moments(self, mean: torch.Tensor, square: torch.Tensor) -> tuple:
         """What it subtracts and what it divides by the root of, for inputs like these.
 
-        A norm with running averages takes the moments over as these.
-
         Args:
             mean: of its input's channels over examples and space, `(C,)`.
             square: of their squares, `(C,)`.
@@ -109,6 +107,14 @@ class NormLayer(nn.Module):
             NormdetError: the method has no such form.
         """
         raise NormdetError(f"{type(self).__name__} has no closed form to convert into")
+
+    def put_moments(self, mean: torch.Tensor, square: torch.Tensor) -> None:
+        """Set the running averages, where it has some, to these moments of its input.
+
+        Args:
+            mean: of its input's channels over examples and space, `(C,)`.
+            square: of their squares, `(C,)`.
+        """
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
         """Its activation alone, `(N, C, *S)` to the same."""

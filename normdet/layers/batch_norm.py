@@ -131,6 +131,9 @@ class FrozenBatchNorm2d(NormLayer):
     def expected_moments(self, mean, square):
         return BatchStatistics.expected_moments(self, mean, square)
 
+    def put_moments(self, mean, square):
+        BatchStatistics.put_moments(self, mean, square)
+
     def _load_from_state_dict(self, state_dict, prefix, local_metadata, *args):
         if (local_metadata.get("version") or 0) < 2:
             state_dict.setdefault(prefix + "running_mean", torch.zeros_like(self.running_mean))

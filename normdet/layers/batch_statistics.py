@@ -101,14 +101,16 @@ class BatchStatistics(NormLayer):
             unbiased = var * count / (count - 1).clamp(min=1)
             self.running_var.lerp_(unbiased.to(rate.dtype), rate)
 
-    @torch.no_grad()
     def expected_moments(self, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-        var = square - mean.square()
-        self.running_mean.copy_(mean)
         if self.running_var is None:
             return mean, torch.ones_like(mean)
-        self.running_var.copy_(var - self.eps)
-        return mean, var
+        return mean, square - mean.square()
+
+    @torch.no_grad()
+    def put_moments(self, mean: Tensor, square: Tensor) -> None:
+        self.running_mean.copy_(mean)
+        if self.running_var is not None:
+            self.running_var.copy_(square - mean.square() - self.eps)
 
     def scale_and_shift(
         self, x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor | None = None

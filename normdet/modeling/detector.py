@@ -15,7 +15,7 @@ from detectron2.modeling.roi_heads import (
 from torch import nn
 
 from ..keys import USUAL_PARTS
-from ..options import METHODS, NormOption
+from ..options import NormOption
 from ..parts import NORMED, belongs
 from ..surgery import Bare, knows_bare_parts
 from .box_head import normalize_box_head
@@ -41,9 +41,8 @@ def bare_parts(model: nn.Module, option: NormOption, parts: list[str] | None) ->
     if parts == ["all"]:
         parts = list(NORMED)
     wanted = USUAL_PARTS if parts is None else [part for part in parts if part in NORMED]
-    # A head has no statistics to freeze.
-    fixed = METHODS[option.norm].needs_statistics
-    found = {} if fixed else _bare(model, option)
+    # A head without norms has no statistics to fix.
+    found = {} if option.needs_statistics else _bare(model, option)
     dress = {name: act for part in wanted for name, act in found.get(part, {}).items()}
     if parts is None:
         return Bare(None, dress, _start)

@@ -10,7 +10,7 @@ from tabulate import tabulate
 from torch import nn
 
 from ..errors import NormdetError
-from ..options import METHODS, NormOption, parse
+from ..options import NormOption, parse
 from . import known
 from .recorded import record
 from .replace import (
@@ -246,7 +246,7 @@ class _Plan:
     def _refusal(self, site: Site) -> str:
         """Why a site cannot be replaced; `""` if it can."""
         option = self.option
-        if METHODS[option.norm].needs_statistics and not _has_statistics(site.norm):
+        if option.needs_statistics and not _has_statistics(site.norm):
             return f"it has no statistics, and {option.norm} fixes those it finds"
         if known.dims_of(site.norm, site.conv) is None:
             return "nothing tells how many spatial dimensions its input has"

@@ -3,7 +3,6 @@
 import hashlib
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +10,12 @@ from detectron2.config import CfgNode
 from tabulate import tabulate
 
 from normdet.files.atomic import atomic_file
-from normdet.version import __version__
+from normdet.files.versions import as_text, installed
 
 from .facts import describe
 
 # What a card names the versions of, where it is installed.
-_PACKAGES = ("torch", "torchvision", "onnx", "onnxruntime")
+_PACKAGES = ("normdet", "torch", "torchvision", "onnx", "onnxruntime")
 
 
 @dataclass(frozen=True)
@@ -78,7 +77,7 @@ def write_card(file: str | Path, cfg: CfgNode, card: Card) -> Path:
     made_with = {"made from": source.name, **_digest(source, "its SHA-256")}
     if card.command:
         made_with["made by"] = f"`{card.command}`"
-    made_with["versions"] = ", ".join(_versions())
+    made_with["versions"] = as_text(installed(*_PACKAGES))
     parts = [
         f"# {file.name}",
         card.summary,
@@ -130,15 +129,6 @@ def _digest(path: Path, title: str) -> dict[str, str]:
         while block := file.read(1 << 20):
             digest.update(block)
     return {title: f"`{digest.hexdigest()}`"}
-
-
-def _versions() -> Iterable[str]:
-    yield f"normdet {__version__}"
-    for package in _PACKAGES:
-        try:
-            yield f"{package} {version(package)}"
-        except PackageNotFoundError:
-            continue
 
 
 def _tables(measured: Sequence[Measurement]) -> list[str]:

@@ -8,7 +8,7 @@ the custom of a file's layout is marked as assumed.
 import math
 import re
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import torch
@@ -294,8 +294,10 @@ def required_config(facts: Facts, state: Mapping[str, Any]) -> dict[str, Any]:
     for key, norm in norms.items():
         part = _KEYS[key]
         if tensors_of(state, part):
-            of_backbone = part.is_stage or key == BACKBONE
-            keys[key] = f"Frozen{norm}" if of_backbone and norm.startswith("BN") else norm
+            option = read_stated(norm)
+            if option.norm == "BN" and (part.is_stage or key == BACKBONE):
+                option = replace(option, norm="FrozenBN")
+            keys[key] = str(option)
     return keys | settings
 
 

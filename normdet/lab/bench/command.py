@@ -7,12 +7,12 @@ import itertools
 import shlex
 import sys
 from collections.abc import Iterable, Sequence
-from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 
 import torch
 
 from normdet.errors import NormdetError
+from normdet.files.versions import as_text, installed
 from normdet.lab.bench import kernels, layers, measure, step
 from normdet.options import read_stated
 
@@ -170,17 +170,11 @@ def _shape(text: str) -> tuple[int, ...]:
 
 
 def _about(device: str, argv: list[str]) -> dict[str, str]:
-    names = ["torch", "triton", "timm", "detectron2", "sal-detectron2"]
-    found = [f"python {sys.version.split()[0]}"]
-    for name in names:
-        try:
-            found.append(f"{name} {version(name)}")
-        except PackageNotFoundError:
-            continue
+    packages = as_text(installed("torch", "triton", "timm", "detectron2", "sal-detectron2"))
     threads = "" if device == "cuda" else f", {torch.get_num_threads()} threads"
     return {
         "date": datetime.date.today().isoformat(),
-        "versions": ", ".join(found),
+        "versions": f"python {sys.version.split()[0]}, {packages}",
         "machine": measure.machine(device) + threads,
         "command": shlex.join(["normdet", "bench", *(a for a in argv if a != "--resume")]),
     }

@@ -5,15 +5,21 @@ import os
 import platform
 import re
 import subprocess
-from importlib.metadata import version
+from collections.abc import Iterator
 from pathlib import Path
 
 import detectron2
 
 import normdet
+from normdet.files.versions import as_text, installed
 from normdet.lab.bench.measure import machine
 
-_PACKAGES = ("torch", "torchvision", "numpy", "pycocotools")
+
+def versions() -> Iterator[tuple[str, str]]:
+    """What runs: packages and their versions."""
+    yield from installed("normdet", "torch", "torchvision", "numpy", "pycocotools")
+    yield "detectron2", detectron2.__version__
+    yield "Python", platform.python_version()
 
 
 def provenance(log: str) -> dict[str, str]:
@@ -25,14 +31,7 @@ def provenance(log: str) -> dict[str, str]:
     gpu = re.search(r"^GPU [\d,]+ +(.+?)(?: \(arch.*)?$", log, re.MULTILINE)
     return {
         "commit": commit(),
-        "versions": ", ".join(
-            [
-                f"normdet {normdet.__version__}",
-                *(f"{name} {version(name)}" for name in _PACKAGES),
-                f"detectron2 {detectron2.__version__}",
-                f"Python {platform.python_version()}",
-            ]
-        ),
+        "versions": as_text(versions()),
         "machine": gpu[1].strip() if gpu else f"{machine('cpu')}, {os.cpu_count()} cores",
     }
 

@@ -13,6 +13,7 @@ from typing import Any
 
 from torch import Tensor
 
+from normdet.options import read_stated
 from normdet.weights.facts import BACKBONE, DIALECT, FORMAT, MEAN, STD, STRIDE, Facts, shown_norms
 
 from .layout import Imported, nth
@@ -113,11 +114,11 @@ def _facts(model: Mapping[str, Tensor], config: Mapping[str, Any]) -> Facts:
     stated = {STRIDE: _part(described, "backbone").get("style", "pytorch") == "caffe"}
     stated |= _input(config, described)
     norms = {
-        key: shown[key] + ("+WS" if _part(described, *path).get("conv_cfg") == _WS else "")
+        key: _option(shown[key], _part(described, *path).get("conv_cfg"))
         for key, path in _PATHS.items()
         if key in shown
     }
-    if any(norm.endswith("+WS") for norm in norms.values()):
+    if any(norm != shown[key] for key, norm in norms.items()):
         stated[DIALECT] = "jhu"
     stated |= {
         key: value
@@ -128,7 +129,12 @@ def _facts(model: Mapping[str, Tensor], config: Mapping[str, Any]) -> Facts:
     return Facts(norms, shown, settings | stated, assumed, raw_pixels=facts.raw_pixels)
 
 
-_WS = {"type": "ConvWS"}
+def _option(norm: str, conv_cfg: Any) -> str:
+    """A part's option, by the norm that its tensors show and its kind of convolution."""
+    weight = "WS" if conv_cfg == {"type": "ConvWS"} else ""
+    return str(replace(read_stated(norm), weight=weight))
+
+
 _PATHS = {
     BACKBONE: ("backbone",),
     "MODEL.FPN.NORM": ("neck",),
