@@ -93,16 +93,13 @@ def stored_moments(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
         if None in levels:
             return None
         return tuple(torch.stack(parts).mean(0) for parts in zip(*levels, strict=True))
-    if not isinstance(norm, STORED) or is_folded(norm):
+    if not isinstance(norm, STORED):
+        return None
+    # Of a frozen norm they may be folded into its affine.
+    if isinstance(norm, FrozenBatchNorm2d) and of_no_data(norm.running_mean, norm.running_var):
         return None
     mean = norm.running_mean.clone()
     return mean, norm.running_var + norm.eps + mean.square()
-
-
-def is_folded(norm: nn.Module) -> bool:
-    """Whether a frozen norm's statistics are folded into its affine."""
-    frozen = isinstance(norm, FrozenBatchNorm2d)
-    return frozen and of_no_data(norm.running_mean, norm.running_var)
 
 
 @torch.no_grad()

@@ -7,6 +7,7 @@ loader processes.
 """
 
 import contextlib
+import copy
 import itertools
 import os
 import random
@@ -158,6 +159,19 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
         if record.get("height") and record.get("width")
     }
     return loader
+
+
+def same_batches(loader: DataLoader) -> DataLoader:
+    """A loader of the same batches over the same images in memory, read in this process.
+
+    Its place in the stream is its own.
+    """
+    return DataLoader(
+        loader.dataset,
+        batch_sampler=copy.copy(loader.batch_sampler),
+        collate_fn=loader.collate_fn,
+        generator=torch.Generator(),
+    )
 
 
 def sample_images(images: SeededDataset, seed: int, count: int) -> list[dict]:

@@ -25,7 +25,7 @@ class PreciseStatistics(HookBase):
     Args:
         period: iterations between two updates; 0 for the one at the end alone.
         model: the one that trains.
-        loader: of :func:`.loader.build_train_loader`, apart from the one that trains.
+        loader: of :func:`.loader.same_batches`: its place is not that of the one that trains.
         batches: how many are run.
         seed: of the run.
     """

@@ -23,7 +23,7 @@ from normdet.data import build_mapper, register_datasets
 from normdet.engine.ema import ModelAverage
 from normdet.engine.launch import Interrupted, LostWorker, end_now, is_of_another_worker
 from normdet.engine.leave_stored import LeaveStored
-from normdet.engine.loader import build_train_loader, derived_seed
+from normdet.engine.loader import build_train_loader, derived_seed, same_batches
 from normdet.engine.log import LoggedOutput
 from normdet.engine.norm_hooks import NormPage, NormScalars
 from normdet.engine.one_value import refuse_one_value
@@ -129,9 +129,7 @@ class Trainer(DefaultTrainer):
 
     def build_hooks(self) -> list[HookBase]:
         """detectron2's hooks in detectron2's order, with a bar where there is a terminal."""
-        cfg = self.cfg.clone()
-        cfg.defrost()
-        cfg.DATALOADER.NUM_WORKERS = 0
+        cfg = self.cfg
         built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
         averages = [self.average] if self.average else []
         models = (self.model, *(average.module for average in averages))
@@ -140,7 +138,7 @@ class Trainer(DefaultTrainer):
         if cfg.TEST.PRECISE_BN.ENABLED:
             built.append(
                 PreciseStatistics(
-                    cfg.TEST.EVAL_PERIOD, self.kept, self.build_train_loader(cfg),
+                    cfg.TEST.EVAL_PERIOD, self.kept, same_batches(self.data_loader),
                     cfg.TEST.PRECISE_BN.NUM_ITER, self.seed,
                 )
             )  # fmt: skip

@@ -14,9 +14,23 @@ _RANKS = {None: None, 0: (2,), 1: (3,), 2: (4,), 3: (5,)}
 def of_no_data(mean: Tensor, var: Tensor) -> bool:
     """Whether statistics `(C,)` are the start values, mean 0 and variance 1, less an epsilon.
 
-    A norm has these before training, and after its statistics were folded into the affine.
+    A norm has these before training, and after its statistics were folded into the affine:
+    :func:`is_folded` tells which.
     """
     return not mean.any() and bool(((var - 1).abs() < 2e-5).all())
+
+
+def is_folded(
+    mean: Tensor, var: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
+) -> bool:
+    """Whether statistics `(C,)` are in the affine: they are of no data, and the affine was trained.
+
+    Untrained, its bias is 0 and its weight 1, or 0 at the end of a residual branch.
+    """
+    trained = bias is not None and bool(bias.any())
+    if weight is not None:
+        trained = trained or not bool(((weight == 0) | (weight == 1)).all())
+    return trained and of_no_data(mean, var)
 
 
 class BatchStatistics(NormLayer):

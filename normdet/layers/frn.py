@@ -54,12 +54,6 @@ class FilterResponseNorm(PerExampleNorm):
         else:
             return self._fused(x)
 
-    def _fused(self, x: torch.Tensor) -> torch.Tensor:
-        self._check_input(x)
-        if self.stored is not None:
-            return self.leaving_stored(x)
-        return self._normalize(x, self.tau, activation=self.activation)
-
     def _normalize(self, x, tau, **options) -> torch.Tensor:
         return frn_tlu(
             x, self.weight, self.bias, tau, eps=self._eps(), backend=self.backend, **options

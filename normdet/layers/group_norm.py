@@ -76,12 +76,6 @@ class GroupNorm(PerExampleNorm):
         else:
             return self._fused(x)
 
-    def _fused(self, x: torch.Tensor) -> torch.Tensor:
-        self._check_input(x)
-        if self.stored is not None:
-            return self.leaving_stored(x)
-        return self._normalize(x, self.tau, activation=self.activation)
-
     def _normalize(self, x, tau, **options) -> torch.Tensor:
         return group_norm_act(
             x, self.num_groups, self.weight, self.bias, tau,

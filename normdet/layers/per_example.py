@@ -55,6 +55,13 @@ class PerExampleNorm(NormLayer):
         self._check_input(x)
         return self._normalize(x, join.tau, activation=join.activation, residual=residual)
 
+    def _fused(self, x: Tensor) -> Tensor:
+        """The forward, where it is not scripted."""
+        self._check_input(x)
+        if self.stored is not None:
+            return self.leaving_stored(x)
+        return self._normalize(x, self.tau, activation=self.activation)
+
     def _normalize(self, x: Tensor, tau: Tensor | None, **options) -> Tensor:
         """The fused norm, with an activation and perhaps a residual."""
         raise NotImplementedError

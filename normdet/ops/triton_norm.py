@@ -94,12 +94,16 @@ def _apply(x, residual, y, at, step, valid, begin, end, S, offsets, mu, a, b, t,
 
 
 @triton.jit
-def _kept(grad, v, out, here, offsets, mask, a, b, t, ACT: tl.constexpr):
-    """The gradient where the activation let its input pass, `v` being centred."""
+def _read(dy, x, out, here, offsets, mask, mu, a, b, t, ACT: tl.constexpr):
+    """The gradient, the gradient where the activation let its input pass, the centred input."""
+    grad = load_tile(dy + here, offsets, mask)
+    v = load_tile(x + here, offsets, mask) - mu[:, None]
     if out is not None:
         stored = t.to(out.dtype.element_ty).to(tl.float32)[:, None]
-        return kept(grad, load_tile(out + here, offsets, mask), stored, ACT)
-    return kept(grad, v * a[:, None] + b[:, None], t[:, None], ACT)
+        k = kept(grad, load_tile(out + here, offsets, mask), stored, ACT)
+    else:
+        k = kept(grad, v * a[:, None] + b[:, None], t[:, None], ACT)
+    return grad, k, v
 
 
 @triton.jit
@@ -112,9 +116,7 @@ def _sums(dy, x, out, dsum, at, step, valid, begin, end, S, offsets, mu, a, b, t
     for start in range(begin, end, BS):
         here = at + start * step
         mask = inside(valid, start, S, BS)
-        grad = load_tile(dy + here, offsets, mask)
-        v = load_tile(x + here, offsets, mask) - mu[:, None]
-        k = _kept(grad, v, out, here, offsets, mask, a, b, t, ACT)
+        grad, k, v = _read(dy, x, out, here, offsets, mask, mu, a, b, t, ACT)
         if dsum is not None:
             tl.store(dsum + here + offsets, k.to(dsum.dtype.element_ty), mask=mask)
         s0 += k
@@ -130,9 +132,7 @@ def _grad(dy, x, out, dx, at, step, valid, begin, end, S, offsets, mu, a, b, t, 
     for start in range(begin, end, BS):
         here = at + start * step
         mask = inside(valid, start, S, BS)
-        grad = load_tile(dy + here, offsets, mask)
-        v = load_tile(x + here, offsets, mask) - mu[:, None]
-        k = _kept(grad, v, out, here, offsets, mask, a, b, t, ACT)
+        _, k, v = _read(dy, x, out, here, offsets, mask, mu, a, b, t, ACT)
         result = k * a[:, None] + v * p[:, None] + q[:, None]
         tl.store(dx + here + offsets, result.to(dx.dtype.element_ty), mask=mask)
 

@@ -13,9 +13,11 @@ from typing import Any
 
 import torch
 from fvcore.common.config import CfgNode
+from torch import Tensor
 
 from normdet.errors import NormdetError
 from normdet.keys import AS_BACKBONE, has_part
+from normdet.layers import batch_statistics
 from normdet.layers.batch_statistics import of_no_data
 from normdet.options import read_stated
 from normdet.parts import NORMED, PARTS, Part, belongs
@@ -172,22 +174,20 @@ def is_folded(state: Mapping[str, Any], norm: str) -> bool:
     layers = [key.removesuffix("running_var") for key in keys if key.endswith(".running_var")]
     if not layers:
         return any(key.endswith(".norm.weight") for key in keys)
-    # FrozenBN saves statistics even where folding left it none
-    return all(_is_identity(state, layer) for layer in layers) and not all(
-        _is_start(state, layer) for layer in layers
-    )
+    # FrozenBN saves statistics even where folding left it none.
+    found = [(_statistics(state, layer), _affine(state, layer)) for layer in layers]
+    if not all(of_no_data(*statistics) for statistics, _ in found):
+        return False
+    return any(batch_statistics.is_folded(*statistics, *affine) for statistics, affine in found)
 
 
-def _is_identity(state: Mapping[str, Any], layer: str) -> bool:
-    """Whether a layer has the statistics of no data: mean 0 and variance 1, less an eps."""
+def _statistics(state: Mapping[str, Any], layer: str) -> list[Tensor]:
     names = ("running_mean", "running_var")
-    return of_no_data(*(torch.as_tensor(state.get(layer + name, math.nan)) for name in names))
+    return [torch.as_tensor(state.get(layer + name, math.nan)) for name in names]
 
 
-def _is_start(state: Mapping[str, Any], layer: str) -> bool:
-    """Whether a layer's affine has its start values: of an untrained network nothing is lost."""
-    weight, bias = (torch.as_tensor(state.get(layer + name, 0)) for name in ("weight", "bias"))
-    return bool(((weight == 0) | (weight == 1)).all()) and not bias.any()
+def _affine(state: Mapping[str, Any], layer: str) -> list[Tensor]:
+    return [torch.as_tensor(state.get(layer + name, 0)) for name in ("weight", "bias")]
 
 
 # A channel's variance over its filter's squared norm, in the middle of the channels of a 7x7
@@ -202,7 +202,9 @@ def takes_raw_pixels(state: Mapping[str, Any]) -> bool | None:
         if key.endswith("stem.conv1.norm.running_var"):
             layer = key.removesuffix("running_var")
             weight = state.get(key.removesuffix("norm.running_var") + "weight")
-            if weight is None or state[key].shape != weight.shape[:1] or _is_identity(state, layer):
+            if weight is None or state[key].shape != weight.shape[:1]:
+                return None
+            if of_no_data(*_statistics(state, layer)):
                 return None
             power = torch.as_tensor(weight).flatten(1).float().square().sum(1)
             return bool((torch.as_tensor(state[key]) / power).median() > _RAW_RATIO)

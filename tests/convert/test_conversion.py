@@ -6,11 +6,10 @@ from detectron2.modeling import build_model
 
 from normdet.convert import Settings, convert
 from normdet.convert.distill import Schedule
-from normdet.convert.run import _load
 from normdet.convert.views import Views
 from normdet.errors import NormdetError
 from normdet.layers import PerExampleNorm, leave_stored
-from normdet.weights import Checkpointer
+from normdet.weights import Checkpointer, load_model
 
 SIZE = 96
 
@@ -161,7 +160,7 @@ def test_gn_becomes_frn_with_images(small_cfg, pictures, tmp_path):
 
 def test_a_part_without_a_norm_gets_one_with_images(small_cfg, pictures):
     cfg = small_cfg("MODEL.FPN.NORM", "", "MODEL.ROI_BOX_HEAD.NORM", "")
-    original, _ = _load(cfg, False)
+    original, _ = load_model(cfg)
     assert original.backbone.fpn_output4.norm is None
     done = run(cfg, "GN", pictures, "calibrated", parts=["fpn"], keep=0.9)
     assert done.converted.backbone.fpn_output4.norm.num_groups == 8

@@ -7,7 +7,7 @@ from torch import nn
 from normdet.convert.channels import Samples, arrange
 from normdet.convert.standardized import Patches, sum_to_zero
 from normdet.errors import NormdetError
-from normdet.layers import FilterResponseNorm2d, GroupNorm, StoredMoments
+from normdet.layers import BatchNorm2d, FilterResponseNorm2d, GroupNorm, StoredMoments
 
 
 def test_arranged_groups_deviate_less_than_those_that_were():
@@ -85,6 +85,19 @@ def test_expected_moments_are_the_own_of_an_example_that_has_them():
         expected = norm.expected_moments(x.mean((0, 2, 3)), x.square().mean((0, 2, 3)))
         for one, other in zip(expected, norm.own_moments(x), strict=True):
             torch.testing.assert_close(one, other[0])
+
+
+def test_what_is_expected_of_a_norm_is_asked_without_setting_its_averages():
+    norm = BatchNorm2d(3)
+    before = {key: value.clone() for key, value in norm.state_dict().items()}
+    mean, square = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 8.0, 9.5])
+    centre, var = norm.expected_moments(mean, square)
+    assert torch.equal(centre, mean) and torch.equal(var, square - mean.square())
+    assert all(torch.equal(value, before[key]) for key, value in norm.state_dict().items())
+    norm.put_moments(mean, square)
+    x = torch.randn(2, 3, 4, 4)
+    want = (x - centre.view(3, 1, 1)) / var.sqrt().view(3, 1, 1)
+    torch.testing.assert_close(norm.eval()(x), want)
 
 
 def test_weights_with_a_learned_epsilon_need_it():

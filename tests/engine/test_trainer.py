@@ -160,13 +160,18 @@ def test_a_config_for_eight_workers_fits_those_there_are(
 
 @pytest.mark.slow
 @pytest.mark.parametrize("norm", ["BN", "SwitchNorm"])
-def test_exact_statistics_are_taken_at_the_end_and_repeat_themselves(untested, norm):
+def test_exact_statistics_are_taken_at_the_end_and_repeat_themselves(untested, norm, monkeypatch):
     keys = ("TEST.PRECISE_BN.ENABLED", "True", "TEST.PRECISE_BN.NUM_ITER", "2")
-    states = []
+    states, loaded = [], []
+    build = Trainer.build_train_loader
+    monkeypatch.setattr(
+        Trainer, "build_train_loader", lambda *args: loaded.append(1) or build(*args)
+    )
     for name, more in (("a", keys), ("b", keys), ("averages", ())):
         cfg = untested(name, "SOLVER.MAX_ITER", "2", *more, norm=norm)
         Trainer(cfg).train()
         states.append(finished(cfg)["model"])
+    assert len(loaded) == len(states), "the data set is read once a run"
     exact, again, averages = states
     assert same(exact, again)
     differing = {key for key in exact if not torch.equal(exact[key], averages[key])}

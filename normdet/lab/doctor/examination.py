@@ -9,7 +9,7 @@ from torch import Tensor, nn
 
 from normdet.errors import NormdetError
 from normdet.layers import AddAct, NormLayer
-from normdet.layers.batch_statistics import of_no_data
+from normdet.layers.batch_statistics import is_folded, of_no_data
 from normdet.modeling.describe import TITLES, part_of
 
 from .rows import BATCHES, FITS, Channels, Row, measure, summarize
@@ -124,11 +124,7 @@ def stage_of(name: str) -> str:
     return part_of(name).removeprefix("backbone ")
 
 
-def _affine_was_trained(layer: NormLayer) -> bool:
-    weight, bias = layer.weight, layer.bias
-    if weight is None or bias is None:
-        return False
-    return bool(bias.any()) or not bool(((weight == 0) | (weight == 1)).all())
+_STATE = ("running_mean", "running_var", "weight", "bias")
 
 
 def _stored(
@@ -142,7 +138,10 @@ def _stored(
     """
     normal = [name for name, layer in layers.items() if has_stored_statistics(layer)]
     unknown = untrained_layers(layers)
-    folded = [name for name in unknown if _affine_was_trained(layers[name])]
+    folded = [
+        name for name in unknown
+        if is_folded(*(getattr(layers[name], part) for part in _STATE))
+    ]  # fmt: skip
     if len(unknown) == len(normal) and not folded:
         raise NormdetError(
             "this model was never trained: all its statistics have their initial mean 0 and "
