@@ -14,6 +14,7 @@ from detectron2.config import CfgNode, get_cfg
 from . import keys
 from .errors import NormdetError
 from .files.numbers import read_numbers
+from .files.words import listed
 from .keys import add_normdet_config, check_config, set_norm, use_normdet_parts
 from .values import check_values
 
@@ -48,7 +49,7 @@ def config_file(name: str) -> str:
     if path.is_file():
         return str(path)
     close = difflib.get_close_matches(name, config_names(), n=3, cutoff=0.3)
-    hint = f"; did you mean {' or '.join(close)}?" if close else ""
+    hint = f"; did you mean {listed(close, 'or')}?" if close else ""
     raise NormdetError(f"normdet has no config {name!r}{hint} (`normdet configs ls` lists them)")
 
 

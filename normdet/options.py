@@ -7,6 +7,7 @@ convolution's weight is parametrized: `NORM[+TLU][+WS]`. To add a method, write 
 
 import difflib
 import functools
+import itertools
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -15,6 +16,8 @@ from torch import nn
 
 from . import layers
 from .errors import NormdetError
+from .files.words import listed
+from .option_text import text_of, words_of
 
 
 @dataclass(frozen=True)
@@ -77,8 +80,8 @@ def _fixed(cls: type) -> Callable[..., nn.Module]:
 
 def _learned_eps(family: str, value: str, dims: int, allowed: tuple[str, ...]) -> bool:
     if value not in allowed:
-        listed = ", ".join(map(repr, allowed[:-1])) + f" or {allowed[-1]!r}"
-        raise NormdetError(f"MODEL.NORMDET.{family}.LEARNED_EPS is {value!r}: use {listed}")
+        known = listed(map(repr, allowed), "or")
+        raise NormdetError(f"MODEL.NORMDET.{family}.LEARNED_EPS is {value!r}: use {known}")
     return value == "always" or (value == "auto" and dims == 0)
 
 
@@ -112,10 +115,10 @@ def _running(cls: type) -> Callable[..., nn.Module]:
 
 def _inplace_abn(channels, dims, activation, act: str, **params) -> nn.Module:
     """Its own activation stands where the option's would."""
-    if act not in ("leaky_relu", "elu", "identity"):
-        raise NormdetError(
-            f"MODEL.NORMDET.InPlaceABN.ACT is {act!r}: use 'leaky_relu', 'elu' or 'identity'"
-        )
+    allowed = ("leaky_relu", "elu", "identity")
+    if act not in allowed:
+        known = listed(map(repr, allowed), "or")
+        raise NormdetError(f"MODEL.NORMDET.InPlaceABN.ACT is {act!r}: use {known}")
     act = act if activation and act != "identity" else None
     return layers.InPlaceABN(channels, dims=dims, activation=act, **params)
 
@@ -348,7 +351,7 @@ class NormOption:
 
     def __str__(self) -> str:
         activation = self.activation if self.activation != "ReLU" else ""
-        return "+".join(filter(None, (self.norm, self.init, activation, self.weight)))
+        return text_of((self.norm, self.init, activation, self.weight))
 
     def __bool__(self) -> bool:
         return bool(self.norm)
@@ -457,14 +460,10 @@ def names(kind: str) -> list[str]:
 
 def valid_options() -> list[str]:
     """Every text :func:`parse` takes, modifiers in their usual order."""
-    composed = [
-        norm + activation + weight
-        for norm in names("norm")
-        for activation in ("", *(f"+{name}" for name in names("activation")))
-        for weight in ("", *(f"+{name}" for name in names("weight")))
-        if not _exclusions([norm, activation[1:], weight[1:]])
-    ]
-    return composed + names("init")
+    composed = itertools.product(
+        names("norm"), ("", *names("activation")), ("", *names("weight"))
+    )
+    return [text_of(words) for words in composed if not _exclusions(words)] + names("init")
 
 
 def parse(text: str, params: Mapping[str, Mapping[str, Any]] | None = None) -> NormOption:
@@ -497,7 +496,7 @@ def read_stated(text: str) -> NormOption:
 @functools.cache
 def _parsed(text: str) -> NormOption:
     chosen: dict[str, str] = {}
-    for name in text.split("+") if text else ():
+    for name in words_of(text):
         method = METHODS.get(name)
         if method is None:
             raise _refusal(text, f"{name!r} is no norm, activation or weight method")
@@ -524,8 +523,8 @@ def _refusal(text: str, reason: str) -> NormdetError:
     norms = [METHODS[name] for name in names("norm")]
     canonical = {m.paper.split(",")[0].upper().replace(" ", ""): m.name for m in norms}
     canonical |= {option.upper(): option for option in valid_options()}
-    parts = dict.fromkeys(part for part in text.upper().replace("_", "+").split("+") if part)
-    wanted = "+".join(sorted(parts, key=_rank))
+    parts = dict.fromkeys(words_of(text.upper().replace("_", "+")))
+    wanted = text_of(sorted(parts, key=_rank))
     close = difflib.get_close_matches(wanted, canonical, n=1, cutoff=0.0)
     nearest = canonical[close[0]]
     return NormdetError(f"unknown norm option {text!r}: {reason}; did you mean {nearest!r}?")

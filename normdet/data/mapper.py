@@ -158,7 +158,7 @@ def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
     """The mapper that `cfg` describes; detectron2's but for our own keys and images over 8 bits.
 
     With `INPUT.TILE`, training sees a random tile of each image; the test mapper gives the image
-    whole and unresized, for :class:`normdet.medical.predict.TiledModel`.
+    whole and unresized, for :class:`normdet.evaluation.tiled_model.TiledModel`.
     """
     if cfg.INPUT.TILE:
         return build_tile_mapper(cfg, is_train)

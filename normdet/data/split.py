@@ -7,7 +7,7 @@ from dataclasses import replace
 from normdet.data.records import Dataset
 from normdet.errors import NormdetError
 
-PARTS = ("train", "val")
+SIDES = ("train", "val")
 
 
 def split(dataset: Dataset, part: str, share: float) -> Dataset:
@@ -25,7 +25,7 @@ def split(dataset: Dataset, part: str, share: float) -> Dataset:
     Raises:
         NormdetError: for an unknown part, a share out of range, or fewer than two images.
     """
-    if part not in PARTS or not 0 < share < 1:
+    if part not in SIDES or not 0 < share < 1:
         raise NormdetError(
             f"dataset 'split:{part}:{share}:...' should read split:train:SHARE:DATASET or "
             "split:val:SHARE:DATASET with a SHARE between 0 and 1, as in split:val:0.2:voc:train"

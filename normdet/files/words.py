@@ -12,7 +12,7 @@ def first_of(items: Iterable[object]) -> str:
     return ", ".join(items[:SHOWN]) + more
 
 
-def listed(items: Iterable[object]) -> str:
+def listed(items: Iterable[object], joint: str = "and") -> str:
     """All items as text: `a, b and c`."""
     *most, last = [str(item) for item in items] or [""]
-    return f"{', '.join(most)} and {last}" if most else last
+    return f"{', '.join(most)} {joint} {last}" if most else last

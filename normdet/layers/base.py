@@ -7,6 +7,7 @@ import torch
 from torch import nn
 
 from ..errors import NormdetError
+from ..files.words import listed
 from ..ops import act
 
 ACTIVATIONS = (None, "ReLU", "TLU")
@@ -47,7 +48,7 @@ class NormLayer(nn.Module):
         if (ranks is None or x.dim() in ranks) and x.dim() >= 2 and x.shape[1] == channels:
             return
         shapes = ["(N, C)", "(N, C, L)", "(N, C, H, W)", "(N, C, D, H, W)"]
-        takes = " or ".join(shapes[rank - 2] for rank in ranks or (2, 3, 4, 5))
+        takes = listed((shapes[rank - 2] for rank in ranks or (2, 3, 4, 5)), "or")
         raise NormdetError(
             f"{type(self).__name__}({channels}) takes {takes} with C = {channels}, "
             f"got {tuple(x.shape)}"
@@ -139,11 +140,6 @@ def refuse_scripting(module: nn.Module, way_out: str) -> NoReturn:
         f"{type(module).__name__} cannot be scripted (torch.jit.script): {way_out}, or write the "
         "model by `normdet export`"
     )
-
-
-def renamed(option: str, norm: str) -> str:
-    """The text of an option with another norm: `"EvalNorm+WS"` of `"BN+WS"`."""
-    return "+".join([norm, *option.split("+")[1:]])
 
 
 def after_step(model: nn.Module) -> None:

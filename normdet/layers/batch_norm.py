@@ -5,7 +5,8 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ops import frozen_bn_act, scripted
-from .base import NormLayer, renamed
+from ..option_text import with_norm
+from .base import NormLayer
 from .batch_statistics import BatchStatistics
 
 
@@ -51,7 +52,7 @@ class _BatchNorm(BatchStatistics):
         frozen.num_batches_tracked = self.num_batches_tracked
         frozen.load_state_dict(self.state_dict())
         if hasattr(self, "option"):
-            frozen.option = renamed(self.option, "FrozenBN")
+            frozen.option = with_norm(self.option, "FrozenBN")
         if frozen.tau is not None:
             frozen.tau.requires_grad = self.tau.requires_grad
         return frozen.to(self.running_mean.device).train(self.training)

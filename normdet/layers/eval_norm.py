@@ -5,7 +5,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from .base import renamed
+from ..option_text import with_norm
 from .batch_norm import _BatchNorm
 from .batch_statistics import RunningNorm
 from .moments import instance_moments
@@ -96,5 +96,5 @@ def _from_batch_norm(norm: _BatchNorm) -> EvalNorm:
         setattr(new, name, value)
     new.blend = new.blend.to(norm.running_mean)
     if hasattr(norm, "option"):
-        new.option = renamed(norm.option, "EvalNorm")
+        new.option = with_norm(norm.option, "EvalNorm")
     return new.train(norm.training)

@@ -18,6 +18,7 @@ from detectron2.modeling.meta_arch import panoptic_fpn, rcnn, retinanet, semanti
 from detectron2.modeling.roi_heads import box_head, mask_head
 
 from ..errors import NormdetError
+from ..files.words import listed
 from ..keys import AS_BACKBONE, get, use_normdet_parts
 from ..options import NormOption
 from ..parts import NORMED
@@ -107,7 +108,7 @@ def _refuse_what_a_callable_loses(norm: object) -> None:
             if name not in ("", "ReLU")]  # fmt: skip
     if lost:
         raise NormdetError(
-            f"a callable for {str(option)!r} makes its norms and loses {' and '.join(lost)}: build "
+            f"a callable for {str(option)!r} makes its norms and loses {listed(lost)}: build "
             f"the model without it and give it to normdet.normalize(model, {str(option)!r})"
         )
 

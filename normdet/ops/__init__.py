@@ -20,6 +20,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from normdet.errors import NormdetError
+from normdet.files.words import listed
 from normdet.ops import library, reference
 
 __all__ = [
@@ -167,7 +168,7 @@ def check_dialect(dialect: str) -> str:
         NormdetError: there is none of that name.
     """
     if dialect not in _DIALECTS:
-        known = " or ".join(map(repr, _DIALECTS))
+        known = listed(map(repr, _DIALECTS), "or")
         raise NormdetError(f"weight standardization dialect {dialect!r} is not {known}")
     return dialect
 

@@ -4,6 +4,7 @@ import random
 from collections.abc import Iterable, Sequence
 
 from normdet.errors import NormdetError
+from normdet.files.words import listed
 
 SPLITS = ("train", "val", "test")
 
@@ -39,7 +40,7 @@ def assign(
         if "train" not in splits:
             raise NormdetError(
                 "no image is left to train on: the source puts those that were read in "
-                + " and ".join(sorted(set(splits)))
+                + listed(sorted(set(splits)))
             )
         return splits
     sizes: dict[str, int] = {}
