@@ -25,8 +25,8 @@ class Method:
     """One row of the table of names.
 
     Attributes:
-        name: as it stands in an option's text.
-        kind: `"norm"`, `"activation"`, `"weight"` or, for what does without a norm, `"init"`.
+        name: as written in an option's text.
+        kind: `"norm"`, `"activation"`, `"weight"`, or `"init"` for one that takes a norm's place.
         paper: title and arXiv number.
         statistics: what it computes its statistics over.
         cost: memory kept for backward and time, in words.
@@ -34,16 +34,16 @@ class Method:
         build: a norm's is called as `build(channels, dims, activation, **params)` with `dims` the
             number of spatial dimensions (0 for fully connected); a weight's as
             `build(module, **params)` with a convolution or linear layer, returning its replacement;
-            an initialization's makes what stands in a residual block where norms would.
+            an initialization's builds what takes the place of norms in a residual block.
         params: its parameters and their defaults; they become the config keys
             `MODEL.NORMDET.<NAME>.<PARAM>`.
         needs_batch: whether training needs more than one value per channel in a worker's batch.
-        needs_statistics: whether all it normalizes by are statistics that its weights bring.
-        needs_space: whether it has nothing to average where layers are fully connected.
-        excludes: methods it has no meaning with, and why.
+        needs_statistics: whether it normalizes by fixed statistics, which come with the weights.
+        needs_space: whether it cannot normalize fully connected layers: nothing to average there.
+        excludes: methods it cannot be combined with, and why.
         takes_plain: whether a weight that was trained without a weight method keeps its function
             when it is loaded under this one.
-        traceless: whether a weight method leaves nothing in a weights file by which to tell.
+        traceless: whether the tensors of a weights file do not show that a weight method was used.
         as_bn: a norm that computes what BN does: `"tested"` at test time, `"started"` until it has
             trained.
     """
@@ -95,7 +95,7 @@ def _group_norm(
 
 
 def _per_example(cls: type, *groups: int) -> Callable[..., nn.Module]:
-    """GN or a case of it, which take any number of spatial dimensions."""
+    """GN, or a special case of it. They take any number of spatial dimensions."""
 
     family = getattr(cls, "func", cls).family
 
@@ -107,14 +107,14 @@ def _per_example(cls: type, *groups: int) -> Callable[..., nn.Module]:
 
 
 def _running(cls: type) -> Callable[..., nn.Module]:
-    """A norm of batch statistics whose one class takes the number of spatial dimensions."""
+    """A norm of batch statistics with one class for any number of spatial dimensions."""
     return lambda channels, dims, activation, **params: cls(
         channels, dims=dims, activation=activation, **params
     )
 
 
 def _inplace_abn(channels, dims, activation, act: str, **params) -> nn.Module:
-    """Its own activation stands where the option's would."""
+    """Its own activation replaces the option's."""
     allowed = ("leaky_relu", "elu", "identity")
     if act not in allowed:
         known = listed(map(repr, allowed), "or")
@@ -327,7 +327,7 @@ METHODS: dict[str, Method] = {
 
 
 _NO_METHOD = Method("", "norm", "", "", "", "")
-# Of detectron2, which a config or a file may state and no option of ours is.
+# Norms of detectron2 that a config or a file may name and that we have no option for.
 _OTHER_BNS = ("nnSyncBN", "naiveSyncBN", "naiveSyncBN_N")
 
 
@@ -340,7 +340,7 @@ class NormOption:
         activation: `"ReLU"` or `"TLU"`.
         weight: a weight method's name, or `""`.
         init: an initialization's name where there is no norm, or `""`.
-        params: `{method: {PARAM: value}}`, as `cfg.MODEL.NORMDET`; what is absent has its default.
+        params: `{method: {PARAM: value}}`, as `cfg.MODEL.NORMDET`; defaults where absent.
     """
 
     norm: str = ""
@@ -357,10 +357,10 @@ class NormOption:
         return bool(self.norm)
 
     def __call__(self, channels: int) -> nn.Module:
-        """The norm of `channels`: an option is a callable as detectron2's `norm=` takes one.
+        """The norm of `channels`, so that an option can be given as detectron2's `norm=`.
 
-        detectron2's blocks then go on with ReLU and plain weights, so an option with TLU or a
-        weight method is refused there; see :func:`normdet.normalize`.
+        detectron2's blocks use ReLU and plain weights, so they refuse an option with TLU or a
+        weight method; see :func:`normdet.normalize`.
         """
         return self.build_norm(channels)
 
@@ -381,7 +381,7 @@ class NormOption:
 
     @property
     def needs_statistics(self) -> bool:
-        """Whether all its norm divides by are statistics that its weights bring."""
+        """Whether its norm normalizes by fixed statistics, which come with the weights."""
         return self._method.needs_statistics
 
     @property
@@ -401,11 +401,11 @@ class NormOption:
         Args:
             activate: fuse the option's activation behind it.
             dims: spatial dimensions, 0 for fully connected `(N, C)`.
-            levels: how many maps the layer is applied to in turn; batch statistics are kept for
-                each.
+            levels: how many maps the layer is applied to in turn. Each has its own batch
+                statistics.
 
         Raises:
-            NormdetError: if the norm has no meaning there.
+            NormdetError: the norm cannot normalize such a layer.
         """
         method = METHODS[self.norm]
         if method.needs_space and dims == 0:
@@ -422,7 +422,7 @@ class NormOption:
         return module
 
     def build_scalars(self, channels: int, *, activate: bool = False, **which: bool) -> nn.Module:
-        """What an initialization puts where a residual block has no norm.
+        """What an initialization puts in a residual block in place of a norm.
 
         Args:
             activate: fuse the option's activation.
@@ -485,7 +485,7 @@ def parse(text: str, params: Mapping[str, Mapping[str, Any]] | None = None) -> N
 def read_stated(text: str) -> NormOption:
     """An option as a weights file or a stock config states it; refuses nothing.
 
-    What is no option of ours stands for a norm of that name, such as detectron2's `nnSyncBN`.
+    A text that is no option of ours is taken for the name of a norm, such as `nnSyncBN`.
     """
     try:
         return parse(text)

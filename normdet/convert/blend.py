@@ -20,8 +20,8 @@ class BlendRow:
     Attributes:
         layer: its name in the model.
         blend: the share of an example's own moments, 0 for plain BN.
-        error: mean squared distance of its output from what training would have made of the same
-            examples, in shares of that output's variance; `None` if it saw no batch.
+        error: mean squared distance of its output from its output in training mode, divided by the
+            variance of the latter; `None` if it saw no batch.
         error_of_bn: the same under plain BN.
     """
 
@@ -34,8 +34,8 @@ class BlendRow:
 class _Trial:
     """Stands in for a layer's `normalize`: does what training does, and tries every blend.
 
-    The distance of two affine images of an example follows from the example's mean and variance, so
-    a trial costs numbers `(N, C)`, not a pass over the activations.
+    How far two affine functions of an example are apart follows from its mean and variance. So a
+    trial works on `(N, C)` numbers and needs no pass over the activations.
     """
 
     # Denser near 0, where the shares of large batches lie.
@@ -100,10 +100,10 @@ def fit_eval_norm(
 ) -> list[BlendRow]:
     """Learn the blend of every EvalNorm of a trained model from unlabelled images.
 
-    Each batch runs through the model at test time, but normalized by its own moments as in
-    training; each layer takes the blend by which single examples come closest to that. Nothing but
-    the layers' `blend` changes. :func:`normdet.layers.to_eval_norm` makes EvalNorms of a trained
-    model's BNs.
+    Each batch runs through the model in test mode, but is normalized by its own moments as in
+    training. Each layer gets the blend with which single examples come closest to that. Only the
+    layers' `blend` changes. :func:`normdet.layers.to_eval_norm` turns a trained model's BNs into
+    EvalNorms.
 
     Args:
         batches: inputs of the model, each of as many images as a worker had in a training step;

@@ -1,10 +1,10 @@
-"""The second rung: what single images do to the norms, measured on a few without labels.
+"""The second rung: how the moments before each norm differ between images, from a few unlabelled.
 
-It tells the closed form how channels are best arranged, and standardized filters what they may lose
-(:mod:`.channels`, :mod:`.standardized`). Fitting each norm's affine on the converted network's own
-activations was tried and left: least squares shrinks what it cannot explain, layer upon layer, and
-matching each channel's mean and deviation brought ImageNet features 3% nearer but cost a detector
-of nuclei up to 4 mask AP.
+With these the closed form arranges channels (:mod:`.channels`) and chooses how filters are
+standardized (:mod:`.standardized`). We tried to fit each norm's affine on the converted network's
+own activations and gave it up. Least squares shrinks the outputs of every layer in turn. Matching
+each channel's mean and deviation brought ImageNet features 3% nearer, but a detector of nuclei lost
+up to 4 mask AP.
 """
 
 from collections.abc import Callable, Iterator
@@ -24,7 +24,7 @@ from .views import Views
 
 @contextmanager
 def _watched(sites: list[Site], act: Callable[[Site, Tensor], None]) -> Iterator[None]:
-    """Calls `act(site, x)` with what each of the original's layers takes in."""
+    """Calls `act(site, x)` with the input of each of the original's layers."""
 
     def hook(site: Site):
         return lambda layer, inputs: act(site, inputs[0])
@@ -50,8 +50,8 @@ def measure(
         images: `(N, 3, H, W)` pixels.
 
     Returns:
-        By the norm's name, the moments of examples (images, in heads regions), and the inputs of
-        convolutions that the converted network standardizes.
+        By the norm's name: the moments of single examples (images; regions in heads), and the
+        inputs of layers that the converted network standardizes.
     """
     found: dict[str, list[tuple[Tensor, Tensor]]] = {}
     patches: dict[str, Patches] = {}

@@ -16,7 +16,7 @@ from normdet.layers.per_example import PerExampleNorm
 
 # The most a channel is scaled up relative to the layer's others: a dead channel stays dead.
 _RANGE = 100.0
-# How much a group's mean square counts beside its mean when channels are put together.
+# The weight of a group's mean square, relative to its mean, when channels are arranged.
 _SQUARES = 0.25
 
 
@@ -62,14 +62,14 @@ def arrange(
 ) -> tuple[Tensor, Tensor]:
     """An order and signs of the channels that keep each group's moments steady.
 
-    Channels are taken largest first; each goes, with one sign or the other, where it leaves the
-    group's deviations smallest. A channel's deviations are those of single examples from the
-    average; where no examples are known it deviates as its mean does, since what changes contrast
-    changes all means alike.
+    Channels are taken in turn, the largest first. Each goes to the group, and gets the sign, that
+    keep the group's deviations smallest. A channel's deviations are those of single examples from
+    the average. Without examples its mean stands for them, since a change of contrast changes all
+    means alike.
 
     Args:
         groups: how many, of equal size.
-        mean: `(C,)`, of channels scaled already, as are the others.
+        mean: `(C,)`, of the channels after scaling, as are the others.
         square: `(C,)`.
         samples: of single examples.
         reorder: whether channels may change places; else signs alone are chosen.

@@ -1,9 +1,9 @@
 """The first rung: the affine with which the new norm computes, on average, what the old one did.
 
 The original is `scale * x + shift` per channel. The new norm subtracts `M` and divides by the root
-of `V`, both of which an input of known moments lets it expect
-(:meth:`normdet.layers.NormLayer.expected_moments`), so `gamma = scale * sqrt(V)` and
-`beta = shift + scale * M` undo it, exactly for an example that has these moments.
+of `V`, which follow from the moments of its input
+(:meth:`normdet.layers.NormLayer.expected_moments`). So it gets `gamma = scale * sqrt(V)` and
+`beta = shift + scale * M`. For an example that has these moments the function is the same.
 """
 
 from collections.abc import Mapping
@@ -38,13 +38,13 @@ def convert_norms(
     Args:
         original: a detector, or any module, under one norm; in test mode.
         converted: the same network under another, as built; only its norms may differ.
-        samples: by a norm's name, what single examples were there (:func:`.calibrate.measure`);
-            without them the statistics that the original has stored serve.
-        patches: by a norm's name, the inputs of its convolution where that will be standardized.
-        keep: the share of what a per-example norm divides by that stays as it is on average,
-            through its learned epsilon: 0 for the norm as its authors have it, towards 1 for what
-            the original does. The norms must be built with `LEARNED_EPS "always"`.
-        leave_later: keep the original's statistics in the norms, at `t = 0`, for training to leave.
+        samples: by a norm's name, the moments of single examples there
+            (:func:`.calibrate.measure`); else the original's stored statistics are used.
+        patches: by a norm's name, the inputs of its layer, if that will be standardized.
+        keep: how much of a per-example norm's divisor is the same for all examples, by its learned
+            epsilon: 0 for the norm as its authors have it, towards 1 for the original's function.
+            The norms must be built with `LEARNED_EPS "always"`.
+        leave_later: keep the original's statistics in the norms, at `t = 0`; training anneals them.
 
     Returns:
         The norms that were converted.
@@ -153,8 +153,8 @@ def _per_output(weight: Tensor, factors: Tensor, dim: int) -> Tensor:
 def _effect(layer: nn.Module, weight: Tensor, mean: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     """What a weight method does to outputs: `(gain, removed)`, `new = gain * old + removed`.
 
-    Standardization takes each filter's mean away, and with it a multiple of the sum of the inputs,
-    whose average follows from the outputs' own: they are the filters' products with it.
+    Standardization removes each filter's mean, and with it a multiple of the sum of the inputs. The
+    inputs' average follows from that of the outputs, which are the filters' products with it.
     """
     used = used_weight(layer).movedim(dim, 0).flatten(1)
     old = weight.movedim(dim, 0).flatten(1)

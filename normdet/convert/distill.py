@@ -17,7 +17,7 @@ from normdet.weights import load_file, save_file
 from .sites import Site
 from .views import Views
 
-# Steps between two states that a stopped run goes on from.
+# Steps between two saves of the state.
 _SAVE_EVERY = 25
 
 
@@ -56,8 +56,8 @@ def distill(
 ) -> list[float]:
     """Fit the converted network's outputs, part by part, to the original's on unlabelled images.
 
-    Both run in test mode: running averages stay. Deterministic for given batches on a CPU. A run
-    that was stopped goes on from `state_file`, which is removed at the end.
+    Both run in test mode, so running averages do not change. On a CPU the result is deterministic
+    for given batches. A stopped run resumes from `state_file`, which is removed at the end.
 
     Args:
         original: what to fit to.
@@ -110,7 +110,7 @@ def distill(
 
 
 def _groups(model: nn.Module, sites: list[Site], schedule: Schedule) -> list[dict]:
-    """The parameters to fit; the others rest."""
+    """The parameters to fit; the others are frozen."""
     norms = [p for site in sites for p in site.norm.parameters()]
     # A join has a threshold of its own under TLU.
     taus = [p for name, p in model.named_parameters() if name.endswith(".tau")]

@@ -27,8 +27,8 @@ def to_fitted_eval_norm(
 ) -> list[BlendRow]:
     """Turn the BN of a trained model into EvalNorm, learn its blend, and save the result.
 
-    No weight changes; the images are those of `DATASETS.TRAIN`, their labels are not used, in
-    batches of `SOLVER.IMS_PER_BATCH` as in training.
+    No weight changes. The images are those of `DATASETS.TRAIN`, without their labels, in batches of
+    `SOLVER.IMS_PER_BATCH` as in training.
 
     Args:
         cfg: of the model as it was trained, `MODEL.WEIGHTS` its checkpoint.

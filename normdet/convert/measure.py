@@ -32,9 +32,9 @@ def compare(
 
     Returns:
         `error STAGE` for each of a ResNet's stages and each other output: the norm of the
-        difference over the norm of the original's, over all images. With a classifier `agreement`,
-        the share of images to which both give the same first name, and `kl`, the mean divergence
-        (nats) of its probabilities.
+        difference over the norm of the original's, over all images. With a classifier also
+        `agreement`, the share of images that both give the same class, and `kl`, the mean
+        divergence of its probabilities in nats.
     """
     squares: dict[str, list[float]] = {}
     same, divergence = 0, 0.0
@@ -62,7 +62,7 @@ def compare(
 
 
 def _stages(squares: dict[str, list[float]]) -> dict[str, list[float]]:
-    """Of a stage's blocks the last one alone, under the stage's name."""
+    """The outputs, with only the last block of each stage, under the stage's name."""
     kept = {}
     for name, sums in squares.items():
         stage, _, block = name.partition(".")

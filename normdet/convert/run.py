@@ -28,7 +28,7 @@ from .views import Views
 RUNGS = ("closed", "calibrated", "distilled", "annealed")
 # Norms that take --keep (a learned epsilon) and --rung annealed.
 PER_EXAMPLE = tuple(name for name in names("norm") if "LEARNED_EPS" in METHODS[name].params)
-# Norms that can be converted: at test time one affine a channel, or moments measured on images.
+# Norms that can be converted: one affine per channel at test time, or moments of examples.
 _SOURCES = (*(name for name in names("norm") if parse(name).tests_as_bn), *PER_EXAMPLE)
 
 
@@ -41,10 +41,10 @@ class Settings:
         rung: one of :data:`RUNGS`.
         keep: see :func:`.closed_form.convert_norms`.
         parts: names out of :data:`normdet.parts.NORMED`; by default those that have a norm.
-        size: pixels a side of the squares of images that are looked at.
+        size: side, in pixels, of the square crops of images that are used.
         crop: the same in a step of distillation, where smaller ones are faster; 0 for `size`.
-        batch: squares in a step of distillation.
-        seed: of the squares.
+        batch: crops in a step of distillation.
+        seed: of the crops.
         schedule: of distillation.
     """
 
@@ -194,7 +194,7 @@ def target_config(cfg: CfgNode, settings: Settings) -> CfgNode:
             raise NormdetError(f"unknown part {part!r}: one of {', '.join(old)}")
         _check_source(part, old[part], option)
         put(target, NORMED[part].key, str(option))
-    if option.norm in PER_EXAMPLE:  # frozen, a norm that took BN's place could not settle
+    if option.norm in PER_EXAMPLE:  # new norms of a frozen stage could not adapt
         target.MODEL.BACKBONE.FREEZE_AT = 0
     if settings.keep:
         target.MODEL.NORMDET[option.norm].LEARNED_EPS = "always"

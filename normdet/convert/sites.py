@@ -1,4 +1,4 @@
-"""Where a network is normalized: each norm of the converted network beside what stood there."""
+"""Where a network is normalized: each norm of the converted network and its counterpart."""
 
 import itertools
 from dataclasses import dataclass
@@ -18,7 +18,7 @@ from normdet.modeling.normalized import layer_before
 from normdet.modeling.resnet import BasicBlock, DeformBottleneckBlock
 from normdet.ops.reference import frozen_affine
 
-# Norms that are one affine a channel at test time, from stored moments.
+# Norms that are one affine per channel at test time, by stored moments.
 STORED = (FrozenBatchNorm2d, _BatchNorm, EvalNorm, BatchRenorm)
 
 NORMS = (PerExampleNorm, BatchStatistics, FrozenBatchNorm2d, PerLevelNorm)
@@ -47,7 +47,7 @@ class Site:
 
 
 def find_sites(original: nn.Module, converted: nn.Module) -> list[Site]:
-    """Every norm of `converted`, in the order of its definition, beside what `original` has there.
+    """Every norm of `converted`, in order of definition, with what `original` has in its place.
 
     Raises:
         NormdetError: a norm has no layer before it, or has no counterpart.
@@ -104,7 +104,7 @@ def stored_moments(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
 
 @torch.no_grad()
 def affine_of(site: Site, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift `(C,)` that the original has there for inputs of the moments given."""
+    """Scale and shift `(C,)` of the original there, for inputs with the moments given."""
     norm, bias = site.old_norm, site.old_layer.bias
     bias = torch.zeros_like(mean) if bias is None else bias
     if norm is None:
@@ -121,6 +121,6 @@ def affine_of(site: Site, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]
 
 
 def as_before(site: Site) -> bool:
-    """Whether the site takes over the original's state as it is: stored moments on both sides."""
+    """Whether the original's state can be copied as it is: both sides have stored moments."""
     both = isinstance(site.old_norm, STORED) and isinstance(site.norm, STORED)
     return both and not isinstance(site.layer, Reparametrized)

@@ -1,8 +1,8 @@
-"""Filters with zero sum, as standardization makes them, that keep what the old ones computed.
+"""Filters with zero sum, which standardization needs, that compute almost what the old ones did.
 
 Standardization removes a filter's mean, and with it a multiple of the sum of its inputs. Inputs
-vary along some directions and hardly along others. So the mean is removed along the directions that
-vary least, which changes the output least: with the inputs' covariance `S`,
+vary much along some directions and little along others. The mean is removed along those that vary
+least, which changes the output least: with the inputs' covariance `S`,
 `w' = w - S^-1 1 (1^T w) / (1^T S^-1 1)` minimizes `Var((w' - w)^T x)` under `1^T w' = 0`.
 """
 
@@ -16,9 +16,9 @@ from normdet.layers import Reparametrized
 
 
 def loses_sums(layer: nn.Module) -> bool:
-    """Whether a layer's weight method takes the sum of each filter away.
+    """Whether a layer's weight method removes the sum of each filter.
 
-    The filters of a grouped convolution do not see all the inputs that outputs tell of.
+    Not for grouped convolutions, whose filters see only some of the inputs.
     """
     plain = isinstance(layer, nn.Conv2d | nn.Linear) and getattr(layer, "groups", 1) == 1
     return plain and isinstance(layer, Reparametrized) and layer.reweight.zero_sum
@@ -55,7 +55,7 @@ class Patches:
             columns = F.unfold(x, layer.kernel_size, layer.dilation, layer.padding, layer.stride)
             columns = columns.transpose(1, 2).flatten(0, 1)
         step = -(-len(columns) // _PATCHES)
-        # An odd step: an even one would meet the same columns of the image in every row.
+        # An odd step, since an even one would take the same columns of the image in every row.
         columns = columns[:: step | 1].double()
         return cls(len(columns), columns.sum(0), columns.T @ columns)
 
@@ -74,11 +74,11 @@ class Patches:
 
 
 def sum_to_zero(weight: Tensor, patches: Patches) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    """The filters `(C_out, C_in, kH, kW)` with their sums taken out where it matters least.
+    """The filters `(C_out, C_in, kH, kW)` with their sums removed where it matters least.
 
     Returns:
-        The new filters; mean and mean square `(C_out,)` of their outputs; and what their outputs
-        lack on average, `(C_out,)`.
+        The new filters; mean and mean square `(C_out,)` of their outputs; and how much less than
+        the old ones they give on average, `(C_out,)`.
     """
     old = weight.flatten(1).double()
     covariance = patches.covariance

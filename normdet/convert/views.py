@@ -1,4 +1,4 @@
-"""What a detector computes, taken part by part on given regions, so that two can be compared."""
+"""What each part of a detector computes on given regions, so that two detectors can be compared."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,17 +10,16 @@ from torch import Tensor, nn
 
 from normdet.parts import owner
 
-# Regions an image that heads are compared on: the detector's own best proposals.
+# Regions per image that heads are compared on: the detector's best proposals.
 REGIONS = 32
 
 
 class Views:
-    """Runs a detector as far as its weights were loaded.
+    """Runs the parts of a detector whose weights were loaded.
 
     Args:
         model: a GeneralizedRCNN or RetinaNet.
-        loaded: names of the tensors that were loaded: a part that has none of them is left out, as
-            it computes nothing yet.
+        loaded: names of the tensors that were loaded. A part without any is left out.
 
     Attributes:
         blocks: the backbone's stem and residual blocks, by name: `stem`, `res2.0`, ...
@@ -100,7 +99,7 @@ class Views:
 
     @contextmanager
     def _recorded(self) -> Iterator[dict[str, Tensor]]:
-        """Collects what the residual blocks put out."""
+        """Collects the outputs of the residual blocks."""
         outputs: dict[str, Tensor] = {}
 
         def record(name):

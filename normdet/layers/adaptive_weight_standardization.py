@@ -10,10 +10,11 @@ from .reparametrized import WeightMethod, per_output, reparametrize
 class AdaptiveWeightStandardization(WeightMethod):
     """`gain * (w - mean(w)) / sqrt(var(w) + eps) + shift` per output channel.
 
-    Weight Standardization (1903.10520) as mmcv's ConvAWS has it for DetectoRS (2006.02334): `gain`
-    and `shift` are fixed to the deviation and the mean of the weight that training starts from, so
-    that its function is unchanged at that moment. They are set from the layer's own weight where it
-    is built and from every plain weight that is loaded; its own checkpoints bring theirs.
+    Weight Standardization (1903.10520) as mmcv's ConvAWS has it for DetectoRS (2006.02334). `gain`
+    and `shift` are the deviation and the mean of the weight that training starts from, and stay
+    fixed. So the layer's function is unchanged when training starts. They are taken from the
+    layer's weight when it is built, and again when a plain weight is loaded; a checkpoint saved
+    under AWS has its own.
 
     Saves nothing of activation size.
 
@@ -43,7 +44,7 @@ class AdaptiveWeightStandardization(WeightMethod):
         return {"gain": gain.to(weight.dtype), "shift": mean.to(weight.dtype)}
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
-        # The unbiased variance by the fused operation, which has the biased one under the root.
+        # The fused operation takes the biased variance; the factor makes it the unbiased one.
         size = self._filter_size(weight)
         unbiased = (size - 1) / size if size > 1 else 1.0
         standard = standardize_weight(

@@ -13,7 +13,7 @@ class AffineBatchNorm2d(FrozenBatchNorm2d):
     """`(x - running_mean) / sqrt(running_var + eps) * weight + bias`, weight and bias trained.
 
     Training and test are the same function. State-dict keys are BN's. Weights whose statistics are
-    folded into the affine train as well: the affine is all there is. Takes any `(N, C, *S)`; saves
+    folded into the affine can be trained too. Takes any `(N, C, *S)`; saves
     `x` for the gradient of `weight`.
     """
 

@@ -1,4 +1,4 @@
-"""What every normalization layer shares: affine, optional activation, one input check."""
+"""What every normalization layer shares: an affine, an optional activation, an input check."""
 
 from collections.abc import Iterator
 from typing import NoReturn
@@ -62,7 +62,7 @@ class NormLayer(nn.Module):
         return join(self(x), residual)
 
     def fuses_join(self) -> bool:
-        """Whether :meth:`joined` is one pass: there is a form for it, and nobody looks between."""
+        """Whether :meth:`joined` is one pass: the norm has a fused form, and no hook watches it."""
         return False
 
     def _unobserved(self) -> bool:
@@ -83,7 +83,7 @@ class NormLayer(nn.Module):
         return self.parameters(recurse=False)
 
     def after_step(self) -> None:
-        """What must happen after each optimizer step."""
+        """Called after each optimizer step."""
 
     def rates(self) -> dict[str, float]:
         """Parameters, by name, that train at a multiple of the learning rate."""
@@ -94,15 +94,15 @@ class NormLayer(nn.Module):
         return {}
 
     def expected_moments(self, mean: torch.Tensor, square: torch.Tensor) -> tuple:
-        """What it subtracts and what it divides by the root of, for inputs like these.
+        """The centre and the variance that it would normalize inputs with these moments by.
 
         Args:
             mean: of its input's channels over examples and space, `(C,)`.
             square: of their squares, `(C,)`.
 
         Returns:
-            Both `(C,)`: test time is `(x - first) / sqrt(second) * gamma + beta` for an example
-            whose own moments are those expected.
+            Both `(C,)`. An example that has these moments becomes
+            `(x - first) / sqrt(second) * gamma + beta` at test time.
 
         Raises:
             NormdetError: the method has no such form.

@@ -7,11 +7,11 @@ from .batch_statistics import RunningNorm
 
 
 class BatchRenorm(RunningNorm):
-    """`((x - mu_B) / sigma_B * r + d) * gamma + beta`: BN corrected towards its test-time self.
+    """`((x - mu_B) / sigma_B * r + d) * gamma + beta`: BN corrected towards its test-time form.
 
     `r = sigma_B / sigma` and `d = (mu_B - mu) / sigma` are taken from the running averages before
     they learn the batch, clipped to `[1 / r_max, r_max]` and `[-d_max, d_max]`, and carry no
-    gradient. Within the limits training computes what test time will. The layer starts as BN
+    gradient. Within the limits, training computes the same as test time. The layer starts as BN
     (limits 1 and 0) and the limits open linearly, counted in optimizer steps by the buffer `steps`:
     call :func:`normdet.layers.after_step` after each.
 

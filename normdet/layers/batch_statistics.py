@@ -1,4 +1,4 @@
-"""What the norms with batch statistics share: the moments, their running averages, workers."""
+"""What norms with batch statistics share: moments, running averages, pooling over workers."""
 
 import torch
 from torch import Tensor, nn
@@ -34,16 +34,16 @@ def is_folded(
 
 
 class BatchStatistics(NormLayer):
-    """What batch norm and its kin do: normalize by their batch, learn running averages of it.
+    """Base of batch norm and related norms: normalize by the batch, learn running averages of it.
 
     A subclass writes :meth:`normalize`, usually from :meth:`batch_moments` and
     :meth:`scale_and_shift`.
 
     Attributes:
         needs_batch: whether one value per channel is too little to train on.
-        sync: whether the batch is that of all workers. It then takes one small gather forward and
-            one small all-reduce backward, and every worker must call the layer, with an empty batch
-            if it has none.
+        sync: whether the statistics are of all workers' batches. This costs one small gather in
+            forward and one small all-reduce in backward, and every worker must call the layer, with
+            an empty batch if it has none.
         is_frozen: whether it stays in test mode, whatever `train()` says.
     """
 
@@ -61,7 +61,7 @@ class BatchStatistics(NormLayer):
         return act(self.normalize(x), self.tau, activation=self.activation)
 
     def learns_from(self, x: Tensor) -> bool:
-        """Whether `x` is normalized by its batch; an empty one only with other workers' shares."""
+        """Whether `x` is normalized by its batch: an empty one only where workers share theirs."""
         return self.training and (x.numel() > 0 or self.pools_workers())
 
     def pools_workers(self) -> bool:
@@ -72,8 +72,8 @@ class BatchStatistics(NormLayer):
     ) -> tuple[Tensor, Tensor, Tensor]:
         """Mean and variance `(C,)` to normalize by, and the count per channel they come from.
 
-        The running averages where nothing is to be learned; else the batch's, differentiable, after
-        the running averages have learned them.
+        In test mode these are the running averages. In training they are the batch's, which are
+        differentiable, and the running averages are updated by them.
 
         Args:
             instance: the instance moments `(N, C)` of `x`, if they are known already.
@@ -84,7 +84,7 @@ class BatchStatistics(NormLayer):
         mean, var = pool(*(instance or instance_moments(x)), dim=0)
         if self.pools_workers():
             mean, var, count = pool_workers(mean, var, count)
-            # Reading the count waits for the device: done only where it could be too small.
+            # Reading the count waits for the device, so do it only where it could be too small.
             if x.numel() <= self.num_features and count == 1:
                 self.refuse_one_value(x)
         elif x.numel() == self.num_features:
@@ -93,7 +93,7 @@ class BatchStatistics(NormLayer):
         return mean, var, count
 
     def refuse_one_value(self, x: Tensor) -> None:
-        """Refuse a batch of one value a channel, from which nothing but 0 can come.
+        """Refuse a batch of one value a channel: its normalized value is always 0.
 
         Raises:
             NormdetError: if the method takes its statistics from the batch alone.
@@ -106,7 +106,7 @@ class BatchStatistics(NormLayer):
 
     @torch.no_grad()
     def _learn(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """As torch's batch norm; from a single value there is no unbiased variance to learn."""
+        """As torch's batch norm. A single value has no unbiased variance to learn."""
         learnable = count > 1
         rate = (self.momentum * learnable).to(self.running_mean.dtype)
         self.num_batches_tracked.add_(learnable)

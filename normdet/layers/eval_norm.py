@@ -14,17 +14,17 @@ from .moments import instance_moments
 class EvalNorm(RunningNorm):
     """Trains exactly as BN; at test time blends an example's own moments with the running ones.
 
-    In a training batch of `N` examples each had the share `1 / N` in the moments it was normalized
-    by. At test time it has the share `blend`, the running averages the rest, pooled as two parts of
-    one batch:
+    In a training batch of `N` examples, each example has a share of `1 / N` in the moments it is
+    normalized by. At test time it has the share `blend`, and the running averages have the rest.
+    The two are pooled like two parts of one batch:
 
         mean = blend * mu_x + (1 - blend) * mu
         var = blend * var_x + (1 - blend) * var + blend * (1 - blend) * (mu_x - mu)^2
 
-    which for independent examples is what training moments are expected to be, given the example.
+    For independent examples this is the expectation of the training moments, given the example.
     The buffer `blend` `(1,)` follows `1 / N` while training (0 at first, plain BN);
-    :func:`normdet.convert.blend.fit_eval_norm` learns it from images afterwards, which also sees
-    how alike the examples of a batch are. Keeps what BN keeps.
+    :func:`normdet.convert.blend.fit_eval_norm` learns it from images afterwards, which takes into
+    account that examples of one batch are alike. Keeps what BN keeps.
 
     Args:
         kwargs: see :class:`RunningNorm`.
@@ -74,8 +74,8 @@ class EvalNorm(RunningNorm):
 def to_eval_norm(module: nn.Module) -> nn.Module:
     """Replace every BN below `module` by an EvalNorm with its weights and averages; returns it.
 
-    The blend starts at 0, plain BN. Frozen BN is no BN and stays. A module that is itself a BN is
-    not changed but returned anew.
+    The blend starts at 0, plain BN. Frozen BN stays as it is. If `module` itself is a
+    BN, it is not changed: a new module is returned.
     """
     if isinstance(module, _BatchNorm):
         return _from_batch_norm(module)

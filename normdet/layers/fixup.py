@@ -11,8 +11,8 @@ class FixupScalars(NormLayer):
     """`activation(scale * x + shift) + offset`, each a single learned number or left out.
 
     Fixup has a bias before each convolution and each activation, and a multiplier at the end of a
-    residual branch (1901.09321, section 3, rule 3): behind a convolution stands the bias before the
-    activation (`shift`) and the one before the next convolution (`offset`).
+    residual branch (1901.09321, section 3, rule 3). This module follows a convolution. It has the
+    bias before the activation (`shift`) and the one before the next convolution (`offset`).
 
     Args:
         num_features: channels `C` of the input `(N, C, *S)`.
@@ -20,7 +20,7 @@ class FixupScalars(NormLayer):
         scale: multiply, from 1.
         shift: add before the activation, from 0.
         offset: add behind the activation, from 0.
-        rate: of these numbers' learning rate to that of the weights; the authors' code has a tenth.
+        rate: their learning rate as a share of the weights'; 0.1 in the authors' code.
     """
 
     def __init__(

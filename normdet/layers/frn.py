@@ -11,8 +11,8 @@ class FilterResponseNorm(PerExampleNorm):
     """`gamma * x / sqrt(mean_S(x^2) + eps) + beta`, then the activation (1911.09737, eq. 1 to 5).
 
     No mean is subtracted and nothing depends on the batch: training and test are the same function.
-    With one element a channel (1x1 maps, fully connected input) the fixed epsilon makes the
-    normalized value a sign with no gradient: `learned_eps` is for these.
+    With one element per channel (1x1 maps, fully connected input) and a fixed epsilon, the
+    normalized value is almost the sign of `x` and has no gradient. Use `learned_eps` there.
 
     Saves `x` and one float per `(n, c)` for backward. Sensitive to the first learning rates: warm
     up.

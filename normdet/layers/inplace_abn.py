@@ -67,10 +67,10 @@ class _Normalize(torch.autograd.Function):
 class InPlaceABN(RunningNorm):
     """BN and an invertible activation that keep only their output for backward.
 
-    Backward inverts the activation and the affine to find `x_hat`: one buffer of activation size
-    less than BN and leaky ReLU keep. So that the affine can be inverted its factor is
-    `abs(gamma) + eps`, as in the authors' code: a negative gamma of weights trained as plain BN
-    counts as positive. In half precision `x_hat` is as exact as the output that it is read from.
+    Backward inverts the activation and the affine to find `x_hat`. This keeps one buffer of
+    activation size less than BN with leaky ReLU. The affine's factor is `abs(gamma) + eps`, as in
+    the authors' code, so that it can be inverted. A negative gamma of weights trained as plain BN
+    therefore counts as positive. In half precision `x_hat` is only as exact as the output.
 
     Args:
         activation: `"leaky_relu"`, `"elu"` or `None`.

@@ -7,7 +7,7 @@ from .moments import instance_means
 
 
 class MeanOnlyBatchNorm(RunningNorm):
-    """`(x - mu_B) * gamma + beta`; the running mean at test time. The variance is the weights' job.
+    """`(x - mu_B) * gamma + beta`; the running mean at test time. The weights set the variance.
 
     Keeps `x` for the gradient of gamma.
 

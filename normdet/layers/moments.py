@@ -1,8 +1,8 @@
 """Means and variances, of examples, batches and all workers, and the affine that uses them.
 
-Everything of activation size happens in two functions, :func:`instance_moments` and
-:func:`affine`; each keeps `x` for backward and nothing else of its size. What lies between them, a
-method's own formula, is autograd over `(N, C)` or `(C,)` numbers.
+Only two functions work on tensors of activation size, :func:`instance_moments` and :func:`affine`.
+Each keeps `x` for backward and nothing else of its size. A method's own formula lies between them:
+autograd over `(N, C)` or `(C,)` numbers.
 """
 
 import torch
@@ -108,9 +108,9 @@ class _PoolWorkers(torch.autograd.Function):
 def pool_workers(mean: Tensor, var: Tensor, count: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     """The moments `(C,)` of all workers' batches as if they were one, and its count per channel.
 
-    Each worker weighs as many elements `count` (0-d) as it holds, none included. One small gather
-    forward and one small all-reduce backward: every worker must run both. Deviations are taken
-    from means, so nothing cancels.
+    A worker's weight is its number of elements `count` (0-d), which may be 0. Costs one small
+    gather in forward and one small all-reduce in backward; every worker must run both. Deviations
+    are taken from means, so that nothing cancels.
     """
     return _PoolWorkers.apply(mean, var, count.to(mean.dtype))
 

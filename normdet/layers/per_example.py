@@ -1,4 +1,4 @@
-"""What per-example norms share: a learned epsilon, and a gradual move from stored moments."""
+"""What per-example norms share: a learned epsilon, and a gradual change from stored moments."""
 
 import torch
 from torch import Tensor, nn
@@ -32,8 +32,7 @@ class PerExampleNorm(NormLayer):
         family: the option's name, whose config keys it takes.
         eps_l: the learned epsilon `(1,)`, whose size is added to `eps`; `None` without one.
         stored: the :class:`StoredMoments` being annealed away; `None` in a layer that was not
-            converted, which is the plain fused norm. Saved with the weights, under the keys
-            `stored.*`.
+            converted. Saved with the weights, under the keys `stored.*`.
     """
 
     family = ""
@@ -71,7 +70,7 @@ class PerExampleNorm(NormLayer):
         raise NotImplementedError
 
     def leaving_stored(self, x: Tensor) -> Tensor:
-        """The norm by `(1 - t) * stored + t * own`: eager, a few passes more than the plain one."""
+        """The norm by `(1 - t) * stored + t * own`, a few passes slower than the fused one."""
         stored = self.stored
         own_mean, own_var = self.own_moments(x)
         mean = stored.mean.lerp(own_mean, stored.t)
@@ -98,7 +97,7 @@ class PerExampleNorm(NormLayer):
 
 
 def leave_stored(model: nn.Module, t: float) -> int:
-    """Move all norms of a model that still have stored moments to `t`; at 1 these are dropped.
+    """Set `t` of all norms of a model that still have stored moments; at 1 the moments are dropped.
 
     Returns:
         How many norms there were.

@@ -9,14 +9,14 @@ from .base import NormLayer
 
 
 class PerLevelNorm(NormLayer, nn.ModuleList):
-    """Any norm with batch statistics, cycling through a set per level; the affine is shared.
+    """Any norm with batch statistics: one set of them for each level in turn, and a shared affine.
 
     Levels differ in their statistics, so shared ones are wrong at test time (mmdetection#6515).
     State-dict keys are those of detectron2's `CycleBatchNormList`. Every use of the head must pass
     through all its levels, in order.
 
     Args:
-        norms: one a level, alike and without an activation; their affine goes.
+        norms: one per level, all alike and without an activation; their affines are removed.
         activation: `None`, `"ReLU"` or `"TLU"`, behind the shared affine.
     """
 

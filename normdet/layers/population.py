@@ -77,7 +77,7 @@ class Population:
             norm.momentum = momentum
 
     def _take(self, count: int) -> None:
-        """Read a batch's moments off the running averages, which momentum 1 made just these."""
+        """Read a batch's moments off the running averages: momentum 1 has set them to these."""
         if count < 2:
             return  # one value a channel has no unbiased variance to learn
         mean, var = self._norm.running_mean.double(), self._norm.running_var
@@ -99,7 +99,7 @@ class Population:
 
 
 def learning_norms(model: nn.Module) -> dict[str, BatchStatistics]:
-    """The norms by name whose running averages learn in training: none of a frozen stage."""
+    """The norms by name whose running averages learn in training; frozen ones are left out."""
     return {
         name: norm
         for name, norm in model.named_modules()

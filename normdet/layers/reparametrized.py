@@ -1,4 +1,4 @@
-"""Layers whose weight is computed from the one they learn, by a method of their own."""
+"""Layers that compute the weight in use from the weight they learn, by a weight method."""
 
 import functools
 from collections.abc import Iterator
@@ -12,10 +12,10 @@ from .base import refuse_scripting
 
 
 class WeightMethod(nn.Module):
-    """Base of what computes the weight in use from the weight that is learned.
+    """Base of a weight method: it computes the weight in use from the weight that is learned.
 
-    A subclass maps one to the other in `forward`. What it learns or keeps beside the weight stands
-    in the layer's state dict under `reweight.`, while the learned weight keeps its plain name.
+    A subclass does so in `forward`. Its own parameters and buffers are in the layer's state dict
+    under `reweight.`; the learned weight keeps the name `weight`.
 
     Attributes:
         starting: whether the next training forward is to call :meth:`start`.
@@ -45,8 +45,8 @@ class WeightMethod(nn.Module):
 class Reparametrized:
     """Mixin of a layer that computes with `reweight(weight)`.
 
-    A plain weight may be loaded: what the method has beside it is then fitted to that weight.
-    Frozen, the method's own statistics rest as well.
+    A plain weight may be loaded: the method's own state is then fitted to it. Where the weight is
+    frozen, the method's own statistics are not updated either.
 
     Attributes:
         reweight: the :class:`WeightMethod`.
@@ -56,7 +56,7 @@ class Reparametrized:
         """The weight the layer computes with.
 
         Args:
-            x: its input, in a forward: the first one in training may start the method.
+            x: the input, if this is a forward. The first one in training may start the method.
         """
         weight = learned_weight(self)
         learning = self.training and weight.requires_grad
@@ -84,7 +84,7 @@ class Reparametrized:
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-# Of the weight under WS in all layers but Conv2d, in files of former versions.
+# Former versions saved the weight under this name in layers under WS, all but Conv2d.
 _FORMER_NAME = "parametrizations.weight.original"
 
 
@@ -109,7 +109,7 @@ def linear(
 ) -> torch.Tensor:
     """What a convolution, ConvTranspose2d or Linear computes with a given weight and bias.
 
-    Its norm and activation, if it has them, stay out.
+    Its norm and activation are not applied.
     """
     if isinstance(layer, nn.ConvTranspose2d):
         return F.conv_transpose2d(
@@ -159,7 +159,8 @@ class ReparametrizedLinear(_Linear, nn.Linear):
 class _OwnForward(Reparametrized):
     """A layer of another kind, such as a deformable convolution, whose forward reads `weight`.
 
-    So `weight` is the one in use here; the learned one has its key, and :func:`learned_weight`.
+    So `weight` is the weight in use here. The learned one is saved as `weight`, and
+    :func:`learned_weight` gives it.
     """
 
     @property
@@ -189,9 +190,9 @@ def reparametrize(module: nn.Module, method: type[WeightMethod], **params) -> nn
         params: of the method.
 
     Raises:
-        NormdetError: if the method cannot run the layer, which one that starts from data must
-            (:func:`linear`); or the layer is a grouped transposed convolution, whose weight has no
-            dimension of output channels.
+        NormdetError: the layer has no weight; the method starts from data, for which it must run
+            the layer, and :func:`linear` cannot; or the layer is a transposed convolution in
+            groups, whose weight has no dimension of output channels.
     """
     form = next((form for kind, form in _FORMS.items() if isinstance(module, kind)), None)
     if form is None and method.start is WeightMethod.start and "weight" in module._parameters:
@@ -215,6 +216,6 @@ def plain_class(layer: Reparametrized) -> type[nn.Module]:
 
 
 def per_output(weight: torch.Tensor, out_dim: int) -> tuple[list[int], torch.Tensor]:
-    """What all methods reduce over: the dimensions of a filter, and the weight in fp32 or wider."""
+    """The dimensions of a filter, over which methods reduce, and the weight in fp32 or wider."""
     wide = weight.to(torch.promote_types(weight.dtype, torch.float32))
     return [dim for dim in range(weight.dim()) if dim != out_dim], wide

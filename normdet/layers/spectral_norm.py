@@ -12,8 +12,8 @@ from .reparametrized import WeightMethod, reparametrize
 class SpectralNorm(WeightMethod):
     """`W / sigma(W)`: torch's parametrization, its singular vectors under `reweight.power`.
 
-    A step of power iteration each training forward. The weight's scale is gone: of a plain weight
-    only what a norm behind it makes of any scale is kept. Fitting runs torch's 15 first steps.
+    Makes a step of power iteration in each training forward. The weight's scale is lost, so a plain
+    weight keeps its function only where a norm follows. Fitting runs torch's 15 first steps.
 
     Args:
         weight: the layer's.
@@ -47,7 +47,7 @@ class SpectralNorm(WeightMethod):
             return self.power(weight)
 
     def norm_parameters(self) -> Iterator[nn.Parameter]:
-        """None: it learns nothing beside the weight."""
+        """None: it has no parameters of its own."""
         return iter(())
 
 

@@ -16,7 +16,7 @@ class SwitchNorm(RunningNorm):
     shares. The layer's and the batch's moments follow from the instance moments: one pass over `x`,
     which alone is kept for backward. At test time the BN part takes its running averages.
 
-    Where `dims` is 0 an instance has nothing to average: there it switches between LN and BN.
+    With `dims` 0 an instance has nothing to average, so it switches between LN and BN alone.
 
     Args:
         kwargs: see :class:`RunningNorm`.
@@ -45,7 +45,7 @@ class SwitchNorm(RunningNorm):
 
     @torch.no_grad()
     def rely_on_batch(self) -> None:
-        """Give the batch's moments 99 of 100 shares: nearly BN, and still free to learn."""
+        """Give the batch's moments 99 of 100 shares: nearly BN, but the shares can still learn."""
         for weight in (self.mean_weight, self.var_weight):
             weight.zero_()
             weight[-1] = math.log(99.0 * (len(self.kinds) - 1))

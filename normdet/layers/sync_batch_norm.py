@@ -8,8 +8,8 @@ from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d
 class _SyncBatchNorm:
     """BN with the statistics of the concatenated batch of all workers, each share of any size.
 
-    One worker alone, or no process group, makes it plain BN. In training every worker must call it,
-    in forward and in backward, an empty share included. Keeps `x`.
+    With one worker, or no process group, it is plain BN. In training every worker must run its
+    forward and backward, even with an empty share. Keeps `x`.
     """
 
     sync = True

@@ -12,8 +12,8 @@ class WeightNorm(WeightMethod):
 
     The first training forward after a random start sets `g`, and the layer's bias if it has one, so
     that pre-activations have mean 0 and variance 1 over the batch of all workers (eq. 5 and 6). A
-    layer whose bias gave way to a norm leaves the mean to that norm. With loaded weights there is
-    no such start; plain ones get `g = |v|`, which keeps their function.
+    layer without a bias leaves the mean to its norm. With loaded weights there is no such start:
+    plain ones get `g = |v|`, which keeps their function.
 
     Saves nothing of activation size; the start costs one more forward of the layer.
 
@@ -47,8 +47,8 @@ class WeightNorm(WeightMethod):
     def start(self, layer: Reparametrized, x: torch.Tensor) -> None:
         """Set `g` and the layer's bias by `x`; every worker must call it, with any share.
 
-        A channel that does not vary keeps its `g`. Too few values to vary at all, on all workers
-        together, leave the start to the next input.
+        A channel that does not vary keeps its `g`. If all workers together have no more than one
+        value a channel, the next input starts the layer.
         """
         y = linear(layer, x, self(layer.weight), None)
         channels_last = y if isinstance(layer, nn.Linear) else y.movedim(1, -1)

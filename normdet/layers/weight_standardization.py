@@ -13,10 +13,10 @@ class WeightStandardization(WeightMethod):
 
     Two dialects, whose trained weights do not mix: `"jhu"` (the authors' and mmcv's: unbiased
     deviation, 1e-5 added to it) and `"timm"` (timm's and BiT's: biased variance, 1e-6 under the
-    root). Learns and keeps nothing, so that a layer's state-dict keys stay the plain layer's.
+    root). It has no state, so a layer's state-dict keys are those of the plain layer.
 
-    A weight that is frozen, or in eval without gradients, is standardized once; that is kept until
-    the weight changes.
+    A weight that is frozen, or in eval without gradients, is standardized once, and again when it
+    changes.
 
     Args:
         dialect: `"jhu"` or `"timm"`.
@@ -45,7 +45,7 @@ class WeightStandardization(WeightMethod):
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():
             return scripted.standardize_weight(weight, self.dialect)
-        else:  # TorchScript compiles whatever does not stand in an `else`
+        else:  # TorchScript leaves this `else` out
             return self._standardized(weight)
 
     def _standardized(self, weight: torch.Tensor) -> torch.Tensor:
@@ -80,8 +80,8 @@ class WSConv2d(ReparametrizedConv2d):
 
     Args:
         dialect: `"jhu"` or `"timm"`.
-        norm: module applied to the output, or `None`; belongs behind it: the scale of the weight
-            is gone.
+        norm: module applied to the output, or `None`. There should be one, since the scale of the
+            weight is lost.
         activation: module applied last, or `None`.
 
     Raises:
@@ -126,7 +126,7 @@ def standardize(module: nn.Module, dialect: str = "jhu") -> nn.Module:
     `weight`, such as deformable convolutions.
 
     Raises:
-        NormdetError: each filter has a single weight, of which standardization leaves 0.
+        NormdetError: each filter has a single weight, which standardization would make 0.
     """
     weight = module.weight
     if weight.movedim(out_dim(module), 0)[:1].numel() == 1:

@@ -14,7 +14,7 @@ from normdet.files.versions import as_text, installed
 
 from .facts import describe
 
-# What a card names the versions of, where it is installed.
+# The packages whose versions a card names, if they are installed.
 _PACKAGES = ("normdet", "torch", "torchvision", "onnx", "onnxruntime")
 
 
@@ -39,8 +39,8 @@ class Card:
         summary: one sentence: what the file holds.
         source: the file it was made from.
         command: what made it, as typed.
-        facts: more about the model, title and text, beside what its config tells.
-        measured: the tables; a card without any says that nothing was measured.
+        facts: titles and texts to add to what the config tells.
+        measured: the tables. Without any, the card says that nothing was measured.
         limits: what a user must know before relying on it, a sentence each.
         use: commands or code that use the file, line by line.
         language: of `use`.
@@ -121,7 +121,7 @@ def _numbers(values: Iterable[float]) -> str:
 
 
 def _digest(path: Path, title: str) -> dict[str, str]:
-    """The hash of a file that is there; an address in a model zoo has none."""
+    """The hash of a local file; nothing for an address in a model zoo."""
     if not path.is_file():
         return {}
     digest = hashlib.sha256()

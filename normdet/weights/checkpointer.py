@@ -119,7 +119,7 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
-        # What a killed save left behind; the folder belongs to this run alone.
+        # Temporary files of a killed save; the folder belongs to this run alone.
         for leftover in Path(self.save_dir).glob(f".*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
         data = {"model": self._kept.state_dict()}
@@ -168,9 +168,9 @@ class Checkpointer(DetectionCheckpointer):
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
         """Resume from the folder's last checkpoint if asked and there is one, else load `path`.
 
-        Where the last checkpoint is damaged or gone, the run resumes from the latest that is
-        intact and says so; so it says where there is nothing to resume from. `resumed` then is the
-        file it resumes from, or `""`.
+        If the last checkpoint is damaged or missing, the run resumes from the latest intact one and
+        logs so. If there is none to resume from, it logs that too. `resumed` is then the file it
+        resumes from, or `""`.
 
         Raises:
             NormdetError: as :meth:`load`, or no checkpoint of the folder is intact.
@@ -196,7 +196,7 @@ class Checkpointer(DetectionCheckpointer):
     def _file_to_resume(self) -> str:
         if self.has_checkpoint():
             return self.get_checkpoint_file()
-        # Checkpoints that were copied here come without it.
+        # Copied checkpoints come without it.
         intact = self._latest_intact() if os.path.isdir(self.save_dir) else None
         if intact:
             self.logger.warning(
@@ -227,7 +227,7 @@ class Checkpointer(DetectionCheckpointer):
         return max(iterations, key=iterations.__getitem__, default=None)
 
     def _fetch(self, source: str) -> None:
-        """Fetch the file first, so that a missing one is reported in a sentence."""
+        """Fetch the file first, so that a missing one gets a clear message."""
         url = urlparse(source)._replace(query="").geturl()
         try:
             local = self.path_manager.get_local_path(url)
@@ -272,11 +272,12 @@ class Checkpointer(DetectionCheckpointer):
                 f"(their first names are {examples})"
             )
         incompatible = super()._load_model(checkpoint)
-        state = self.model.state_dict()  # converted norms bring the moments that they leave along
+        # Loading may have added the moments that converted norms anneal away.
+        state = self.model.state_dict()
 
         missing, unexpected = set(incompatible.missing_keys), set(incompatible.unexpected_keys)
         misfits = {key: theirs for key, theirs, _ in incompatible.incorrect_shapes}
-        # The heuristics leave what does not fit unmatched, under a name that ends the model's.
+        # The heuristics leave a tensor that does not fit under the end of its name in the model.
         for key in missing - misfits.keys():
             endings = [k for k in unexpected if key == k or key.endswith(f".{k}")]
             if endings:
@@ -288,10 +289,10 @@ class Checkpointer(DetectionCheckpointer):
             if key in misfits:
                 ours = tuple(state[key].shape)
                 report.reinitialized[key] = f"{misfits[key]} in the file, {ours} in the model"
-            # A tensor with two names is there if either is.
+            # A tensor with two names is filled if either name is.
             elif key in shapes or (key in missing and state[key].data_ptr() in filled):
                 report.matched.append(key)
-            # Counters of batches are no weights; FrozenBN may lack statistics, and says so itself.
+            # Batch counters are no weights. FrozenBN warns by itself where statistics are missing.
             elif key in missing and not key.endswith("num_batches_tracked"):
                 report.missing.append(key)
         report.unexpected = sorted(k for k in unexpected if not k.endswith("num_batches_tracked"))
@@ -309,9 +310,9 @@ def last_checkpoint(folder: str) -> str:
 
 
 def _align(state: Mapping, weights: dict, source: str) -> dict:
-    """Bring names that lack their beginning to the model's by detectron2's heuristics."""
+    """Match names without their prefix to the model's, by detectron2's heuristics."""
     try:
         return align_and_update_state_dicts(state, weights, c2_conversion=False)
-    # What the heuristics raise on names they do not know.
+    # The heuristics raise these on names they do not know.
     except (AssertionError, IndexError, ValueError) as error:
         raise NormdetError(f"{source}: its names do not match the model's: {error}") from error

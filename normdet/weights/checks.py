@@ -1,4 +1,4 @@
-"""Whether a config suits a weights file: what it would silently misuse is refused."""
+"""Whether a config suits a weights file; silent misuse is refused."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,8 +33,7 @@ __all__ = ["check_weights", "describe"]
 def check_weights(cfg: CfgNode, weights: Imported | Mapping[str, Any], source: str) -> list[str]:
     """Refuse weights that a config would silently misuse.
 
-    A convention that is merely usual for such files is no reason to refuse: the config wins, and
-    the difference becomes a warning.
+    A convention that is only usual for such files is not enforced: the config wins, with a warning.
 
     Args:
         cfg: a config with detectron2's keys; normdet's are used where present.
@@ -46,9 +45,9 @@ def check_weights(cfg: CfgNode, weights: Imported | Mapping[str, Any], source: s
         Warnings, one sentence each, for what loads but does not keep the network's function.
 
     Raises:
-        NormdetError: the stride, channel order or pixel scale is not that of the weights; weights
-            trained with WS or another weight method meet a part without it, plain ones meet WS,
-            or WS another dialect; folded batch statistics would be trained.
+        NormdetError: the stride, channel order or pixel scale is not that of the weights; a part
+            has another weight method than its weights were trained with, or another dialect of WS;
+            or weights with folded batch statistics would be trained as BN.
     """
     imported = weights if isinstance(weights, Imported) else import_weights(weights, source)
     facts = imported.facts
@@ -94,7 +93,7 @@ def _unknown_standardization(ours: NormOption, facts: Facts, source: str) -> lis
     if ours.weight_method.traceless:
         return [f"{untold} {ours.weight}: weights that were not lose their function under it"]
     if facts.shown.get(BACKBONE) == "GN" and STRIDE in facts.assumed and not ours.weight:
-        # GN is published with and without it.
+        # Published GN weights exist with and without WS, under the same names.
         wanted = replace(ours, weight="WS")
         return [f"{untold} WS: weights that were need {BACKBONE} {wanted}"]
     return []
@@ -107,7 +106,7 @@ def _check_settings(cfg: CfgNode, facts: Facts, name: str) -> None:
     if stated := [key for key in wrong if key not in facts.assumed or key in shown]:
         theirs = ", ".join(f"{key} {settings[key]}" for key in stated)
         ours = ", ".join(f"{key} {find(cfg, key)}" for key in stated)
-        # Order and mean belong together.
+        # The mean is given in the channels' order.
         change = [*wrong, MEAN] if FORMAT in wrong and MEAN in settings else wrong
         wanted = dict(settings)
         if STD in wrong:
@@ -174,14 +173,14 @@ def _suits(cfg: CfgNode, key: str, settings: Mapping[str, Any]) -> bool:
         return {ours, theirs} != {"RGB", "BGR"}
     if key != STD:
         return _lists(ours) == _lists(theirs)
-    # 1 in place of 57 is another network. Statistics of one's own images are fine. Dark images give
-    # small statistics; allow a wider range below if the std of the images is known.
+    # A std of 1 in place of 57 changes the network's function; that of one's own images is fine.
+    # Dark images have a small one: allow a wider range below if the std of the images is known.
     low, high = (1 / 4, 20) if find(cfg, IMAGE_STD) else (1 / 20, 4)
     return all(b * low < a < b * high for a, b in zip(*_scales(cfg, settings), strict=True))
 
 
 def _scales(cfg: CfgNode, settings: Mapping[str, Any]) -> tuple[list[float], list[float]]:
-    """PIXEL_STD of the config and of the weights, as if for images as varied as ImageNet's."""
+    """PIXEL_STD of the config and of the weights, scaled to images with ImageNet's deviation."""
     ours, theirs = find(cfg, STD) or [], settings.get(STD) or []
     images = settings.get(IMAGE_STD) or [IMAGENET_STD]
     ours, theirs = _relative(ours, find(cfg, IMAGE_STD) or images), _relative(theirs, images)
@@ -194,7 +193,7 @@ def _relative(std: Sequence[float], images: Sequence[float]) -> list[float]:
 
 
 def _mean(values: Sequence[float]) -> list[float]:
-    """A grey channel stands for the three of colour."""
+    """One value for the mean of the three colour channels, as a grey channel has it."""
     return [sum(values) / len(values)] if values else []
 
 
@@ -256,5 +255,5 @@ def _check_norm(
 
 
 def _under(ours: NormOption, theirs: NormOption) -> str:
-    """Our option with the weight method of the weights; theirs where we have no norm."""
+    """Our option with their weight method, or their option where we have no norm."""
     return str(replace(ours, weight=theirs.weight) if ours or not theirs.weight else theirs)

@@ -1,4 +1,4 @@
-"""`normdet inspect`: what a weights file is, which config it needs, what a model takes."""
+"""`normdet inspect`: what a weights file is, which config it needs, what a model loads of it."""
 
 import argparse
 import shlex
@@ -34,7 +34,7 @@ _CONVENTIONS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what the file named is; with a config also how far a model takes it.
+    """Print what the named file is; with a config also what a model loads of it.
 
     Returns:
         1 where the file has values that no trained network has, else 0.

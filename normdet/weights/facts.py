@@ -1,8 +1,8 @@
 """What is known about a weights file: how it was trained, and so what a config must say.
 
-Only facts count: what a file says of itself (:func:`describe` is stored in each of ours), the
-conventions of published files known by name, and what the tensors show for certain. What is only
-the custom of a file's layout is marked as assumed.
+There are three sources of facts: what a file says of itself (each of ours stores
+:func:`describe`), the conventions of published files known by name, and what the tensors show for
+certain. What is only usual for a file's layout is marked as assumed.
 """
 
 import math
@@ -26,7 +26,7 @@ BACKBONE = PARTS["backbone"].key
 DIALECT = "MODEL.NORMDET.WS.DIALECT"
 STRIDE, FORMAT = "MODEL.RESNETS.STRIDE_IN_1X1", "INPUT.FORMAT"
 MEAN, STD = "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"
-# Of the images themselves, where they are not of 8 bits.
+# The std of the images themselves, where they are not of 8 bits.
 IMAGE_STD = "DATASETS.PIXEL_STD"
 # ImageNet's, in grey values of 8 bits: what published weights were trained on.
 IMAGENET_STD = 57.0
@@ -37,14 +37,14 @@ _KEYS = {part.key: part for part in NORMED.values()}
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about a weights file; what is absent is not known.
+    """What is known about a weights file. What is absent is not known.
 
     Attributes:
         norms: a part's NORM key: the option its weights were trained under, as stated.
         shown: a part's NORM key: its norm as far as the tensors show it, where WS leaves no trace.
         settings: other config keys and the values the weights were trained under.
-        assumed: the keys of `settings` that are only the custom of files of this kind.
-        folded: whether batch statistics are folded into the affine, so that it holds only frozen.
+        assumed: the keys of `settings` that are only usual for files of this kind.
+        folded: whether batch statistics are folded into the affine: it is then valid only frozen.
         raw_pixels: whether the stem's statistics are of pixels not divided by a deviation.
     """
 
@@ -133,7 +133,7 @@ def read_description(said: Any, source: str) -> Facts:
             settings[key] = [float(value) for value in settings[key]]
         if not all(value > 0 for value in settings.get(IMAGE_STD, ())):
             raise ValueError
-        # They are compared, and printed in an error.
+        # These are compared, and printed in an error.
         for key in settings.keys() & {STRIDE, FORMAT, DIALECT}:
             settings[key] = bool(settings[key]) if key == STRIDE else str(settings[key])
         known = {
@@ -150,9 +150,10 @@ def read_description(said: Any, source: str) -> Facts:
 
 
 def shown_norms(state: Mapping[str, Any]) -> dict[str, str]:
-    """Each part's norm as far as its names show it: `BN` by its statistics, in heads `GN`.
+    """Each part's norm, as far as the names of its tensors show it.
 
-    A backbone's affine without statistics is a GN's or a folded BN's: nothing is shown.
+    Statistics show `BN`. An affine without them shows `GN` in heads; in a backbone it may be GN's
+    or a folded BN's, and shows nothing.
     """
     shown = {}
     for part in NORMED.values():
@@ -192,7 +193,7 @@ def _affine(state: Mapping[str, Any], layer: str) -> list[Tensor]:
 
 # A channel's variance over its filter's squared norm, in the middle of the channels of a 7x7
 # convolution on photographs: about 15,000 for pixels of 0 to 255, 58^2 times less for pixels
-# divided by their deviation. The border lies in the middle of the two.
+# divided by their deviation. The border is the geometric mean of the two.
 _RAW_RATIO = 260
 
 
@@ -285,8 +286,7 @@ def required_config(facts: Facts, state: Mapping[str, Any]) -> dict[str, Any]:
 
     Returns:
         Dotted keys and their values: the architecture, the input's conventions and the norms. A
-        backbone whose statistics are folded gets `FrozenBN`, and so does one that has them: it is
-        what computes the same at any batch size.
+        backbone trained with BN gets `FrozenBN`, which computes the same at any batch size.
     """
     keys = architecture(state)
     settings = dict(facts.settings)

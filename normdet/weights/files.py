@@ -1,4 +1,4 @@
-"""Reading and writing weight files: nothing in a file runs, and a save is whole or absent."""
+"""Reading and writing weight files: no code in a file runs, and a save is whole or absent."""
 
 import json
 import os
@@ -117,7 +117,7 @@ def carries_checksum(path: Path) -> bool:
 
 
 class _Hostile(Exception):
-    """The file asks for more than data."""
+    """The file holds something other than data."""
 
 
 def _reason(error: Exception) -> str:

@@ -10,9 +10,8 @@ def sum_stem_channels(
 ) -> list[str]:
     """Sum the input channels of a colour stem where the model's has one; `weights` is changed.
 
-    A grey image is a colour image of three equal channels: the sum keeps the network's function
-    where the model's `PIXEL_MEAN` and `PIXEL_STD` do to the one channel what the weights' do to
-    the three.
+    A grey image is a colour image of three equal channels. So the sum keeps the network's function,
+    provided that `PIXEL_MEAN` and `PIXEL_STD` treat the one channel as they treated the three.
 
     Args:
         state: the model's tensors.

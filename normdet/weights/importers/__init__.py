@@ -39,10 +39,10 @@ LAYOUTS = (
 def unwrap(loaded: dict[str, Any], source: str) -> dict[str, Any]:
     """Bring what a file holds to `{"model": tensors by name, ...}`.
 
-    Half-precision weights become float32: what is computed from them on loading is then exact.
+    Half-precision weights become float32, so that loading computes with full precision.
 
     Raises:
-        UnreadableFileError: what stands where tensors should be is something else.
+        UnreadableFileError: there are no tensors where they should be.
     """
     for key in ("model", "model_state", "state_dict", "blobs"):
         if key in loaded:
@@ -76,7 +76,7 @@ def import_weights(checkpoint: Mapping[str, Any], source: str) -> Imported:
         imported.facts = _complete(imported, checkpoint, source)
     except NormdetError:
         raise
-    # What a tensor of an unexpected rank, size or type raises.
+    # A tensor of an unexpected rank, size or type raises these.
     except (IndexError, TypeError, ValueError, RuntimeError, ArithmeticError) as error:
         raise NormdetError(
             f"{source}: its tensors have shapes or types that its layout does not have: "
@@ -91,7 +91,7 @@ _OWN_NAMES = ("backbone.", "proposal_generator.", "roi_heads.", "stem.conv1.", "
 
 
 def _own(state: Mapping[str, torch.Tensor]) -> Imported:
-    """Names of detectron2's own; its conversion of torchvision's files puts `fc` into the stem."""
+    """Names as detectron2 has them. In its conversions of torchvision's files `fc` is `stem.fc`."""
     classifier = ("stem.fc.", "linear.", "backbone.bottom_up.linear.")
     left_out = {key: CLASSIFIER for key in state if key.startswith(classifier)}
     model = {key: value for key, value in state.items() if key not in left_out}

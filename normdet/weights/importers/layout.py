@@ -21,8 +21,8 @@ class Imported:
         facts: what is known about them.
         layout: whose names the file has, in words.
         left_out: the file's tensors that have no counterpart, by the file's names, and why.
-        notes: what detectron2 computes a little otherwise with them, a clause each.
-        partial: whether the names lack what a detector puts before them (`backbone.bottom_up.`).
+        notes: what detectron2 computes slightly differently with them, a clause each.
+        partial: whether the names lack a detector's prefix (`backbone.bottom_up.`).
     """
 
     model: dict[str, Tensor]
@@ -48,7 +48,7 @@ class Layout:
 
 
 def nth(match: re.Match, more: int = 1) -> str:
-    """How names of numbered layers end: `3.weight`, or `3.norm.bias`.
+    """The end of a numbered layer's name: `3.weight`, or `3.norm.bias`.
 
     Args:
         match: the number as group `n`; the tensor as `conv` or, if it is a norm's, as `norm`.
@@ -61,7 +61,7 @@ Rules = Iterable[tuple[str, str | Callable[[re.Match], str]]]
 
 
 def rename(name: str, rules: Rules) -> str | None:
-    """The first rule's replacement that the whole name fits; None where no rule fits."""
+    """The replacement by the first rule that matches the whole name; None if none does."""
     for pattern, replacement in rules:
         if match := re.fullmatch(pattern, name):
             return match.expand(replacement) if isinstance(replacement, str) else replacement(match)

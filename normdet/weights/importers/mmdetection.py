@@ -98,7 +98,7 @@ _BOX_SETTINGS = {
 
 
 def _facts(model: Mapping[str, Tensor], config: Mapping[str, Any]) -> Facts:
-    """What the training's config says, which mmdetection keeps in the file, or what is usual."""
+    """What the training config in the file says; else what is usual for mmdetection."""
     facts = resnet_facts(model)
     shown = {**shown_norms(model), **facts.shown}
     settings = dict(facts.settings)
@@ -165,7 +165,7 @@ _READ = {
 
 
 def _try(read: Any, value: Any) -> Any:
-    """What the file says in a form of its own is left to what is usual."""
+    """A value in an unknown form is ignored; what is usual then holds."""
     try:
         return None if value is None else read(value)
     except (TypeError, ValueError, AttributeError, ArithmeticError):

@@ -76,7 +76,7 @@ def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: 
     Raises:
         NormdetError: it has what detectron2's ResNets do not have, or blocks in other numbers.
     """
-    # Whose tensors are those of the plain one: only a name can tell.
+    # These have the tensors of the plain ResNet, so only the name tells them apart.
     if named := _BLURRED.search(f"{source} {checkpoint.get('arch', '')}"):
         raise NormdetError(
             f"{source} is a {named[0]}, with anti-aliased pooling, which detectron2's ResNet does "
@@ -153,7 +153,7 @@ def resnet_facts(model: Mapping[str, Tensor]) -> Facts:
             shown={BACKBONE: "GN"} if affine else {}, settings={STRIDE: False}, assumed=(STRIDE,)
         )
     raw = takes_raw_pixels(model)
-    # Who keeps pixels of 0 to 255 keeps the rest of Caffe's conventions, usually MSRA's network.
+    # Pixels of 0 to 255 usually go with Caffe's other conventions: the network is often MSRA's.
     usual = MSRA if raw else TORCHVISION
     assumed = tuple(usual.settings)
     return replace(usual, norms={}, shown={BACKBONE: norm}, assumed=assumed, raw_pixels=raw)

@@ -106,7 +106,7 @@ def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: 
 
 
 def _reorder(name: str, value: Tensor) -> Tensor:
-    """Classes without the background in front: behind the others, or gone where it has no use."""
+    """Move the background class from the front to the end, or drop it where it is not used."""
     per_class = 4 if ".bbox_pred." in name else 1
     if not any(part in name for part in (".cls_score.", ".bbox_pred.", "mask_head.predictor.")):
         return value
