@@ -23,7 +23,7 @@ _DEFAULT = (1, 2, 3)
 
 @dataclass(frozen=True)
 class Choice:
-    """What is taken of a file with several channels or planes.
+    """Which channels and planes of a file are taken.
 
     Attributes:
         channels: places from 1, one for grey or three for colours; () takes `1` of one channel,
@@ -50,7 +50,7 @@ class Choice:
         return taken[0] if len(taken) == 1 else np.stack(taken, axis=-1)
 
     def count(self, planes: int) -> int:
-        """How many images become of so many planes."""
+        """How many images a file with so many planes gives."""
         return planes if self.planes == "all" else min(planes, 1)
 
     def places(self, planes: int, name: str) -> list[int]:

@@ -49,8 +49,8 @@ def load_coco(
 
     The records are those of detectron2's `load_coco_json`, an object's stated area beside them.
     Boxes without area or outside their image, and masks without a valid polygon, are left out and
-    listed as `dropped`. What files in the wild write otherwise is read as it is meant:
-    ids as text or missing, sizes as whole floats, boxes as objects, flat polygons.
+    listed as `dropped`. Common deviations from the format are understood: ids as text
+    or missing, sizes as whole floats, boxes as objects, flat polygons.
 
     Args:
         json_file: annotations; polygons, compressed and uncompressed RLE are read.
@@ -201,7 +201,7 @@ def _user_id(value: Any) -> int | str:
 
 
 def _order(key: str) -> tuple[bool, int, str]:
-    """Numbers as numbers, before all else."""
+    """Sorts ids: numbers by value, before all else."""
     number = key.isdecimal() and len(key) < _LONGEST_ID
     return not number, int(key) if number else 0, key
 
@@ -225,7 +225,7 @@ def _check_names(entries: dict[str, dict], key: str, kind: str, source: Path) ->
 def _without_roots(
     categories: dict[str, dict], used: set[str | None], source: Path, notes: list[str]
 ) -> dict[str, dict]:
-    """Without a category that only names the others, as Roboflow writes one: it owns nothing."""
+    """Drop a category that only names the others and has no annotation, as Roboflow writes one."""
     parents = {str(entry.get("supercategory")) for entry in categories.values()}
     roots = [
         key
@@ -321,7 +321,7 @@ def _owner(
 
 
 def _as_meant(annotation: dict, record: dict, where: str, counts: Counter) -> dict:
-    """An annotation in COCO's form, where it is written in another that can be read."""
+    """An annotation in COCO's form, from other forms that are understood."""
     meant = dict(annotation)
     crowd = annotation.get("iscrowd", 0)
     meant["iscrowd"] = {None: 0, False: 0, True: 1}.get(crowd, crowd) if _is_plain(crowd) else crowd
@@ -416,14 +416,14 @@ def _mask_fault(segmentation: Any, record: dict, where: str) -> str | None:
 
 
 def _can_be_drawn(polygons: list[list[float]], height: int, width: int) -> bool:
-    """Whether pycocotools draws them in the memory that there is; it looks at nothing itself."""
+    """Whether pycocotools can draw them in the memory there is; it checks nothing itself."""
     for polygon in polygons:
         if not are_finite(polygon):
             return False
         for values, side in ((polygon[::2], width), (polygon[1::2], height)):
             if min(values) < -side or max(values) > 2 * side:
                 return False
-    # Nearly all are short by what they can be at most.
+    # Most polygons pass by this upper bound.
     most = sum(map(len, polygons)) * 2 * max(height, width)
     return most <= _LONGEST_OUTLINE or sum(map(_length, polygons)) <= _LONGEST_OUTLINE
 

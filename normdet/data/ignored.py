@@ -1,11 +1,11 @@
-"""The objects of an image that has pixels which are neither object nor background."""
+"""The objects of an image with ignored pixels, which are neither object nor background."""
 
 from detectron2.structures import Instances
 from torch import Tensor
 
 
 class PartlyIgnored(Instances):
-    """The objects of an image, some of whose pixels `ignored` `(H, W)` bool count for nothing."""
+    """The objects of an image, and its ignored pixels, `ignored` `(H, W)` bool."""
 
     @classmethod
     def of(cls, instances: Instances, ignored: Tensor) -> "PartlyIgnored":

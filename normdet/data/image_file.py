@@ -1,7 +1,7 @@
 """Image files as pixels: PNG, JPEG, BMP, WebP and TIFF, of 8 to 32 bits or float, also stacks.
 
-Every route reads through this file: training, prepare, predict, doctor and convert. What an image
-is does not depend on who asks.
+Training, prepare, predict, doctor and convert all read through this file, so an image is the same
+to all of them.
 """
 
 import contextlib
@@ -135,7 +135,7 @@ def has_palette(path: Path) -> bool:
     try:
         with Image.open(path) as image:
             return image.mode == "P"
-    except Exception:  # what is broken is named on reading
+    except Exception:  # reading it will name what is broken
         return False
 
 
@@ -153,7 +153,7 @@ def _end(path: Path) -> bytes:
 
 
 def _is_tiff(path: Path) -> bool:
-    """By content: names lie, and Pillow reads TIFF in its own way."""
+    """Told by the content, since names can be wrong, and Pillow reads TIFF differently."""
     check_regular(path)
     try:
         with open(path, "rb") as file:
@@ -164,7 +164,7 @@ def _is_tiff(path: Path) -> bool:
 
 @contextlib.contextmanager
 def _sentences(path: Path) -> Iterator[None]:
-    """Errors of damaged files, which are nearly any, as one kind."""
+    """Turn the errors of damaged files, which can be of nearly any kind, into one."""
     try:
         yield
     except NormdetError:

@@ -92,7 +92,7 @@ class Images:
         self._choice = choice_of(cfg)
         self._augmentations = T.AugmentationList(build_augmentation(cfg, False))
         self._divisor = max(divisor, 1)
-        parse_window(window)  # refused here, not image by image
+        parse_window(window)  # refuse it here, not at each image
         self._window = window
 
     def __iter__(self) -> Iterator[list[dict[str, Tensor]]]:

@@ -78,7 +78,7 @@ def window_of(file: Path, window: str) -> str:
 
 
 def _made(cfg: CfgNode) -> dict:
-    """How the images of `DATASETS.ROOT` were made, by `normdet prepare` or as the config reads."""
+    """How the images of `DATASETS.ROOT` were made: by `normdet prepare`, or as the config says."""
     taken = {"channels": cfg.INPUT.CHANNELS, "planes": cfg.INPUT.PLANES}
     return taken | _prepared(Path(cfg.DATASETS.ROOT or "."))
 

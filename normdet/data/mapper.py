@@ -21,7 +21,7 @@ from normdet.errors import NormdetError
 
 
 class Mapper(DatasetMapper):
-    """detectron2's mapper; images are read as every other route reads them.
+    """detectron2's mapper with our reader of images.
 
     Images of more than 8 bits (16-bit PNG, and TIFF of 16 bits, 32 bits or float, as `normdet
     prepare --window none` writes them) reach the model in float32. `MODEL.PIXEL_MEAN` and
@@ -132,7 +132,7 @@ def is_deep(path: str, choice: Choice = DEFAULT) -> bool:
     try:
         return read_header(Path(path), choice=choice).deep
     except NormdetError:
-        return False  # what is broken is named on reading
+        return False  # reading it will name what is broken
 
 
 def read_input(path: str, image_format: str, choice: Choice = DEFAULT) -> np.ndarray:

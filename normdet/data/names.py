@@ -1,8 +1,8 @@
-"""The image files that annotations name, as labelling tools and file systems spell them.
+"""Find the image files that annotations name, however labelling tools spell the names.
 
 Tools write paths of the machine that labelled (`images\\1\\x.png`, `..\\..\\media\\4\\x.png`,
 `/data/upload/x.png`), put a prefix before a name, or leave the ending out; archives of macOS hold
-names in another Unicode form. What is found always lies inside the folders that are searched.
+names in another Unicode form. Files are found inside the searched folders only.
 """
 
 import contextlib

@@ -21,7 +21,7 @@ from normdet.errors import NormdetError
 SPLIT_COLUMN = 320
 TRAIN_TILE, TRAIN_STRIDE = 128, 64
 TEST_TILE = (256, 192)
-# A sliver of a nucleus at a tile's edge looks like noise.
+# At a tile's edge, a very small part of a nucleus looks like noise.
 MIN_PIXELS = 16
 
 
@@ -33,7 +33,7 @@ def default_folder() -> Path:
 def prepare(folder: str | Path | None = None) -> Path:
     """Make the data set in `folder` (see `default_folder`) unless it is there, and return it.
 
-    `folder` appears complete or not at all: an interrupted run leaves nothing half made.
+    `folder` appears complete or not at all, even if the run is interrupted.
 
     Raises:
         NormdetError: where the folder cannot be written, or holds something else.

@@ -18,7 +18,7 @@ logger = logging.getLogger(__name__)
 MAX_BOX_FAULTS = 0.1
 # What a box may be off by: pixels, and of its mask's longer side.
 _ROUNDING, _SLACK = 2, 0.1
-# Of Unicode: control characters, halves of letters, separators of lines and paragraphs.
+# Unicode categories: control characters, surrogates, separators of lines and paragraphs.
 _UNWRITTEN = ("Cc", "Cs", "Zl", "Zp")
 
 
@@ -109,11 +109,11 @@ class BoxCheck:
         why = _disagreement((x, y, x + width, y + height), bounds, size)
         if why:
             self._phrases.append(f"{name} ({why})")
-            # As many files hold corners where COCO has a width and a height.
+            # Many files have corners where COCO has a width and a height.
             self._corners += _disagreement(box, bounds, size) is None and width > x and height > y
 
     def settle(self, report: Callable[[str], None] | None) -> list[str]:
-        """What is to be said of the boxes that were seen.
+        """Sentences on the boxes that were seen.
 
         Raises:
             NormdetError: their share is larger than allowed; `report` is called before.

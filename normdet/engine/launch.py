@@ -1,4 +1,4 @@
-"""Start a function in one process, in several of this machine, or in those of many machines."""
+"""Start a function in one process, in several on this machine, or in those of many machines."""
 
 import contextlib
 import logging
@@ -26,14 +26,14 @@ from normdet.errors import NormdetError
 
 # How long the other workers may take to end by themselves after one failed or was stopped.
 GRACE_SECONDS = 20.0
-# An operation of all workers may wait for an evaluation; who hangs is found by `engine.watch`.
+# A collective operation may have to wait for an evaluation. `engine.watch` finds what hangs.
 _WAIT = timedelta(days=1)
 # How long the workers of a start may come one after the other.
 _MEETING = timedelta(minutes=10)
 
 
 class Interrupted(KeyboardInterrupt):
-    """A run that SIGINT or SIGTERM stopped; `signal` says which, the message what was kept."""
+    """SIGINT or SIGTERM stopped the run: `signal` is which, the message says what was kept."""
 
     def __init__(self, message: str, number: int = signal.SIGINT):
         super().__init__(message)
@@ -44,7 +44,7 @@ class Interrupted(KeyboardInterrupt):
 
 
 class LostWorker(NormdetError):
-    """Another worker of the job is gone, or hangs; `kept` says what can be gone on with."""
+    """Another worker of the job is gone, or hangs; `kept` says what a new run can resume from."""
 
     exit_code = 4
 
@@ -169,7 +169,7 @@ def meeting_place() -> tuple[str, int] | None:
 
 
 def elastic_job() -> str:
-    """What torchrun's workers of one job have in common, restarts included; `""` elsewhere."""
+    """An id that all of torchrun's workers of a job share, also after restarts; `""` elsewhere."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{socket.gethostname()} {os.getppid()} {name}" if name else ""
 
@@ -182,7 +182,7 @@ def restarts() -> int:
 def end_now(error: BaseException) -> NoReturn:
     """End this process with an error, from any thread, whatever the main thread waits for.
 
-    It is told as an error that the function raised would be.
+    It is reported like an error that the function raised.
     """
     logging.getLogger("normdet").error("%s", error)
     show_cursor()
@@ -200,8 +200,8 @@ def _spawn(count: int, job: tuple) -> None:
     """Run `count` workers to their end and raise what the first failing one raised."""
     failures = torch.multiprocessing.get_context("spawn").SimpleQueue()
     with _signals_for_workers() as asked:
-        # What is blocked stays so in who is started: a terminal's Ctrl-C in the middle of their
-        # imports would be a traceback.
+        # New processes inherit what is blocked: a Ctrl-C during their imports would otherwise
+        # print a traceback.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             workers = torch.multiprocessing.start_processes(
@@ -224,7 +224,7 @@ def _spawn(count: int, job: tuple) -> None:
 
 
 def _wait_for_first_failure(workers: list) -> dict[int, int]:
-    """The exit codes, by place on this machine, of those that had failed when the wait ended."""
+    """The exit codes, by rank on this machine, of the processes that had failed by then."""
     waiting = {worker.sentinel: worker for worker in workers}
     failed: dict[int, int] = {}
     while waiting and not failed:
@@ -242,10 +242,10 @@ def _drain(failures) -> Iterator[tuple[int, BaseException]]:
 
 
 def _raise_failure(told: dict[int, BaseException], ended: dict[int, int], asked: int) -> None:
-    """Raise what explains best why a job has failed; nothing where it has not.
+    """Raise the error that explains best why a job has failed, if it has.
 
     Args:
-        told: by rank, the errors that workers told of.
+        told: by rank, the errors that workers reported.
         ended: by rank, the exit codes of those that ended first.
         asked: the signal that this process handed on, or 0.
     """
@@ -255,7 +255,7 @@ def _raise_failure(told: dict[int, BaseException], ended: dict[int, int], asked:
         text = str(stopped[0]) if stopped else f"ended by {name}; the last checkpoint stands"
         raise Interrupted(re.sub(r"\bSIGTERM\b", name, text), asked)
     kept = next((f"; {e.kept}" for e in told.values() if getattr(e, "kept", "")), "")
-    # A worker's own trouble, before what it is to the others.
+    # A worker's own error comes before the errors that it causes in others.
     for error in told.values():
         if not (isinstance(error, LostWorker) or is_of_another_worker(error)):
             raise NormdetError(f"{error}{kept}") if type(error) is NormdetError else error
@@ -269,7 +269,7 @@ def _raise_failure(told: dict[int, BaseException], ended: dict[int, int], asked:
         raise RuntimeError(f"worker {rank} ended with exit code {code}")
 
 
-# How backends say that another worker is no longer there.
+# How backends report that another worker is gone.
 _OF_ANOTHER = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|timed out waiting", re.I
 )
@@ -289,7 +289,7 @@ _SIGNALS_MEAN = {
 
 
 class _Asked:
-    """The first signal that came, and the workers that it is handed on to."""
+    """The first signal that came, and the workers to pass it on to."""
 
     def __init__(self):
         self.number = 0
@@ -297,7 +297,7 @@ class _Asked:
 
     def reach(self, workers: list) -> None:
         self._workers = workers
-        if self.number:  # it came before there was anybody to tell
+        if self.number:  # it came before the workers were there
             self.hand_on(self.number)
 
     def hand_on(self, number: int, frame: FrameType | None = None) -> None:
@@ -309,7 +309,7 @@ class _Asked:
 
 @contextlib.contextmanager
 def _signals_for_workers() -> Iterator[_Asked]:
-    """Leave stopping to the workers: each signal that asks for it is handed on as SIGTERM."""
+    """Pass each signal that asks to stop on to the workers, as SIGTERM: they do the stopping."""
     asked = _Asked()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -329,7 +329,7 @@ def _stopped_early(number: int, frame: FrameType | None) -> NoReturn:
 def _worker(local_rank, fn, args, device, world, machine_rank, local_size, url, failures):
     global _failures
     _failures = failures
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher hands it on
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher passes it on
     for number in stopping_signals():
         signal.signal(number, _stopped_early)
     rank = machine_rank * local_size + local_rank
@@ -348,7 +348,7 @@ def _worker(local_rank, fn, args, device, world, machine_rank, local_size, url, 
 
 
 def _tell(failures, rank: int, error: BaseException) -> NoReturn:
-    """Leave the error for the launcher and end: no signal that still comes finds Python at work."""
+    """Leave the error for the launcher and end at once, before another signal comes."""
     for number in stopping_signals():
         signal.signal(number, signal.SIG_IGN)
     failures.put((rank, error))
@@ -356,10 +356,10 @@ def _tell(failures, rank: int, error: BaseException) -> NoReturn:
 
 
 def end_at_once(code: int = 0) -> NoReturn:
-    """End this process, without the interpreter's own ending; as a success by default.
+    """End this process without the interpreter's shutdown; by default as a success.
 
-    All is done and written by then; now and then torch's communication threads outlive the
-    interpreter and abort the process ("terminate called without an active exception").
+    Everything is written by then. In a normal shutdown, torch's communication threads sometimes
+    outlive the interpreter and abort the process ("terminate called without an active exception").
     """
     logging.shutdown()
     sys.stdout.flush()

@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(cfg: Any, model: nn.Module) -> dict | None:
-    """What the config's evaluator says of the model; None where the config has none."""
+    """The results of the config's evaluator; None where the config has none."""
     if "evaluator" not in cfg.dataloader:
         return None
     loader, judge = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
@@ -38,7 +38,7 @@ def evaluate(cfg: Any, model: nn.Module) -> dict | None:
 
 
 def build(cfg: Any) -> tuple[nn.Module, torch.optim.Optimizer]:
-    """The model on its device, and its optimizer, after whose steps norms do what they must."""
+    """The model on its device and its optimizer, which calls `after_step` after each step."""
     model = instantiate(cfg.model).to(cfg.train.device)
     cfg.optimizer.params.model = model
     optimizer = instantiate(cfg.optimizer)
@@ -78,7 +78,7 @@ def train(cfg: Any, *, resume: bool = False) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What every process of a job does with detectron2's usual arguments."""
+    """What each process of a job runs, by detectron2's usual arguments."""
     try:
         cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     except FileNotFoundError as error:

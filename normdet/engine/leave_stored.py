@@ -1,4 +1,4 @@
-"""Converted norms leave the moments that were stored beside them, in the course of training."""
+"""Converted norms anneal from their stored moments to their own during training."""
 
 from detectron2.engine import HookBase
 from torch import nn
@@ -9,7 +9,7 @@ from normdet.layers import leave_stored
 class LeaveStored(HookBase):
     """Moves converted norms from their stored moments to their own, and drops these at the end.
 
-    `t` follows from the iteration, so that a resumed run goes on where it was; it is written as a
+    `t` follows from the iteration, so a resumed run continues where it was. It is logged as a
     curve. Models without such norms cost nothing.
 
     Args:

@@ -1,9 +1,8 @@
-"""Training batches as a function of the seed and the iteration alone, so that a run can go on.
+"""Training batches as a function of the seed and the iteration alone, so that runs can resume.
 
-detectron2's loader shuffles from a seed that is drawn anew in every process and cannot start in the
-middle. Here batch `i` of a run, its images, their order and their augmentation, follows from
-(seed, i): a resumed run sees what the uninterrupted one would have seen, whatever the number of
-loader processes.
+detectron2's loader draws its seed anew in every process and cannot start in the middle. Here batch
+`i` of a run (its images, their order and augmentation) follows from (seed, i). A resumed run sees
+what the uninterrupted one would have seen, with any number of loader processes.
 """
 
 import contextlib
@@ -31,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from normdet.data import build_mapper
 from normdet.errors import NormdetError
 
-# Images one after another that may have gone bad; more, and the disk is gone.
+# How many unreadable images in a row are skipped; more, and the disk is probably gone.
 _IN_A_ROW = 8
 
 
@@ -60,8 +59,8 @@ def seeded(seed: int) -> Iterator[None]:
 class SeededDataset(Dataset):
     """A dataset read by (draw, index); the draw alone decides what is random in an item.
 
-    An image that can no longer be read gives way to the next one, whose item says so as `broken`:
-    a list of sentences.
+    An image that can no longer be read is replaced by the next one. The item then has a list of
+    sentences as `broken`.
     """
 
     def __init__(self, dataset: Dataset, seed: int):
@@ -164,7 +163,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
 def same_batches(loader: DataLoader) -> DataLoader:
     """A loader of the same batches over the same images in memory, read in this process.
 
-    Its place in the stream is its own.
+    It has its own position in the stream.
     """
     return DataLoader(
         loader.dataset,
@@ -185,7 +184,7 @@ def sample_images(images: SeededDataset, seed: int, count: int) -> list[dict]:
     """
     with seeded(derived_seed("sample", seed)):
         order = torch.randperm(len(images)).tolist()
-    # Draws that no training batch has: those count up from 0.
+    # Training batches number their draws from 0, so these are never used there.
     return [images[2**31 + k, index] for k, index in enumerate(order[:count])]
 
 

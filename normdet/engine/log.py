@@ -1,4 +1,4 @@
-"""Where messages go: everything to `log.txt`, the few lines a person reads to the console."""
+"""Where messages go: all to `log.txt`, and the few that a person reads to the console."""
 
 import logging
 import sys
@@ -25,8 +25,8 @@ def setup_logging(output_dir: str, rank: int = 0, console: Console | None = None
     Args:
         output_dir: folder of the log file, made if missing; "" for no file.
         rank: this process's place among all.
-        console: a terminal that shows a progress bar, so that lines appear above it and those
-            that the bar stands for do not.
+        console: a terminal with a progress bar. Lines appear above it, without those that say what
+            the bar shows.
     """
     handlers: list[logging.Handler] = []
     if rank == 0:
@@ -72,7 +72,7 @@ class LoggedOutput:
         self._logger = logger
 
     def write(self, text: str) -> int:
-        """Log the lines of `text` that hold something."""
+        """Log the non-empty lines of `text`."""
         for line in filter(str.strip, text.splitlines()):
             self._logger.info(line)
         return len(text)

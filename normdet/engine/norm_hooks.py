@@ -1,4 +1,4 @@
-"""How the norms of a run go: curves while it trains, and a page of them when it ends."""
+"""Statistics of a run's norms: curves while it trains, and a page of them when it ends."""
 
 import logging
 from collections.abc import Callable
@@ -17,13 +17,13 @@ logger = logging.getLogger(__name__)
 
 
 class NormScalars(HookBase):
-    """Writes how the norms go, now and then, as `LAYER/STATISTIC` curves.
+    """Writes statistics of the norms as `LAYER/STATISTIC` curves, every `period` iterations.
 
-    Of every norm and every activation that ends a block: the share of outputs its activation
-    clamps, the RMS of its outputs, gamma and tau, and what it has to tell itself, such as
-    SwitchNorm's shares (`normdet.engine.norm_page.STATISTICS`). Outputs are looked at in the
-    measured step alone, which takes one more pass over each and waits once for the device; other
-    steps are untouched. Draws no random numbers and talks to no other process: rank 0 alone has it.
+    For every norm, and every activation that ends a block: the share of outputs that its activation
+    clamps, the RMS of its outputs, gamma and tau, and scalars of the method, such as SwitchNorm's
+    shares (`normdet.engine.norm_page.STATISTICS`). Outputs are measured in one step of a period.
+    That step takes one more pass over each output and waits once for the device; other steps cost
+    nothing. Draws no random numbers and uses no other process, so that rank 0 alone can have it.
 
     Args:
         model: the one that trains.
@@ -116,7 +116,7 @@ class NormPage(HookBase):
         self._folder = folder
 
     def after_train(self) -> None:
-        """Draw it; a page that cannot be drawn is no reason to lose a run."""
+        """Draw the page; failing to draw it does not end the run."""
         from normdet.engine.norm_page import write_norm_page  # matplotlib, at the end alone
 
         try:

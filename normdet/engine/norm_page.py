@@ -1,4 +1,4 @@
-"""`norms.html`: how the norms of a run went, from the curves it left."""
+"""`norms.html`: the norms of a run over its iterations, from its curves."""
 
 import io
 import re
@@ -52,7 +52,7 @@ def _stage(part: str) -> str:
 
 
 def _place(key: str) -> tuple:
-    """Where a layer's curve stands: parts as data flows, numbers in names as numbers."""
+    """Sorts layers: parts in the order data flows, numbers in names as numbers."""
     words = re.split(r"(\d+)", key)
     return TITLES.index(part_of(key)), [int(w) if i % 2 else w for i, w in enumerate(words)]
 

@@ -34,9 +34,9 @@ def refuse_one_value(
 ) -> None:
     """Refuse a training whose feature maps give a norm one value per channel to normalize.
 
-    Told from the sizes of the images: the smallest goes through the backbone and the head on its
-    maps once, without gradients. What depends on regions is left to the layers themselves. Costs
-    nothing unless workers see single images, a norm needs several, and an image is so small.
+    An image of the smallest size runs once through the backbone and the head on its maps, without
+    gradients. Heads on regions are left to the layers' own checks. Costs nothing unless workers see
+    single images, a norm needs several, and an image is very small.
 
     Args:
         model: a detector of detectron2's.

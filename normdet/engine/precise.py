@@ -1,4 +1,4 @@
-"""Exact statistics in place of running averages, now and then and at the end of training."""
+"""Exact statistics in place of running averages, before evaluations and after training."""
 
 import itertools
 import logging
@@ -35,7 +35,7 @@ class PreciseStatistics(HookBase):
         self._loader, self._batches, self._seed = loader, batches, seed
 
     def after_step(self) -> None:
-        """Update where an evaluation or the end follows."""
+        """Update if an evaluation or the end of training follows."""
         done = self.trainer.iter + 1
         if done == self.trainer.max_iter or (self._period and done % self._period == 0):
             self.update()

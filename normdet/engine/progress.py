@@ -1,4 +1,4 @@
-"""A progress bar for people who watch; detectron2's plain lines serve everybody else."""
+"""A progress bar on a terminal; elsewhere detectron2's plain lines serve."""
 
 import psutil
 import torch

@@ -42,7 +42,7 @@ from normdet.weights.model import load_model
 
 logger = logging.getLogger(__name__)
 
-# Files that only training leaves in its folder: a start that was refused has none of them.
+# Files that only training writes: a start that was refused leaves none of them.
 _MARKS = ("last_checkpoint", "metrics.json", "results.json")
 
 
@@ -128,7 +128,7 @@ def _run_openly(cfg: CfgNode, args: argparse.Namespace) -> dict:
 
 @contextlib.contextmanager
 def _watching(cfg: CfgNode) -> Iterator[Watch | None]:
-    """A watch over the job's workers until the last has trained; None where there is one."""
+    """A watch over the job's workers until the last has trained; None for a single worker."""
     place, world = meeting_place(), comm.get_world_size()
     if world == 1 or place is None:
         yield None
@@ -141,7 +141,7 @@ def _watching(cfg: CfgNode) -> Iterator[Watch | None]:
 def _go_on_if_restarted(args: argparse.Namespace, folder: Path) -> None:
     """Resume where an elastic launcher starts this job again after one of its workers failed.
 
-    Only a job that took the folder goes on in it: one that was refused stays refused.
+    Only a job that has taken the folder resumes in it; one that was refused does not.
     """
     job, note = elastic_job(), folder / "elastic_job.txt"
     if not job or args.eval_only:

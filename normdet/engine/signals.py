@@ -19,10 +19,10 @@ SAME_REQUEST_SECONDS = 2.0
 class StopRequest:
     """While entered, the first signal is noted; another, two seconds later, ends at once.
 
-    Ending at once is by `os._exit`, as an exception could come out of any line; where Python is
-    interactive it is the KeyboardInterrupt that people expect there. A signal that is ignored
-    already, as SIGHUP is under `nohup`, stays so. Outside the main thread, where Python handles no
-    signals, it notes none.
+    It ends by `os._exit`, since an exception could come out of any line; in interactive Python it
+    raises KeyboardInterrupt, as people expect there. A signal that is ignored already, such as
+    SIGHUP under `nohup`, stays ignored. Outside the main thread Python handles no signals, so none
+    is noted.
 
     Args:
         on_request: called when the first one comes.
@@ -95,6 +95,6 @@ def stopping_signals() -> list[int]:
 
 
 def show_cursor() -> None:
-    """What a progress bar hid, before an end that leaves it no time."""
+    """Show the cursor that a progress bar has hidden, before an end without clean-up."""
     if sys.stdout.isatty():
         os.write(1, b"\x1b[?25h")

@@ -82,7 +82,7 @@ class TrainStep(SimpleTrainer):
         micro_batches: parts in which a batch goes through the model, one after another.
         amp_dtype: None, `torch.bfloat16`, or `torch.float16`, whose gradients are scaled.
         max_broken: images that may turn out unreadable in this process before it asks to stop.
-        tell: called with what the step comes to next, in the words of :mod:`.watch`.
+        tell: called with the next phase of the step, one of :mod:`.watch`.
 
     Attributes:
         stop: set to ask every process to stop; `stopped` says that one of them asked.
@@ -152,7 +152,7 @@ class TrainStep(SimpleTrainer):
             )
 
     def _share(self, losses: dict[str, float], data_time: float) -> None:
-        """Tell every process the losses of all, and whether one wants to stop: in one exchange."""
+        """Exchange the losses of all processes, and whether one wants to stop, in one operation."""
         everyone = comm.all_gather((losses, data_time, self.stop))
         self.stopped = any(stop for _, _, stop in everyone)
         means = {k: float(np.mean([one[k] for one, _, _ in everyone])) for k in losses}

@@ -39,7 +39,7 @@ def config_diff(cfg: CfgNode) -> str:
 
 
 def batch_of_one(cfg: CfgNode, model: nn.Module, workers: int) -> str:
-    """A sentence where a norm that needs a batch is to train on single images, else `""`."""
+    """A sentence if a norm that needs a batch would train on single images, else `""`."""
     norms = norms_of_one_batch(model, workers).values()
     alone = {str(getattr(norm, "option", type(norm).__name__)) for norm in norms}
     if images_at_once(cfg, workers) > 1 or not alone:

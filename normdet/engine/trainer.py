@@ -240,13 +240,13 @@ class Trainer(DefaultTrainer):
             self._watch.at(phase, self.iter)
 
     def _lost(self, error: Exception) -> str:
-        """Who is gone, if that is why an operation of all workers has failed; else `""`."""
+        """Which workers are gone, if that is why a collective operation has failed; else `""`."""
         if not self._watch or not is_of_another_worker(error):
             return ""
         return self._watch.gone() or f"a worker no longer answers ({str(error).splitlines()[0]})"
 
     def _rescue(self) -> str:
-        """Save what this worker has, as it was after the last whole step; what is kept, in words.
+        """Save this worker's state after the last whole step; returns what is kept, in words.
 
         Parameters and the optimizer's state are those of the step. Running averages of batch
         statistics may have learned the images of the step that broke off.
@@ -305,7 +305,7 @@ class Trainer(DefaultTrainer):
         )
 
     def _close(self) -> None:
-        """What `after_train` does, without the evaluation: the run did not get there."""
+        """Run the hooks' `after_train` without the evaluation, which the run did not reach."""
         self.storage.iter = self.iter
         for hook in self._hooks:
             if not isinstance(hook, hooks.EvalHook):
@@ -315,7 +315,7 @@ class Trainer(DefaultTrainer):
         if not self.cfg.DATASETS.TEST or self._stopping():
             return {}
         self._tell_phase(EVALUATION)
-        # Several workers have to leave together, for which they watch each other.
+        # Several workers must end together; the watch sees to that.
         cut = self._stop.at_once if comm.get_world_size() == 1 else contextlib.nullcontext
         try:
             with cut():
@@ -358,11 +358,11 @@ class Trainer(DefaultTrainer):
 
 
 def scale_to_workers(cfg: CfgNode, workers: int) -> CfgNode:
-    """The config for as many workers as there are, where it was written for another number.
+    """The config scaled to the number of workers, if it was written for another number.
 
-    Batch, rate and schedule follow `SOLVER.REFERENCE_WORLD_SIZE` as detectron2's
-    `auto_scale_workers` has it: the images of a worker stay, the rate goes with the batch, and
-    iterations, steps and periods the other way. What changes is logged. 0 scales nothing.
+    Batch, rate and schedule follow `SOLVER.REFERENCE_WORLD_SIZE` as in detectron2's
+    `auto_scale_workers`. A worker has as many images as before; the rate is scaled with the batch,
+    and iterations, steps and periods inversely. Changes are logged. 0 scales nothing.
 
     Raises:
         NormdetError: the batch is no multiple of the reference.

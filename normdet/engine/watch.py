@@ -1,8 +1,8 @@
 """The workers of a job watch each other: who is gone, who hangs, who was asked to stop.
 
-Every worker writes a sign of life into the job's store each second, with where it is, and reads
+Every worker writes a sign of life and its position into the job's store each second, and reads
 those of the others. A collective operation waits for a worker that is gone or stopped, for minutes
-or for ever, and says nothing of which; the signs of life do.
+or for ever, and does not say which. The signs of life do.
 """
 
 import json
@@ -23,18 +23,18 @@ from normdet.engine.launch import restarts
 
 logger = logging.getLogger(__name__)
 
-# Where a worker can be for as long as it takes: nobody knows how long saving or an evaluation is.
+# Phases without a time limit: nobody knows how long saving or an evaluation takes.
 START, BETWEEN, EVALUATION, DONE = "start", "between", "evaluation", "done"
 # Where it is in a training step, and what it does there.
 IMAGES, STEP = "images", "step"
 _DOING = {IMAGES: "waits for its images", STEP: "computes or waits for the others"}
-# A process that is gone is told by its errors first, and by us where it left none.
+# The errors of a process that is gone say more than we can: wait for them first.
 _GONE_SECONDS = 5.0
 
 
 @dataclass
 class Sign:
-    """What a worker tells of itself.
+    """A worker's sign of life.
 
     Attributes:
         host: the name of its machine.
@@ -96,7 +96,7 @@ class Watch:
             threading.Thread(target=self._repeat, args=(work,), daemon=True).start()
 
     def close(self) -> None:
-        """End, as a worker that needs nobody any more."""
+        """End the watch, when this worker needs the others no more."""
         self._mine.phase = DONE
         self._ended.set()
         try:
@@ -143,7 +143,7 @@ class Watch:
         while not self._ended.wait(self._period):
             try:
                 work()
-            except Exception as error:  # the store is gone: what that means is judged by time
+            except Exception as error:  # the store is gone: time will tell what that means
                 logger.debug("watch: %s", error)
 
     def _key(self, rank: int) -> str:
@@ -205,7 +205,7 @@ class Watch:
         return ""
 
     def _stuck(self) -> str:
-        """All are alive and none goes on."""
+        """All workers are alive and none makes progress."""
         signs = {self.rank: self._mine, **self._others}
         if len(signs) < self.world or any(s.phase not in _DOING for s in signs.values()):
             return ""

@@ -1,4 +1,4 @@
-"""What a detector's parts are normalized by and which of them train: the table shown at start."""
+"""Which norm each part of a detector has and whether it trains: the table shown at start."""
 
 from dataclasses import dataclass
 

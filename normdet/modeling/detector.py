@@ -1,4 +1,4 @@
-"""The parts of a detectron2 detector for :func:`normdet.normalize`: their names, and bare ones."""
+"""The parts of a detectron2 detector, for :func:`normdet.normalize`; some have no norms yet."""
 
 from collections.abc import Callable, Iterable
 from functools import partial
@@ -31,7 +31,7 @@ _NONE = NormOption()
 
 @knows_bare_parts
 def bare_parts(model: nn.Module, option: NormOption, parts: list[str] | None) -> Bare | None:
-    """What a detector of detectron2 has to normalize beside the norms it has.
+    """What to normalize in a detector of detectron2 beside the norms it has.
 
     Args:
         parts: names out of :data:`normdet.parts.NORMED` or of modules; None for the usual parts.

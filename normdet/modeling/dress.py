@@ -1,7 +1,7 @@
 """Give a freshly built detectron2 layer an option's weight, norm and activation.
 
-Every part of ours is detectron2's own part, built without norms and then dressed: its structure,
-initialization, random numbers and state-dict keys stay detectron2's.
+Every part of ours is detectron2's own, built without norms and then dressed. So its structure,
+initialization, random numbers and state-dict keys are detectron2's.
 """
 
 import torch
@@ -37,8 +37,8 @@ def dress_conv(
 ) -> nn.Module:
     """Normalize one of detectron2's convolutions (with `norm` and `activation` attributes).
 
-    The bias goes, since the norm's beta does its work. Without a norm the layer keeps its bias, and
-    its activation if it brought one.
+    The bias is removed, since the norm has a beta. Without a norm the layer keeps its bias and its
+    activation.
 
     Args:
         parent: the module that holds `conv` and will hold what replaces it.
@@ -67,7 +67,7 @@ def dress_pair(
     *,
     dims: int = 2,
 ) -> None:
-    """Normalize a layer and the activation that stands behind it as a child of its own.
+    """Normalize a layer and the activation after it, which is a child module of its own.
 
     `fc1, fc_relu1` become `fc1, fc_norm1`, in the same place of the sequence.
     """
@@ -89,8 +89,7 @@ def dress_pair(
 def convolve_and_join(conv: nn.Module, x: Tensor, residual: Tensor, join: nn.Module) -> Tensor:
     """`join(conv(x), residual)`, the convolution's norm and the join in one pass where they can.
 
-    Modules that somebody has hooked are called as themselves, and so are all while a trace is
-    taken.
+    Modules with hooks are called one by one, and so are all modules during tracing.
     """
     norm = getattr(conv, "norm", None)
     hooked = any(m._forward_hooks or m._forward_pre_hooks for m in (conv, join))

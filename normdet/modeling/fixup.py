@@ -1,4 +1,4 @@
-"""Fixup (Zhang et al., 1901.09321): residual blocks that train without any norm by their start."""
+"""Fixup (Zhang et al., 1901.09321): an initialization for residual blocks without norms."""
 
 import torch
 from torch import nn
@@ -18,7 +18,7 @@ def fixup_block(block: nn.Module, option: NormOption, depth: int) -> None:
 
     Args:
         block: one of ours, its convolutions started as detectron2's.
-        depth: the network's, which tells `L`: `depth - 2` convolutions stand in branches.
+        depth: the network's. `L` follows from it: `depth - 2` convolutions are in branches.
     """
     *others, last = (child for name, child in block.named_children() if name in _BRANCH)
     blocks = (depth - 2) // (len(others) + 1)

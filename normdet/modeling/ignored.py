@@ -1,8 +1,8 @@
 """Regions that are neither object nor background: no part is trained to find nothing there.
 
-They are crowds, and pixels that annotators left open (void). RPN, box head and RetinaNet take no
-anchor or proposal for background that lies in them by more than `SHARE`. Images without such
-regions train as in detectron2, to the last bit.
+These are crowds, and pixels that annotators left open (void). RPN, box head and RetinaNet do not
+take an anchor or proposal for background if more than `SHARE` of it lies in them. Images without
+such regions train as in detectron2, to the last bit.
 """
 
 from collections.abc import Sequence
@@ -14,7 +14,7 @@ from detectron2.modeling.roi_heads import ROI_HEADS_REGISTRY, ROIHeads, Standard
 from detectron2.structures import Boxes, Instances, pairwise_iou
 from torch import Tensor
 
-# Of a box that lies in ignored pixels.
+# The share of a box in ignored pixels above which it is ignored.
 SHARE = 0.5
 
 
@@ -84,7 +84,7 @@ class IgnoringProposals(ROIHeads):
 
 
 def _first_threshold(thresholds: Sequence[float]) -> float:
-    """Of detectron2's matcher, which has infinity at both ends."""
+    """The lowest threshold of detectron2's matcher, whose list has infinity at both ends."""
     return thresholds[1]
 
 

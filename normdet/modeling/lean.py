@@ -1,4 +1,4 @@
-"""`MODEL.NORMDET.RECOMPUTE`: a part of the detector that keeps no output of its norms."""
+"""`MODEL.NORMDET.RECOMPUTE`: keep no output of the norms for backward."""
 
 import torch
 from torch import nn
@@ -9,8 +9,8 @@ from ..ops.recompute import enter, leave
 def lean(module: nn.Module, wanted: bool) -> nn.Module:
     """Let the module, if `wanted`, recompute its norms' outputs in backward.
 
-    The same gradients to the last bit; its state-dict keys stay as they are. While torch.compile
-    or export traces nothing changes: torch's own partitioner decides there what to keep.
+    Gradients are the same to the last bit, and state-dict keys too. Under torch.compile and export
+    it has no effect: torch's own partitioner decides there what to keep.
     """
     if wanted:
         module.register_forward_pre_hook(_enter)

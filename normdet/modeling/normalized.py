@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 
 def layer_before(name: str, modules: dict[str, nn.Module]) -> str | None:
-    """The name of the layer that a norm stands behind; None where there is none.
+    """The name of the layer before a norm; None if there is none.
 
     Args:
         name: of the norm.
@@ -30,5 +30,5 @@ def layer_before(name: str, modules: dict[str, nn.Module]) -> str | None:
 
 @torch.no_grad()
 def put_weight(layer: nn.Module, weight: Tensor) -> None:
-    """Set the weight a layer learns, and refit what its weight method keeps beside it."""
+    """Set the weight a layer learns, and refit the state of its weight method."""
     layer.load_state_dict({"weight": weight}, strict=False)

@@ -58,7 +58,7 @@ class BasicBlock(_Dressed):
         self.shortcut = getattr(self, "shortcut", None)
 
     def trunk(self, x: Tensor) -> Tensor:
-        """All of the branch but its last convolution, whose norm the join follows."""
+        """The branch without its last convolution."""
         return self.conv1(x)
 
     def branch(self, x: Tensor) -> Tensor:

@@ -1,14 +1,14 @@
 """Start new norms from data: put them in without changing the function of the network.
 
-A norm that starts with weight 1 and bias 0 gives its channels unit scale, whatever scale the next
-layer was initialized or trained for. So a new norm is told to pass on the mean and the deviation
-that its layer has without it: with the plain layer's outputs `z` and the norm's own `h`, each per
-channel over examples and space, `weight = std(z) / std(h)` and `bias = mean(z) - weight * mean(h)`.
-The plain layer computes with the learned weight, so that what a weight method such as WS does to
-scale and mean is undone as well.
+A norm that starts with weight 1 and bias 0 gives its channels unit scale, but the next layer was
+initialized or trained for another. So a new norm gets the mean and deviation that its layer has
+without it. With the plain layer's outputs `z` and the norm's own `h`, each per channel over
+examples and space, `weight = std(z) / std(h)` and `bias = mean(z) - weight * mean(h)`. The plain
+layer computes with the learned weight. This also undoes what a weight method such as WS does to
+scale and mean.
 
-The network itself runs as if it had no such norm, so what a layer sees does not depend on the
-norms before it, one pass is enough, and a head that several feature levels share sees them all.
+The network runs as if it had no such norm. So the input of a layer does not depend on the norms
+before it, and one pass is enough. A head that several feature levels share sees all of them.
 """
 
 from collections.abc import Callable, Collection, Iterable, Iterator
@@ -26,10 +26,10 @@ from .training_pass import training_pass
 
 
 class _Site:
-    """A new norm and the layer before it, for the time of the pass.
+    """A new norm and the layer before it, during the pass.
 
-    While it is open the norm hands on what its layer computes without norm and weight method,
-    activated; the norm's own output and that are measured.
+    While it is open, the norm's output is replaced by what the layer computes without norm and
+    weight method, activated. Both outputs are measured.
     """
 
     def __init__(self, name: str, norm: NormLayer, layer: nn.Module):
@@ -85,7 +85,7 @@ class _Site:
             self._put_activation(None, None)
 
     def soften(self, keep: float) -> None:
-        """Set the learned epsilon, if there is one, to `keep` of what the norm divides by."""
+        """Set the learned epsilon, if there is one, to the share `keep` of the norm's divisor."""
         if self._calls and getattr(self.norm, "eps_l", None) is not None:
             self.norm.eps_l.fill_(self._spread / self._calls * keep / (1 - keep))
 
@@ -133,16 +133,16 @@ def start_from_data(
 ) -> list[str]:
     """Set the affine of new norms so that they change the function of the network least.
 
-    Weights are left alone, and so is everything else but the norms that are started: their weight,
-    bias, running averages and, with `keep`, learned epsilon. Each batch runs once, without
-    gradients; with `keep` twice. Nothing of activation size is kept.
+    Only the norms that are started change: their weight, bias, running averages and, with `keep`,
+    learned epsilon. Each batch runs once without gradients, with `keep` twice. Nothing of
+    activation size is kept.
 
     Args:
         model: a detector or any module; new norms are those of :func:`new_norms`.
         batches: inputs of the model as in training; 8 images do.
         prefixes: the names of the norms to start begin with one of these; all by default.
-        keep: with a learned epsilon (`LEARNED_EPS`), the share of what a per-example norm divides
-            by that stays as it is on average: 0 for the norm as its authors have it.
+        keep: with a learned epsilon (`LEARNED_EPS`), how much of a per-example norm's divisor is
+            the same for all examples: 0 for the norm as its authors have it.
         forward: what runs a batch; the model itself in training mode by default.
 
     Returns:

@@ -1,4 +1,4 @@
-"""Stock configs with our names: detectron2's own detectors take our parts where only these can.
+"""Stock configs with our options: detectron2's detectors take our parts where these are needed.
 
 With `add_normdet_config(cfg)` and `MODEL.RESNETS.NORM: FRN+TLU` a stock config builds the detector
 that :func:`normdet.set_norm` would have built, in `DefaultTrainer`, `DefaultPredictor` and
@@ -99,7 +99,7 @@ def _explained(get_norm: Callable, advice: str) -> Callable:
 
 
 def _refuse_what_a_callable_loses(norm: object) -> None:
-    """A callable makes norms alone: detectron2's blocks go on with ReLU and plain weights."""
+    """A callable builds norms only; detectron2's blocks still use ReLU and plain weights."""
     called = norm.func if isinstance(norm, functools.partial) else norm
     option = called if isinstance(called, NormOption) else getattr(called, "__self__", None)
     if not isinstance(option, NormOption):
