@@ -1,7 +1,7 @@
 """COCO AP, of images taken whole or in tiles.
 
-Tiles are here and not with the medical readers: `INPUT.TILE` evaluates a training run in them, and
-the plugin must not need a wing for it.
+Tiles are here and not with the medical readers: `INPUT.TILE` evaluates training runs in tiles, and
+the plugin must not depend on `medical`.
 """
 
 from normdet.evaluation.coco import build_evaluator

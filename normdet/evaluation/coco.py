@@ -33,15 +33,15 @@ logger = logging.getLogger(__name__)
 
 # How many detections count in an image that is evaluated in tiles.
 MOST_IN_TILES = 100_000
-# A detection that lies in ignored pixels by more than this share is neither right nor wrong.
+# A detection with more than this share in ignored pixels is neither right nor wrong.
 IGNORED_SHARE = 0.5
 
 
 class Evaluator(COCOEvaluator):
     """detectron2's, on records that we number; also of a :class:`TiledModel`, in its RLE.
 
-    What is written has the ids of the user. Detections that lie mostly in ignored pixels of an
-    image (`record["ignore"]`) do not count.
+    Files have the user's ids. Detections that lie mostly in ignored pixels of an image
+    (`record["ignore"]`) do not count.
 
     Args:
         records: of the dataset, in detectron2's format.
@@ -171,9 +171,10 @@ def build_evaluator(
 ) -> DatasetEvaluator:
     """What a dataset is measured by: COCO AP, for semantic ones IoU, for panoptic ones both and PQ.
 
-    AP is of boxes, and of masks and keypoints where the model has them. These tasks are named from
-    `cfg`: left to the predictions, a model that finds nothing would have no mask AP at all in place
-    of none found. PQ needs the package panopticapi; without it the rest is measured.
+    AP is of boxes, and of masks and keypoints where the model has them. These tasks are taken from
+    `cfg`. detectron2 would take them from the predictions, and a model that finds nothing would
+    then have no mask AP in place of 0. PQ needs the package panopticapi; without it the rest is
+    measured.
 
     Args:
         cfg: says what the model predicts.
@@ -220,7 +221,7 @@ def _of_instances(cfg: CfgNode, dataset_name: str, output_dir: Path) -> "Evaluat
         sorted(ids, key=ids.get) if isinstance(ids, Mapping) else list(ids),
         tasks=tasks,
         output_dir=str(output_dir),
-        # The model's number is one tile's: a large image has any number of them.
+        # The config's number is for one tile, and a large image has many.
         max_dets_per_image=MOST_IN_TILES if cfg.INPUT.TILE else most,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         # Test sets of challenges come without a truth.

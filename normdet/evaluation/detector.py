@@ -32,7 +32,7 @@ class Detector:
         tile: pixels of a tile's side, 0 for whole images.
         overlap: pixels that neighbouring tiles have in common.
         batch: images or tiles a step.
-        threshold: what is less certain is left out.
+        threshold: objects with lower scores are left out.
     """
 
     def __init__(
@@ -102,7 +102,7 @@ class Detector:
 
 @dataclass
 class _Work:
-    """A slice on its way through the model: one entry of `found` for each tile that is done."""
+    """A slice in progress, with an entry of `found` for each tile that is done."""
 
     slice: Slice
     limits: Limits
@@ -113,7 +113,7 @@ class _Work:
 def detections_of(instances: Instances, tile: Box, threshold: float = 0.0) -> list[Detection]:
     """The instances that a model found in a tile, in coordinates of the image.
 
-    A mask without a pixel is no object; where there are no masks a box stands for one.
+    An empty mask is no object. Without masks the filled box is used.
     """
     x, y, right, bottom = tile
     has_mask = instances.has("pred_masks")

@@ -1,4 +1,4 @@
-"""A model that the evaluation calls as any other, and that takes images in tiles."""
+"""A model that the evaluation can call like any other, and that takes images in tiles."""
 
 from detectron2.config import CfgNode
 from torch import nn
@@ -10,7 +10,7 @@ from normdet.evaluation.tiles import check_tiling
 class TiledModel(nn.Module):
     """Wraps a detector for `INPUT.TILE`, as detectron2's test-time augmentation wraps one.
 
-    In go images whole and unresized; out come `detections` in place of `instances`, whose masks
+    It takes whole images, not resized. It returns `detections` in place of `instances`, whose masks
     would each be as large as the image.
 
     Args:

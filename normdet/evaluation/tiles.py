@@ -1,8 +1,8 @@
-"""Large images in overlapping tiles, and what tiles found put together again.
+"""Large images in overlapping tiles, and the merging of what is found in them.
 
-Two tiles recognize one object by what both of them see: inside their overlap, its masks must agree.
-The parts of an object that a seam cuts are joined, what is seen twice counts once, and a part that
-is cut where another tile sees it whole is left to that tile.
+Detections of two tiles are one object if their masks agree inside the overlap. The parts of an
+object that a seam cuts are joined. An object that is found twice counts once. If one tile sees an
+object whole and another sees a part of it, the part is dropped.
 """
 
 from collections.abc import Sequence
@@ -21,7 +21,7 @@ SAME_IOU = 0.5
 INSIDE = 0.5
 # A mask this close to its tile's edge, in pixels, counts as cut by it.
 TOUCH = 3
-# What two tiles have in common must show enough of an object to know it again.
+# The overlap must show enough of an object to recognize it.
 MIN_OVERLAP = 4 * TOUCH
 
 
@@ -121,7 +121,7 @@ def _common(a: Box, b: Box) -> Box | None:
 
 
 def _clear(box: Box, tile: Box, image: Box) -> bool:
-    """Whether a tile shows a box with a margin around; an edge of the image needs none."""
+    """Whether a tile shows a box with a margin around it; none is needed at the image's edge."""
     margins = box[0] - tile[0], box[1] - tile[1], tile[2] - box[2], tile[3] - box[3]
     return all(
         margin >= (0 if edge == end else TOUCH)
@@ -157,7 +157,7 @@ def _compare(
                 if iou >= SAME_IOU and not taken.intersection((i, j)):
                     taken.update((i, j))
                     same.add((i, j))
-            # Two tiles that both show two things agree that they are two.
+            # If both tiles show two objects, they are two.
             inside -= {(i, j) for _, i, j in matches if {i, j} <= taken}
     return same, inside
 

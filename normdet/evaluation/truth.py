@@ -1,7 +1,7 @@
 """What predictions are measured against: a dataset's records, numbered by us.
 
 pycocotools takes an annotation of id 0 for none, needs an area and a crowd mark for each, and
-compares ids as they are. What a user's file holds of these never reaches it.
+compares ids as they are. So it gets our own ids, areas and marks, not those of the user's file.
 """
 
 import contextlib
@@ -32,7 +32,7 @@ def truth_of(records: Sequence[dict], classes: Sequence[str]) -> COCO:
 
 
 def indexed(dataset: dict) -> COCO:
-    """The content of a COCO file as pycocotools' object, of which no file need be written."""
+    """The content of a COCO file as pycocotools' object, without a file."""
     coco = COCO()
     coco.dataset = dataset
     with contextlib.redirect_stdout(io.StringIO()):

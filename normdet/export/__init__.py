@@ -1,4 +1,4 @@
-"""Models on their way out: ONNX, TorchScript, torch.export, and plain detectron2."""
+"""Export of models: ONNX, TorchScript, torch.export, and plain detectron2."""
 
 from collections.abc import Sequence
 

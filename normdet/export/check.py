@@ -10,7 +10,7 @@ from torch import Tensor
 from .formats import Run
 from .wrap import BACKBONE, Wrapped
 
-# What a file may differ by: pixels of a box, and the rest, scores above all.
+# How much a file may differ: pixels of a box; and scores and all else.
 BOX, SCORE = 1e-3, 1e-4
 
 
@@ -62,7 +62,7 @@ def _row(model: Wrapped, want: Sequence[Tensor], got: Sequence[Tensor], size) ->
     count = len(mine["scores"])
     if len(theirs["scores"]) != count:
         return Row(size, count, False, float("inf"), float("inf"))
-    # Objects of one score stand in any order.
+    # Objects of the same score may be in any order.
     order = _matches(mine, theirs)
     differences = {key: _difference(mine[key], theirs[key][order]) for key in model.outputs}
     boxes = differences.pop("pred_boxes")
@@ -72,7 +72,7 @@ def _row(model: Wrapped, want: Sequence[Tensor], got: Sequence[Tensor], size) ->
 
 
 def _matches(mine: dict[str, Tensor], theirs: dict[str, Tensor]) -> Tensor:
-    """For each object of the model the file's nearest of its class, each taken once."""
+    """For each object of the model the nearest one of its class in the file's output, used once."""
     taken = torch.zeros(len(theirs["scores"]), dtype=torch.bool)
     order = []
     for box, label in zip(mine["pred_boxes"], mine["pred_classes"], strict=True):

@@ -1,4 +1,4 @@
-"""The command: load, make deployable, write, open again, compare, and say how it went."""
+"""The command: load, make deployable, write, open again, compare, and print the differences."""
 
 import argparse
 import shlex
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not cfg.MODEL.WEIGHTS:
         raise NormdetError("MODEL.WEIGHTS names no weights to export")
     if args.format == "stock":
-        stock_config(cfg, "")  # refused before anything is loaded
+        stock_config(cfg, "")  # refuses before anything is loaded
     model, _ = load_model(cfg, allow_unsafe=args.allow_unsafe_weights)
     images = _images(cfg, args.images)
     args.out.parent.mkdir(parents=True, exist_ok=True)

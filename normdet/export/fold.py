@@ -1,7 +1,7 @@
-"""A network as it is deployed: nothing is left in it that only training needs.
+"""A network as it is deployed, without what only training needs.
 
-Weights under WS, AWS, WN or spectral norm become the plain weights they amount to. A norm that is a
-fixed affine at test time (BN, FrozenBN) goes into the convolution before it.
+Weights under WS, AWS, WN or spectral norm become plain weights. A norm that is a fixed affine at
+test time (BN, FrozenBN) is folded into the convolution before it.
 """
 
 import copy
@@ -18,7 +18,7 @@ from ..ops.reference import frozen_affine
 from ..surgery.known import is_per_level
 from ..surgery.sites import Finder, Site
 
-# Norms that are `(x - mean) / sqrt(var + eps) * weight + bias` by what they keep, at test time.
+# Norms that are `(x - mean) / sqrt(var + eps) * weight + bias` at test time.
 _AFFINE = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d, OurFrozenBatchNorm2d, BatchRenorm)
 
 
@@ -29,7 +29,7 @@ def deployable(model: nn.Module, *, norms: bool = True) -> nn.Module:
     Its function is that of the model to rounding.
 
     Args:
-        norms: fold norms too; else the weights alone, and the norms' state-dict keys stay.
+        norms: also fold norms. Otherwise only weights change, and the norms keep their keys.
     """
     model = copy.deepcopy(model).eval()
     for parameter in model.parameters():
@@ -43,8 +43,8 @@ def deployable(model: nn.Module, *, norms: bool = True) -> nn.Module:
 
 
 def plain_weight(module: nn.Module) -> None:
-    """Give a layer the weight that its method makes of the one it learns, in place."""
-    if parametrize.is_parametrized(module, "weight"):  # by torch, in a network of one's own
+    """Replace a layer's learned weight by the weight in use, in place, and remove its method."""
+    if parametrize.is_parametrized(module, "weight"):  # by torch, in a user's own network
         parametrize.remove_parametrizations(module, "weight", leave_parametrized=True)
         return
     if not isinstance(module, Reparametrized):
@@ -62,7 +62,7 @@ def plain_weight(module: nn.Module) -> None:
 
 
 def fold_norm(site: Site) -> None:
-    """Put a fixed norm into the convolution before it, in place, if it is one and there is one."""
+    """Fold a norm into the convolution before it, in place, if it is fixed and there is one."""
     norm, conv = site.norm, site.conv
     fixed = isinstance(norm, _AFFINE) and not is_per_level(norm)
     alone = len(site.places) == 1 == len(site.conv_places)

@@ -41,7 +41,7 @@ def export(wrapped: Wrapped, image: Tensor, path: Path, kind: str, *, dynamic: b
 
 @contextlib.contextmanager
 def _quiet_logs():
-    """Exporters tell of every operator they look up."""
+    """Silence the exporters, which log every operator they look up."""
     names = ("torch.onnx", "torch.export", "onnxscript", "torch.fx", "torch._dynamo")
     loggers = [logging.getLogger(name) for name in names]
     levels = [logger.level for logger in loggers]

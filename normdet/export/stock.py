@@ -23,8 +23,7 @@ _STOCK = ("FrozenBN", "BN", "SyncBN", "GN")
 def stock_config(cfg: CfgNode, weights: str) -> CfgNode:
     """The config of the same detector without normdet.
 
-    A weight method leaves its norm behind: `GN+WS` becomes `GN`, since its weights are written as
-    what they amount to.
+    A weight method is dropped: `GN+WS` becomes `GN`, since the weights in use are written.
 
     Args:
         weights: what `MODEL.WEIGHTS` is to say.
@@ -115,7 +114,7 @@ torch.save(outputs, found)
 
 
 def run_without_normdet(config: Path, weights: Path, images: list, folder: Path) -> list[dict]:
-    """What a process that never imports normdet finds in the images, by field.
+    """What a process without normdet finds in the images, by field.
 
     Raises:
         NormdetError: it cannot load the files.

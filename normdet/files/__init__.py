@@ -1,1 +1,1 @@
-"""What many rooms use and none owns: whole files, locks, memory, faults, words, looks."""
+"""What many packages use: atomic files, locks, memory, faults, versions, words, styles."""

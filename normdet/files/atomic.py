@@ -23,7 +23,7 @@ def atomic_file(path: str | os.PathLike) -> Iterator[IO[bytes]]:
     except BaseException:
         temporary.unlink(missing_ok=True)
         raise
-    # The new name outlives a power cut once its folder is written; not every system can.
+    # Sync the folder, so that the new name survives a power cut; not every system can.
     with contextlib.suppress(OSError):
         folder = os.open(path.parent, os.O_RDONLY)
         try:

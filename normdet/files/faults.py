@@ -1,4 +1,4 @@
-"""What is wrong with the data: named as it is met, and refused or counted."""
+"""Faults in the data: each is named when it is met, and refused or counted."""
 
 from collections.abc import Callable
 from pathlib import Path

@@ -6,7 +6,7 @@ from filelock import lock_descriptor
 
 
 def hold(file: int | IO) -> bool:
-    """Whether this process has the open file to itself now, and until all that inherit it close it.
+    """Whether this process now holds the lock of an open file, until all that inherit it close it.
 
     Does not wait. On a file system without locks everyone has it.
     """

@@ -8,7 +8,7 @@ _GROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> float:
-    """The MB that can still be taken, of the machine or of the container that limits us."""
+    """The MB that are still free, on the machine or in the container that limits us."""
     free = psutil.virtual_memory().available / 2**20
     try:
         limit = (_GROUP / "memory.max").read_text().strip()
@@ -19,7 +19,7 @@ def available_memory() -> float:
 
 
 def held_memory(pid: int) -> float:
-    """The MB that a process and all that it started hold; 0 if it has ended.
+    """The MB that a process and its children hold; 0 if it has ended.
 
     What several of them share is counted once where the system tells each one's share.
     """

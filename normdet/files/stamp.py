@@ -1,4 +1,4 @@
-"""Whether files are the ones they were."""
+"""Whether files have changed."""
 
 import hashlib
 from collections.abc import Iterable
@@ -8,7 +8,7 @@ from normdet.files.faults import unreadable
 
 
 def stamp_of(paths: Iterable[Path]) -> str:
-    """Changes with the files and their places, and tells nothing of either.
+    """A hash that changes with the files and their paths, and reveals neither.
 
     Raises:
         NormdetError: a file that is gone.

@@ -1,4 +1,4 @@
-"""How every picture of ours looks: the colours of runs and of classes, and images for the eye."""
+"""The style of all our pictures: colours of runs and of classes, and how images are shown."""
 
 from pathlib import Path
 from typing import IO
@@ -7,7 +7,7 @@ import numpy as np
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
-# Okabe and Ito's: people tell them apart whatever colours they see.
+# Okabe and Ito's colours, which colour-blind people can tell apart too.
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 
 # Okabe and Ito's that stand out from grey and from stains: people tell them apart whatever colours
@@ -22,7 +22,7 @@ CLASS_COLOURS = (
 
 
 def class_colour(index: int) -> str:
-    """`"#RRGGBB"` of the class with this number, from 0; after 24 they come again."""
+    """`"#RRGGBB"` of the class with this number, from 0; they repeat after 24."""
     return CLASS_COLOURS[index % len(CLASS_COLOURS)]
 
 
@@ -38,9 +38,9 @@ def run_style(index: int) -> dict[str, str]:
 
 
 def brightened(image: np.ndarray) -> np.ndarray:
-    """Grey values for the eye, in [0, 1]: a few very bright spots would leave the rest black."""
+    """Grey values in [0, 1], scaled so that a few very bright spots do not darken the rest."""
     low, high = np.percentile(image, (1, 99.5))
-    # Of whole numbers one step is not blown up to black and white.
+    # Do not stretch whole numbers one step apart to black and white.
     least = 1 if np.issubdtype(image.dtype, np.integer) else np.finfo(np.float32).tiny
     return np.clip((image - low) / max(high - low, least), 0, 1) ** 0.7
 

@@ -1,4 +1,4 @@
-"""Lists as a sentence names them."""
+"""Lists in sentences."""
 
 from collections.abc import Iterable
 

@@ -7,7 +7,7 @@ gradient to `tau`.
 
 `backend` chooses how:
 
-- "auto": the fastest at hand: "cpp" on the CPU, "triton" on CUDA, else "eager". While a graph of
+- "auto": the fastest available: "cpp" on the CPU, "triton" on CUDA, else "eager". While a graph of
   standard operators is being recorded (`torch.jit.trace`, `torch.export`, ONNX), "reference".
 - "reference": plain torch from the formula; differentiable any number of times.
 - "eager": plain torch that keeps as little for backward as the kernels do.
@@ -122,7 +122,7 @@ def frozen_bn_act(
 ) -> Tensor:
     """Frozen batch statistics and the activation: one fixed affine.
 
-    Keeps nothing but its output for backward. An affine that wants a gradient takes the plain form.
+    Keeps only its output for backward. If the affine needs a gradient, the plain form is used.
 
     Args:
         residual: as in :func:`frn_tlu`.
@@ -151,7 +151,7 @@ def add_act(
     if _plain(backend, x, y) or activation is None:
         return reference.add_act(x, y, tau, activation=activation)
     if backend == "auto" and activation == "ReLU" and x.device.type == "cpu":
-        return F.relu_(x + y)  # keeps the same, and torch's own two passes measure faster
+        return F.relu_(x + y)  # it keeps the same, and torch's own two passes are faster
     return library.point_act(x, y, None, None, tau, activation, backend)
 
 
@@ -162,7 +162,7 @@ def act(x: Tensor, tau: Tensor | None = None, *, activation: str | None = None) 
 
 
 def check_dialect(dialect: str) -> str:
-    """The name of a dialect of weight standardization, given back.
+    """Return the name of a dialect of weight standardization, if there is one.
 
     Raises:
         NormdetError: there is none of that name.
@@ -227,7 +227,7 @@ def _plain(
     residual: Tensor | None = None,
     dtype: torch.dtype | None = None,
 ) -> bool:
-    """Whether to take the reference form, as must a residual that is to be broadcast or cast."""
+    """Whether to take the reference form, which alone can broadcast or cast a residual."""
     if backend not in library.BACKENDS:
         raise NormdetError(
             f"backend {backend!r} is not one of {', '.join(map(repr, library.BACKENDS))}"

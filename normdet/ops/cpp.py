@@ -1,7 +1,7 @@
 """The CPU kernels of `csrc/ops.cpp`: built at first use in seconds, kept in the user's cache.
 
 The library has a plain C interface, so that it needs neither torch's headers nor a rebuild with
-another torch. It is compiled for the very processor it runs on.
+another torch. It is compiled for the processor it runs on.
 """
 
 import ctypes
@@ -34,7 +34,7 @@ _log = logging.getLogger(__name__)
 
 @functools.cache
 def available() -> bool:
-    """Whether the kernels are there, building them if need be (some seconds, once per machine)."""
+    """Whether the kernels are available; builds them if needed (some seconds, once per machine)."""
     try:
         _library()
     except (OSError, subprocess.SubprocessError) as error:
@@ -73,7 +73,7 @@ def _cache() -> Path:
 
 
 def _fingerprint(compiler: str) -> str:
-    """Source, compiler and processor: a home directory may serve machines of several kinds."""
+    """A key of source, compiler and processor, since machines of several kinds may share a home."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = ""
     if cpuinfo.exists():
@@ -84,7 +84,7 @@ def _fingerprint(compiler: str) -> str:
 
 
 def _build(compiler: list[str], path: Path) -> None:
-    """Compile into a file of its own, then rename: processes building at once do no harm."""
+    """Compile into a temporary file, then rename it: several processes may build at once."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / "ops.so"
         command = [*compiler, *_FLAGS.split(), "-shared", str(_SOURCE), "-o", str(built)]

@@ -1,8 +1,8 @@
 """Lean forms in plain torch: slower than a kernel, but they keep no more for backward.
 
-They serve every device, and they are the algebra that the kernels follow: for each channel of each
-example `y = max((x - mu) * a + b, t)`, whose gradient is `k * a + (x - mu) * p + q` with `k = dy`
-where `y > t` and 0 elsewhere; see `csrc/ops.cpp`.
+They run on every device. The kernels use the same formulas: for each channel of each example
+`y = max((x - mu) * a + b, t)`, whose gradient is `k * a + (x - mu) * p + q` with `k = dy` where
+`y > t` and 0 elsewhere; see `csrc/ops.cpp`.
 """
 
 import torch
@@ -32,8 +32,8 @@ def norm_backward(
 ):
     """Gradients of `x` and of the residual, of weight, bias and tau `(3, C)`, and of eps.
 
-    Those of what was not given are None. With a residual, what was clamped is found from the
-    output `out`.
+    The gradient of an input that was not given is None. With a residual, the output `out` tells
+    what was clamped.
     """
     z, grad = _with_space(wide(x)), _with_space(wide(dy))
     space = list(range(2, z.dim()))
@@ -86,7 +86,8 @@ def point_forward(x, residual, scale, shift, tau, activation):
 def point_backward(dy, y, scale, joined, tau):
     """Gradients of the input, of the residual and of `tau`, from the activated output `y` alone.
 
-    Without a scale input and residual have the same, given once; what was not there has None.
+    Without a scale, input and residual have the same gradient, which is given once. The gradient of
+    what was not given is None.
     """
     grad = _with_space(dy)
     kept = grad.masked_fill(_clamped(y, tau, "ReLU" if tau is None else "TLU"), 0)

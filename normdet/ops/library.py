@@ -2,8 +2,8 @@
 
 Each has a fake form (shapes and strides) and a derivative. The work is done by a backend, a module
 with `norm_forward`, `norm_backward`, `point_forward` and `point_backward`; "auto" is resolved here,
-when the operator runs, so that nothing of the choice is traced. A backend gives None for what there
-is not; an operator, which cannot, an empty tensor.
+when the operator runs, so that the choice is not traced. For an output that does not exist a
+backend gives None, and an operator, which cannot, an empty tensor.
 """
 
 import functools
@@ -84,7 +84,7 @@ def _norm_act(
 
 def _norm_act_backward(dy, x, out, mean, rstd, weight, bias, tau, kind, *options):
     *options, backend = options
-    mean = None if kind == "rms" else mean  # of the operator's, which are empty
+    mean = None if kind == "rms" else mean  # the operator's is empty
     run = _resolve(backend, x).norm_backward
     return run(dy, x, out, mean, rstd, weight, bias, tau, kind, *options)
 
@@ -154,7 +154,7 @@ def _keep_norm(ctx, inputs, output):
 
 
 def _save_norm(ctx, inputs, output):
-    """For the operator, whose statistics are outputs too."""
+    """As :func:`_keep_norm`, for the operator, whose statistics are outputs too."""
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     _keep_norm(ctx, inputs, output)
@@ -233,8 +233,8 @@ for _name, _run, _fake, _save, _differentiate in (
 def _shortcut(name, run, save=None, differentiate=None, again=None):
     """The operator, called without torch's dispatcher if nothing traces or transforms.
 
-    That spares two thirds of the time a call takes before its kernel runs, which a detector with
-    a hundred norms would feel. Whatever traces or transforms gets the operator itself.
+    That saves two thirds of the time before a kernel runs, which matters in a detector with a
+    hundred norms. Whatever traces or transforms gets the operator itself.
 
     Args:
         save: what the operator's derivative keeps; None for a derivative, which has none itself.
@@ -285,7 +285,7 @@ def _watched(x: Tensor) -> bool:
 def _norm_again(node) -> Tensor:
     """The output, from what its node keeps: the same kernel on the same numbers."""
     x, out, _, _, *parameters = node.saved_tensors
-    if out is not None:  # kept anyway: it tells what was clamped
+    if out is not None:  # kept anyway, to tell what was clamped
         return out
     with torch.no_grad():
         return _norm_act(x, None, *parameters, *node.options)[0]

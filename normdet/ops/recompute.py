@@ -1,13 +1,14 @@
 """Outputs that are recomputed in backward instead of kept.
 
-A fused norm keeps its input; what consumes its output, a convolution say, keeps that too. Within
-:class:`recomputed` the consumer keeps a handle to the norm's own node of the graph, and when its
-backward asks, the norm runs forward once more on the input it kept: the same kernel on the same
-numbers, so that every gradient has the same bits. Elementwise work buys a buffer per norm.
+A fused norm keeps its input, and the layer after it, such as a convolution, keeps the norm's
+output. Within :class:`recomputed` that layer keeps a handle to the norm's node in the graph
+instead. When its backward asks for the output, the norm runs forward once more on the input it
+kept. It is the same kernel on the same numbers, so every gradient has the same bits. This saves a
+buffer per norm at the cost of elementwise work.
 
-A tensor is exchanged for a handle only if it is, to the last byte, an output just made: same
-memory, shape, strides and version. Anything else (changed in place, cast by autocast, a view of
-it, made by another backend's operator under torch.compile) is kept as always.
+A tensor is replaced by a handle only if it is an output just made: same memory, shape, strides and
+version. Anything else is kept as usual: an output that was changed in place or cast by autocast, a
+view of one, one of an operator under torch.compile.
 """
 
 import threading
@@ -51,7 +52,7 @@ class recomputed(torch.autograd.graph.saved_tensors_hooks):
 
 
 def enter() -> None:
-    """Enter a context, for hooks that cannot say `with`."""
+    """Enter a context, for callers that cannot use `with`."""
     recomputed().__enter__()
 
 
@@ -80,7 +81,7 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 
 def _unpack(kept: tuple[Tensor, int] | partial) -> Tensor:
-    """What was saved; torch leaves its check of versions to the hooks, so it is made here."""
+    """What was saved. torch does not check versions where there are hooks, so this does."""
     if isinstance(kept, partial):
         return kept()
     x, version = kept

@@ -1,4 +1,4 @@
-"""Plain forms of every operation, from the formulas: the numbers every fast path is held to.
+"""Plain forms of every operation, from the formulas: fast forms are tested against them.
 
 Autograd differentiates them, so they keep several buffers of the input's size for backward.
 """

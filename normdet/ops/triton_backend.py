@@ -15,7 +15,7 @@ _log = logging.getLogger(__name__)
 
 @functools.cache
 def works(device: int) -> bool:
-    """Whether a kernel compiles and runs on a CUDA device; one that does not is told of once.
+    """Whether a kernel compiles and runs on a CUDA device; warns once if it does not.
 
     Triton needs a C compiler and Python's headers at its first launch, which images made to run a
     model often lack.
@@ -23,7 +23,7 @@ def works(device: int) -> bool:
     try:
         x = torch.ones(1, 1, 1, 8, device=torch.device("cuda", device))
         return bool((point_forward(x, x, None, None, None, None) == 2).all())
-    except Exception as error:  # whatever it is that this Triton lacks
+    except Exception as error:  # whatever this Triton lacks
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
         _log.warning("no Triton kernels on cuda:%d, using plain torch: %s", device, reason)
         return False

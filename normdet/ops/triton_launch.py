@@ -1,9 +1,8 @@
-"""Compiling a Triton kernel and launching it, in as little of the host's time as that can take.
+"""Compiling a Triton kernel and launching it in as little host time as possible.
 
-`kernel[grid](...)` looks every argument over at every call. Here a plan, made once for a shape,
-knows all that: it holds the compiled kernels and hands them their arguments. What a kernel is
-compiled for is stated in full by :class:`Kernel`, so that the same can be done for a GPU that is
-not there.
+`kernel[grid](...)` inspects every argument at every call. Here a plan is made once for a shape. It
+holds the compiled kernels and passes them their arguments. :class:`Kernel` states in full what a
+kernel is compiled for, so that it can also be compiled for a GPU that is not there.
 """
 
 import functools
@@ -132,7 +131,7 @@ def stream() -> int:
 
 
 def _index_elsewhere(x: Tensor) -> int:
-    """For a tensor that is not on CUDA, which serves a stand-in driver alone.
+    """For a tensor that is not on CUDA, as a stand-in driver has it.
 
     Raises:
         NormdetError: the driver in charge, if any, has another device.

@@ -5,8 +5,8 @@ pixels. Tiles have one size for all heights and widths: a thread reads 16 bytes 
 once, needs few registers, and no image size compiles a kernel of its own. What is read twice comes
 from the cache the second time.
 
-The size that runs along memory, `S` or channels last `C`, is handed over as `inner * VEC` with
-`VEC` a constant: so the compiler knows that rows start where wide loads may.
+The size along memory (`S`, or `C` in channels last) is passed as `inner * VEC` with `VEC` a
+constant. So the compiler knows that rows are aligned for wide loads.
 """
 
 import math
@@ -34,7 +34,7 @@ class Limits(NamedTuple):
     columns: int = 64
     flat: int = 1024  # columns of a tile of a single row
     programs: int = 2048  # what keeps a large GPU busy
-    steps: int = 4  # least tiles of a part of a row: a program is to be worth its start
+    steps: int = 4  # least tiles of a part of a row, so that a program is worth starting
 
 
 class View(NamedTuple):

@@ -1,4 +1,4 @@
-"""What a module's own forward does with its children: one level of a network as a graph."""
+"""How a module's own forward calls its children: one level of a network as a graph."""
 
 import warnings
 from collections.abc import Iterator
@@ -72,8 +72,8 @@ class Level:
 def level_of(module: nn.Module) -> Level | None:
     """The graph of a module's forward; None where it cannot be had without running it.
 
-    A forward that branches on its input, or does something else in training than in inference, has
-    no one graph.
+    A forward that branches on its input, or differs between training and inference, has no single
+    graph.
     """
     try:
         graphs = []
@@ -90,9 +90,9 @@ def level_of(module: nn.Module) -> Level | None:
 
 
 def rewrite(module: nn.Module, graph: fx.Graph) -> None:
-    """Make a module compute what a changed graph says; it stays of its class, with its keys.
+    """Make a module compute a changed graph. Its keys stay.
 
-    Its class becomes a subclass of the one it had, so that `isinstance` and methods hold.
+    Its class becomes a subclass of the one it had, so `isinstance` and methods still work.
     """
     graph.lint()
     kind = type(module)

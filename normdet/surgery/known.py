@@ -1,6 +1,7 @@
 """What a network's modules and functions are: norm, convolution, activation, or something else.
 
-Nothing here imports detectron2, torchvision or timm: their layers are known by what they have.
+Nothing here imports detectron2, torchvision or timm: their layers are recognized by name and by
+attributes.
 """
 
 import operator
@@ -22,7 +23,7 @@ _NORMS = {
     "LayerNormAct2d",
     "NaiveSyncBatchNorm",
 }
-# detectron2's norm over the channels has torch's name for another thing.
+# detectron2's norm over the channels; torch has another norm of this name.
 _CHANNEL_NORMS = {"detectron2.layers.batch_norm.LayerNorm"}
 
 # Norms in a head that is shared over the levels of a pyramid: statistics a level, one affine.
@@ -41,7 +42,7 @@ _OTHER_ACTIVATIONS = {
     ).split()
 } | {torch.sigmoid, torch.tanh, "sigmoid", "sigmoid_", "tanh", "tanh_"}
 _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_", "__add__", "__iadd__"}
-# Questions about a tensor, which read none of its values.
+# Functions that read a tensor's shape and the like, but none of its values.
 _QUESTIONS = {getattr, "size", "dim", "ndimension"}
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.Linear)
@@ -94,7 +95,7 @@ def channels_of_norm(norm: nn.Module) -> int:
 
 
 def norm_name(norm: nn.Module) -> str:
-    """What a report calls it."""
+    """Its name in a report."""
     return getattr(norm, "option", None) or type(norm).__name__
 
 

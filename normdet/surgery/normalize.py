@@ -80,7 +80,7 @@ class NormReport:
 
 @dataclass
 class Bare:
-    """What a network of a known kind has to normalize beside the norms it has.
+    """What to normalize in a network of a known kind beside the norms it has.
 
     Attributes:
         modules: the parts asked for, as names of modules; None for all.
@@ -117,10 +117,10 @@ def normalize(
     """Give a network another norm, in place: its norms, the activations that belong to them, and,
     under a weight method, the convolutions before them.
 
-    A norm computes the activation behind it in the same pass. Where a block calls its activation as
-    a function or shares one, as detectron2's and torchvision's do, the block's forward is rewritten
-    with torch.fx; it stays of its class. State-dict keys stay where the norms have the same (GN for
-    BN: `weight` and `bias`), TLU adds `tau`.
+    A norm computes the activation behind it in the same pass. Some blocks call their activation as
+    a function or share one, as detectron2's and torchvision's do. Their forward is rewritten with
+    torch.fx; `isinstance` still holds. State-dict keys stay if the norms have the same ones (GN for
+    BN: `weight` and `bias`); TLU adds `tau`.
 
     Args:
         model: any network. A detector of detectron2 gets what `--norm` would give it: FPN and heads
@@ -131,10 +131,10 @@ def normalize(
             `--norm-parts` takes.
         start: `"keep"` takes over the affine, and between norms of batch statistics these too;
             `"fresh"` starts every norm at gamma 1 and beta 0. Batches, as a detector takes them in
-            training, keep too, and start the norms that are put where there were none so that they
-            change its function least (:func:`normdet.start_from_data`).
-        inputs: arguments of a forward that is run, once and in inference, to see what follows a
-            norm where the code does not tell.
+            training, keep too. They also start the norms that are put where there were none, so
+            that these change the network's function least (:func:`normdet.start_from_data`).
+        inputs: arguments for the model's forward. It is run once in inference, to see what follows
+            a norm if the code does not tell.
         params: the methods' parameters, as `{"GN": {"NUM_GROUPS": 16}}`.
         strict: refuse where a norm cannot be replaced for sure; else it is left, and reported.
 
@@ -223,7 +223,7 @@ class _Plan:
 
     def __init__(self, option: NormOption, finder: Finder, chosen: set[str] | None):
         self.option = option
-        # TLU, and a norm that inverts its activation, must have it: nothing else may stand there.
+        # TLU must follow its norm, and so must the activation that a norm inverts.
         self.owns = option.activation != "ReLU" or option.norm == "InPlaceABN"
         self.left: list[Left] = []
         self.sites: list[Site] = []

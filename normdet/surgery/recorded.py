@@ -14,8 +14,8 @@ from .graph import Level
 class RecordedLevel(Level):
     """What a module's forward did with its children and which functions it called.
 
-    A module that is called several times, as a head on every level of a pyramid, has all its calls
-    in one graph.
+    A module that is called several times, such as a head on every level of a pyramid, has all its
+    calls in one graph.
     """
 
     def __init__(self, module: nn.Module):
@@ -67,11 +67,11 @@ class RecordedLevel(Level):
 
 
 def _part(whole):
-    """Stands for taking a tensor out of what a call returned."""
+    """Represents taking a tensor out of what a call returned."""
 
 
 def _grandchild(*args):
-    """Stands for calling a module that is no child."""
+    """Represents calling a module that is no child."""
 
 
 def _tensors(value: Any) -> list[Tensor]:

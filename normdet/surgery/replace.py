@@ -39,7 +39,7 @@ def new_norm(site: Site, option: NormOption, *, activate: bool, fresh: bool) -> 
 
 @torch.no_grad()
 def take_over(old: nn.Module, norm: nn.Module) -> None:
-    """Give a norm the state of another under the same keys, and its constants if they are kin."""
+    """Copy another norm's state under the same keys, and its constants if both are of BN's kind."""
     for key in _STATE:
         mine, theirs = getattr(norm, key, None), getattr(old, key, None)
         if isinstance(mine, torch.Tensor) and isinstance(theirs, torch.Tensor):
@@ -56,7 +56,7 @@ def take_over(old: nn.Module, norm: nn.Module) -> None:
 
 
 def _rests(site: Site) -> bool:
-    """Whether a site is in a frozen part: then its convolution rests, or its own affine."""
+    """Whether a site is in a frozen part: its convolution, or else its norm, does not train."""
     deciding = site.conv if site.conv is not None else site.norm
     parameters = list(deciding.parameters(recurse=False))
     return bool(parameters) and not any(p.requires_grad for p in parameters)
@@ -85,7 +85,7 @@ def remove_activation(place: Place) -> None:
 
 
 class Rewrites:
-    """Changes of forwards, gathered and then made a module at a time."""
+    """Collects changes of forwards, which are then made module by module."""
 
     def __init__(self):
         self._levels: dict[nn.Module, Level] = {}

@@ -1,9 +1,9 @@
 """Find the norms of a network, each with the convolution before it and the activation behind it.
 
-A norm's activation may stand beside it, inside it (timm), in the convolution that calls both
-(detectron2), or a level further up, as that of `Sequential(conv, norm)` in a residual block does.
-So every module's graph is asked in turn, children first, what becomes of the norms whose output
-leaves the child as it is.
+A norm's activation may be beside it, inside it (timm), in the convolution that calls both
+(detectron2), or a level further up, as for `Sequential(conv, norm)` in a residual block. So every
+module's graph is examined in turn, children first. It tells what follows a norm whose output is the
+output of a child.
 """
 
 from collections.abc import Iterator
@@ -182,7 +182,7 @@ class Finder:
             site.conv, site.conv_places = conv, self._uses[conv]
 
     def _resolve(self, module: nn.Module, level: Level, site: Site, nodes: list) -> set[fx.Node]:
-        """Say what follows a site whose norm's output comes to light in a module."""
+        """Find out what follows a norm whose output is used in a module's forward."""
         readers = [reader for node in nodes for reader in level.readers(node)]
         if readers and all(reader.op == "output" for reader in readers):
             if all(isinstance(reader.args[0], fx.Node) for reader in readers):
@@ -199,7 +199,7 @@ class Finder:
         return set()
 
     def _settle(self, site: Site, activation: str | None, place: Place | None = None) -> None:
-        """Note what follows a norm; what is read in different ways stays unknown."""
+        """Note what follows a norm; it is unknown if several readers differ."""
         again = site.norm in self._settled
         agrees = site.activation == activation and (site.place is None) == (place is None)
         if again and not (agrees and place is None):
