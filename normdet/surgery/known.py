@@ -111,6 +111,8 @@ def is_unit(module: nn.Module) -> bool:
 
 def is_plain(conv: nn.Module) -> bool:
     """Whether a weight method may take it over: its forward is torch's, or detectron2's."""
+    if isinstance(conv, nn.ConvTranspose2d) and conv.groups > 1:
+        return False  # its weight has no dimension of output channels
     return type(conv) in _PLAIN or (is_unit(conv) and isinstance(conv, nn.Conv2d))
 
 

@@ -403,3 +403,28 @@ def test_blocks_like_tridentnets_take_norms_and_keep_their_relu():
     for option, says in (("FRN+TLU", "nothing tells"), ("GN+WS", "no convolution whose")):
         with pytest.raises(NormdetError, match=says):
             normalize(Trident(), option)
+
+
+@pytest.mark.parametrize("weight", ["WS", "AWS", "WN", "SpectralNorm"])
+def test_convolutions_of_other_dimensions_get_a_weight_method(weight):
+    model = nn.Sequential(
+        nn.Conv1d(3, 8, 3), nn.BatchNorm1d(8), nn.ReLU(), nn.Unflatten(2, (1, 1, -1)),
+        nn.Conv3d(8, 8, (1, 1, 3)), nn.BatchNorm3d(8), nn.ReLU(),
+    )  # fmt: skip
+    keys = set(model.state_dict())
+    normalize(model, f"GN+{weight}")
+    assert {"0.weight", "4.weight"} <= keys & model.state_dict().keys()
+    y = model(torch.randn(2, 3, 9))
+    y.sum().backward()
+    assert y.shape == (2, 8, 1, 1, 5) and model[4].reweight is not None
+
+
+@pytest.mark.parametrize("weight", ["WS", "AWS"])
+def test_a_transposed_convolution_in_groups_is_refused_before_anything_changes(weight):
+    model = nn.Sequential(
+        nn.Conv2d(3, 8, 3), nn.BatchNorm2d(8), nn.ConvTranspose2d(8, 8, 2, groups=2),
+        nn.BatchNorm2d(8),
+    )  # fmt: skip
+    with pytest.raises(NormdetError, match=f"{weight} does not know ConvTranspose2d"):
+        normalize(model, f"GN+{weight}")
+    assert isinstance(model[1], nn.BatchNorm2d) and type(model[0]) is nn.Conv2d
