@@ -108,6 +108,9 @@ class WSConv2d(ReparametrizedConv2d):
         """The weight in use, `(C_out, C_in / groups, kH, kW)`."""
         return self.used_weight()
 
+    def __prepare_scriptable__(self) -> "WSConv2d":
+        return self
+
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():
             weight = self.reweight(self.weight)
