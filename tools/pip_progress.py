@@ -19,6 +19,7 @@ class Progress:
 
     Args:
         site: the environment's `site-packages`, whose records tell how far the installation is.
+        expected: how many packages there will be, about.
         out: where progress goes.
 
     Attributes:
@@ -26,8 +27,9 @@ class Progress:
         fetched: how many it has begun to fetch.
     """
 
-    def __init__(self, site, out=None):
+    def __init__(self, site, expected=0, out=None):
         self._site = site
+        self._expected = expected
         self._out = out or sys.stdout
         self._terminal = self._out.isatty()
         self._ended = threading.Event()
@@ -86,7 +88,7 @@ class Progress:
             done, size = self._bytes
             part = done / size if size else 0
             moved = f", {done / MB:.0f} of {size / MB:.0f} MB" if size > MB else ""
-            total = max(self.found, self.fetched)
+            total = max(self.found, self.fetched, self._expected)
             bar = _bar(self.fetched - 1 + part, total)
             return bar + f"fetching {self.fetched} of {total}: {self._package}{moved}"
         return f"looking up packages: {self.found}" if self.found else "asking the package index"

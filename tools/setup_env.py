@@ -201,6 +201,13 @@ def remove_half_installed(venv):
             shutil.rmtree(str(info))
 
 
+def pinned(requirements):
+    """Return the names of the packages that a file of requirements pins."""
+    with open(requirements, encoding="utf-8") as file:
+        lines = [line.partition("#")[0] for line in file]
+    return {line.partition("==")[0].strip().lower() for line in lines if "==" in line}
+
+
 def fill(venv, log):
     """Install the pinned packages, detectron2 and normdet itself into the environment.
 
@@ -223,7 +230,7 @@ def fill(venv, log):
     try:
         run_pip(python, "install", "--constraint", pins, "pip", "setuptools", "wheel", log=log)
         site = next(venv.glob("lib/python3*/site-packages"))
-        with Progress(site) as progress:
+        with Progress(site, expected=len(pinned(pins))) as progress:
             packages = ["install", *cache, "--progress-bar", "raw", "--requirement", pins]
             run_pip(python, *packages, log=log, show=progress.line)
         if subprocess.call([str(python), str(ROOT / "tools" / "install_detectron2.py")]):

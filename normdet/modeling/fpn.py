@@ -2,6 +2,7 @@
 
 from detectron2.modeling.backbone import BACKBONE_REGISTRY, FPN
 from detectron2.modeling.backbone.fpn import (
+    LastLevelMaxPool,
     build_resnet_fpn_backbone,
     build_retinanet_resnet_fpn_backbone,
 )
@@ -57,6 +58,9 @@ def _build(stock_builder, cfg, input_shape) -> FPN:
     bare = without_norms(cfg, "MODEL.RESNETS.NORM", "MODEL.FPN.NORM")
     bare.MODEL.BACKBONE.FREEZE_AT = 0
     fpn = stock_builder(bare, input_shape)
+    if isinstance(fpn.top_block, LastLevelMaxPool):
+        # detectron2 pools p5, which a pyramid over res2 to res4 has not.
+        fpn.top_block.in_feature = list(fpn.output_shape())[-2]
     freeze_at, depth = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.DEPTH
     option, stages = norm_option(cfg, "backbone"), stage_options(cfg)
     normalize_resnet(fpn.bottom_up, option, freeze_at, depth=depth, stages=stages)

@@ -34,7 +34,7 @@ def record(site, name):
 
 def test_a_log_gets_a_line_for_each_package(progress, tmp_path):
     out = io.StringIO()
-    with progress.Progress(tmp_path, out) as shown:
+    with progress.Progress(tmp_path, out=out) as shown:
         for line in SAID:
             shown.line(line)
     assert out.getvalue().splitlines() == [
@@ -44,7 +44,7 @@ def test_a_log_gets_a_line_for_each_package(progress, tmp_path):
 
 def test_the_bar_moves_with_bytes_and_then_with_packages(progress, tmp_path):
     record(tmp_path, "pip-26.1")
-    shown = progress.Progress(tmp_path, io.StringIO())
+    shown = progress.Progress(tmp_path, out=io.StringIO())
     assert shown.status() == "asking the package index"
     for line in SAID[:4]:
         shown.line(line)
@@ -60,10 +60,17 @@ def test_the_bar_moves_with_bytes_and_then_with_packages(progress, tmp_path):
     assert shown.status() == "[" + "#" * 12 + "-" * 12 + "] installing: 1 of 2"
 
 
+def test_the_number_of_pins_is_the_total_while_pip_still_looks(progress, tmp_path):
+    shown = progress.Progress(tmp_path, expected=4, out=io.StringIO())
+    for line in (SAID[0], SAID[4]):  # of an index that gives no metadata apart from the wheels
+        shown.line(line)
+    assert "fetching 1 of 4: torch" in shown.status()
+
+
 def test_a_terminal_gets_one_line_and_is_left_clean(progress, tmp_path):
     out = io.StringIO()
     out.isatty = lambda: True
-    with progress.Progress(tmp_path, out) as shown:
+    with progress.Progress(tmp_path, out=out) as shown:
         shown.line(SAID[0])
     assert "\n" not in out.getvalue() and out.getvalue().endswith("\r\x1b[K")
 
