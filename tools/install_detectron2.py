@@ -37,7 +37,7 @@ SOURCE_SHA256 = "491af0c7f79bdb2d178e46f6cb16a97c4ac968d45c41ea3f6b6435d59bbee56
 VERSION = "0.6+main.20240417"
 WHEEL_NAME = f"detectron2-{VERSION}-py3-none-any.whl"
 
-# pkg_resources left setuptools with version 82. Each text must be found exactly once.
+# setuptools 82 has no pkg_resources. Each old text must be found exactly once.
 EDITS = {
     "detectron2/__init__.py": [('__version__ = "0.7.2"', '__version__ = "0.6"')],
     "detectron2/model_zoo/model_zoo.py": [
@@ -109,7 +109,7 @@ def run_pip(python, *arguments, log=None, show=show_download):
             if log:
                 log.write(line)
     except KeyboardInterrupt:
-        # The terminal interrupts pip as well: killed now, it would leave gigabytes in /tmp behind.
+        # Ctrl-C reaches pip too. Let it clean up: killed now, it would leave gigabytes in /tmp.
         try:
             process.communicate(timeout=10)
         except subprocess.TimeoutExpired:
@@ -148,10 +148,10 @@ def working_detectron2():
     """
     try:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # of what torch will do away with some day
+            warnings.simplefilter("ignore")  # deprecations of torch
             for name in ("torch", "detectron2.config", "detectron2.modeling"):
                 importlib.import_module(name)
-    except Exception as error:  # an old one breaks in many ways, as an AttributeError of Pillow's
+    except Exception as error:  # of any kind: an old one meets an AttributeError of Pillow's
         name = getattr(error, "name", None) or ""
         if isinstance(error, ModuleNotFoundError) and not name.startswith("detectron2"):
             raise InstallError(

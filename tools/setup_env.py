@@ -6,8 +6,8 @@ Only the standard library is used. Nothing is done when nothing changed since th
 run that was interrupted is continued by the next one. What is missing is said in one sentence.
 """
 
-# This file must start on any Python 3, so that an old one can be told that it is too old: nothing
-# newer than 3.6 here, and install_detectron2.py is imported once a newer Python has taken over.
+# This file must start on any Python 3 from 3.6, to say that an old one is too old. It imports
+# install_detectron2.py only after a newer Python has taken over.
 
 import argparse
 import hashlib
@@ -107,7 +107,7 @@ def choose_python(wanted=None, candidates=None):
 
 
 def fingerprint(root=ROOT):
-    """Return a hash of all that decides what the environment holds, its place included."""
+    """Return a hash of everything that decides what is in the environment, and of its place."""
     digest = hashlib.sha256(str(root).encode())
     for name in INPUTS:
         digest.update((root / name).read_bytes())
@@ -124,7 +124,7 @@ def folder_bytes(folder):
 
 
 def check_disk(venv, temporary=None, usage=shutil.disk_usage, device=None):
-    """Refuse to begin what the disk cannot hold.
+    """Refuse to begin if the disk is too small.
 
     Args:
         venv: the environment's folder; what it already holds need not be found again.
@@ -221,7 +221,7 @@ def fill(venv, log):
     from install_detectron2 import InstallError, run_pip
     from pip_progress import Progress
 
-    # pip's cache spares an interrupted run its downloads, where there is room for them twice.
+    # pip's cache keeps downloads for the next try after an interruption; it needs their size again.
     roomy = shutil.disk_usage(str(venv)).free > VENV_BYTES + 2 * DOWNLOAD_BYTES
     cache = [] if roomy else ["--no-cache-dir"]
     python = environment_python(venv)
@@ -276,7 +276,7 @@ def prepare(venv, wanted=None):
     remove_half_installed(venv)
     with (venv / "setup.log").open("w", encoding="utf-8") as log:
         fill(venv, log)
-    # Renamed into place: a stamp is either whole or absent.
+    # Rename the stamp into place, so that it is either whole or absent.
     fresh = stamp.with_suffix(".new")
     fresh.write_text(wish)
     fresh.replace(stamp)

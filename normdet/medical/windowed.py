@@ -37,7 +37,7 @@ def read_windowed(
         limits = window_limits(window, slices) if slices else None
         yield from ((item, limits) for item in slices)
         return
-    # Faults are reported once, by the reading below.
+    # The second reading, below, reports faults.
     first = read_slices(source, axis=axis, max_pixels=max_pixels, report=lambda sentence: None)
     limits = window_limits(window, first)
     again = read_slices(

@@ -20,7 +20,7 @@ COLUMNS = (
     "date versions machine command op shape dtype layout provider mode median_ms q25_ms q75_ms "
     "kept_bytes peak_bytes share_of_copy_bandwidth over_first largest_batch"
 ).split()
-# What is told of a row while it runs, and how wide.
+# The columns that are printed while it runs, and their widths.
 _TOLD = {
     "target": 7, "op": 14, "shape": 16, "dtype": 9, "layout": 13, "provider": 22, "mode": 9,
     "median_ms": 10, "pass": 8, "registers": 4, "host_us_over_noop": 5,
@@ -147,7 +147,7 @@ def _with_recompute(norms: list[str]) -> Iterable[str]:
 
 
 def _unfinished(path: Path, about: dict[str, str]) -> list[dict]:
-    """The rows that the same command left on this machine when it was stopped."""
+    """Rows that an earlier, stopped run of the same command wrote on this machine."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
@@ -183,9 +183,9 @@ def _about(device: str, argv: list[str]) -> dict[str, str]:
 def _write(
     path: Path, rows: Iterable[dict], about: dict[str, str], columns: Sequence[str] = COLUMNS
 ) -> None:
-    """Rows are written as they are found: a long run that is stopped keeps what it has."""
+    """Write each row at once, so that a run that is stopped keeps its rows."""
     rows = iter(rows)
-    rows = itertools.chain([next(rows)], rows)  # no file before there is something to write
+    rows = itertools.chain([next(rows)], rows)  # the file is made with the first row
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)

@@ -85,7 +85,7 @@ def cases(short: bool = False) -> Iterator[Case]:
         for name, kind, groups, activation, joined in chosen:
             for shape in SHORT if short else SHAPES:
                 if shape[2] == 1 and groups is not None:
-                    continue  # groups of a fully connected layer: a few elements, read by fours
+                    continue  # groups of an FC layer: few elements, read four at a time
                 for last in (False, True) if shape[2] > 1 else (False,):
                     count = shape[1] if groups is None else groups
                     yield Case(name, kind, count, activation, joined, shape, dtype, last)
@@ -214,7 +214,7 @@ def rows(targets: Iterable[str], short: bool = False, host: bool = True) -> Iter
 
 
 class _Nothing(torch.autograd.Function):
-    """Takes and keeps what a norm does, gives what it gives, and computes nothing."""
+    """An operation that saves and returns what a norm does, and computes nothing."""
 
     @staticmethod
     def forward(ctx, x, *given):
@@ -234,7 +234,7 @@ def host_times(wanted: Iterable[Case]) -> dict[tuple[Case, str], float]:
     """
     from normdet.lab.bench.standin import standing_in
 
-    # torch counts its GPUs at the first backward: before there is a driver to be fooled by.
+    # torch counts GPUs at the first backward; let it do so before the stand-in driver is there.
     torch.ones(1, requires_grad=True).sum().backward()
     times = {}
     with standing_in():

@@ -39,7 +39,7 @@ SHAPES = {
 # (C_out, C_in, kH, kW) of convolutions of a ResNet-50 and of its heads.
 WEIGHTS = [(64, 64, 3, 3), (256, 256, 3, 3), (2048, 512, 1, 1), (512, 512, 3, 3)]
 GROUPS = 32
-# Reads and writes of the activation that an operation cannot do without: forward, backward.
+# Least reads and writes of the activation by an operation: forward, backward.
 TRAFFIC = {"norm": (3, 4), "frozen": (2, 3), "join": (3, 3)}
 
 
@@ -279,7 +279,7 @@ def rows(
         for name in forward:
             low, median, high = measure.quartiles(times["forward"][name])
             total = measure.quartiles(times["both"][name])
-            # Backward cannot run without forward: its time is that of "both" less forward.
+            # Backward needs a forward first: its time is that of "both" less that of forward.
             backward = [max(0.0, t - median) for t in total]
             for mode, (a, b, c) in (
                 ("forward", (low, median, high)),

@@ -111,7 +111,7 @@ class _Step:
         self.model = build_model(cfg).train()
         head = self.model.proposal_generator.rpn_head
         for layer in (head.objectness_logits, head.anchor_deltas):
-            torch.nn.init.zeros_(layer.weight)  # proposals are anchors: as many for every norm
+            torch.nn.init.zeros_(layer.weight)  # every norm proposes the anchors
         self.optimizer = build_optimizer(cfg, self.model)
         for group in self.optimizer.param_groups:
             group["lr"] = 0.0  # every step sees the same weights

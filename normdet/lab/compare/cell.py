@@ -28,7 +28,7 @@ from normdet.files.memory import held_memory
 from normdet.lab.compare.provenance import provenance
 from normdet.lab.compare.runs import CRASHED, DIVERGED, DONE, METRICS, TASKS, Run, write_run
 
-# How often a run is looked at for the memory it holds, at most; a young one grows faster.
+# Seconds between two looks at a run's memory; a run that has just begun is looked at more often.
 _LOOK_SECONDS = 0.5
 
 
@@ -97,7 +97,7 @@ def run_cell(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # We pass Ctrl-C on; the lock lives as long as the process.
+            # In a session of its own: Ctrl-C reaches it through us alone. It inherits the lock.
             start_new_session=True,
             pass_fds=[lock] if os.name == "posix" else (),
         )
@@ -160,7 +160,7 @@ def _signal(process: subprocess.Popen, number: int) -> None:
             return
         leader = psutil.Process(process.pid)
         for one in [*leader.children(recursive=True), leader]:
-            one.send_signal(signal.SIGTERM)  # which ends a process there at once
+            one.send_signal(signal.SIGTERM)  # on Windows this ends a process at once
 
 
 def _ended(task: Task, code: int, memory: float, seconds: float) -> Run:

@@ -102,7 +102,7 @@ class Comparison:
         return [run for task in tasks if (run := self._runs.get(task.folder.name))]
 
     def task(self, cell: Cell) -> Task:
-        """What runs for a cell, made once."""
+        """The task of a cell; made when first asked for."""
         if cell not in self._tasks:
             self._tasks[cell] = self._task(cell)
         return self._tasks[cell]

@@ -49,7 +49,7 @@ def snapshot(out: Path, plan: Plan) -> Plan:
     file = out / "plan.json"
     if file.exists():
         before = json.loads(file.read_text())
-        # Picking rates from now on, on a set not named before, only adds runs.
+        # A comparison without --val may name one later: that only adds runs.
         before["--val"] = before.get("--val") or plan.val
         keys = sorted(k for k in before.keys() | content.keys() if before.get(k) != content.get(k))
         if keys:

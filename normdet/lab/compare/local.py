@@ -11,13 +11,13 @@ from normdet.files.memory import available_memory, held_memory
 from normdet.lab.compare.cell import Task, run_cell
 from normdet.lab.compare.runs import Run
 
-# A cell may need this much more than the largest one of its kind did.
+# A cell may need this many times the memory of the largest finished cell of its kind.
 HEADROOM = 1.15
 
 
 @dataclass
 class _Process:
-    """A cell under way: its process, 0 while it has none, and the clock's seconds at its start."""
+    """A cell that runs: the id of its process (0 before it starts), and the time of its start."""
 
     pid: int = 0
     begun: float = field(default_factory=time.time)
@@ -49,7 +49,7 @@ class LocalPool:
         self._peaks: dict[tuple[str, int], float] = {}
 
     def learn(self, norm: str, batch_size: int, memory: float) -> None:
-        """Note how many MB a cell of this norm and batch size has held."""
+        """Note the MB of memory that a cell of this norm and batch size used."""
         key = norm, batch_size
         self._peaks[key] = max(self._peaks.get(key, 0), memory)
 

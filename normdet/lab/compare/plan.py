@@ -18,14 +18,14 @@ from normdet.engine.summary import flat
 from normdet.errors import NormdetError
 from normdet.options import METHODS, parse
 
-# Rates are picked in a run of their own, whose seed is none of those reported.
+# The seed of runs that pick rates; no reported run has it.
 TUNING_SEED = 0
 # Keys that say where and how a run is made, and do not change its result.
 NOT_HASHED = {
     "OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
     "DATASETS.PIXEL_STD",
 }  # fmt: skip
-# Keys that are equal for all norms: one that sets them would see more, or other, images.
+# Keys that must be equal for all norms, or one norm would train on more or other images.
 _SHARED = ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SEED", "OUTPUT_DIR", "DATASETS.")
 
 

@@ -43,7 +43,7 @@ class RayPool:
         finally:
             if threading.current_thread() is threading.main_thread():
                 signal.signal(signal.SIGTERM, handler)
-        # A machine that is lost takes its cells along: Ray starts them again on another.
+        # If a machine is lost, Ray starts its cells again on another.
         self._run = ray.remote(run_cell).options(num_cpus=threads, num_gpus=share, max_retries=2)
         self.gpus: float = ray.cluster_resources().get("GPU", 0)
         self._env = {"OMP_NUM_THREADS": str(threads)}

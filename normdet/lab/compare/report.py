@@ -204,7 +204,7 @@ class _Report:
         if "predictions" in self._figures:
             yield form.heading("Where predictions differ most")
             yield from self._picture(form, "predictions")
-            if "predictions" not in self._earlier:  # or it would show the earlier pair
+            if "predictions" not in self._earlier:  # an earlier picture may show another pair
                 text = pictures.CAPTION.format(*(group.norm for group in self._pair))
                 yield form.paragraph(text, note=True)
         if any(run.status in (DIVERGED, CRASHED) for run in self._runs):
@@ -407,7 +407,7 @@ def _interval(contrast: Contrast) -> str:
 
 
 def _ends(picked: Iterable[float], factors: Sequence[float]) -> str:
-    """Whether the grid was too narrow: a best rate may lie beyond an end that is often picked."""
+    """A sentence if most picks lie at an end of the grid: better rates may lie beyond it."""
     picked = list(picked)
     at_end = sum(factor in (factors[0], factors[-1]) for factor in picked)
     if len(factors) < 3 or 2 * at_end <= len(picked):

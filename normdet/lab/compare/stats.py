@@ -96,7 +96,7 @@ def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
 
 
 def least_errors(n: int, family: int) -> float:
-    """How many standard errors a difference over `n` seeds needs to be the first Holm calls one."""
+    """Standard errors that a difference over `n` seeds needs to pass Holm's first step."""
     return float(scipy_stats().t.isf((1 - LEVEL) / 2 / family, n - 1))
 
 

@@ -30,7 +30,7 @@ from .report import HEAD, cells, write_report
 from .rows import BATCHES
 from .verdict import Invocation, next_commands, reading, verdict
 
-# Paths of images that the next commands repeat.
+# Up to this many image paths are repeated in the next commands; more become their folders.
 NAMED = 8
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|SEED|OUTPUT_DIR|VERSION")
 
@@ -63,11 +63,11 @@ def _examine(args: argparse.Namespace, numbers: Numbers | None) -> int:
         raise NormdetError("no images: name files or folders, or --dataset NAME")
     folder = _folder(args.out)
     model = build_model(cfg)
-    layers_to_watch(model)  # refuses before anything is fetched
+    layers_to_watch(model)  # raises before any weights are downloaded
     checkpointer = Checkpointer(model, cfg=cfg, allow_unsafe=args.allow_unsafe_weights)
     checkpointer.load(args.weights, checkpointables=[])
     trained_with = read_record(cfg, Path(args.weights).parent).window
-    # A dataset's files are as training reads them; others are as the microscope wrote them.
+    # Files of a dataset are windowed already; other files may need the model's window.
     window = "none" if args.dataset else trained_with
     images = _reader(files, args.max_images, cfg, model, window)
     reference = None

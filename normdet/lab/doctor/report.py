@@ -1,4 +1,4 @@
-"""What the doctor leaves: doctor.json, doctor.png and doctor.html."""
+"""Write doctor.json, doctor.png and doctor.html."""
 
 import json
 from collections.abc import Sequence

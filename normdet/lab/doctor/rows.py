@@ -97,7 +97,7 @@ def wasserstein(found: Moments, mean: Tensor, var: Tensor, eps: float) -> Tensor
 def measure(
     layer: NormLayer, seen: Trace, stored: tuple[Tensor, Tensor] | None, sizes: Sequence[int]
 ) -> Channels:
-    """What follows from one layer's trace.
+    """The measurements of one layer, from its trace.
 
     Args:
         stored: mean and variance `(C,)` to compare with, if there are any.

@@ -10,7 +10,7 @@ from .rows import FITS, NOISY, OFF, Row
 
 # Norms without a batch, in the order in which they are offered.
 BATCHLESS = ("GN", "FRN+TLU")
-# What of the old normalization a conversion keeps fixed at first (results/conversion.csv).
+# The share of the old normalization that a conversion keeps at first (results/conversion.csv).
 KEEP = 0.9
 
 

@@ -260,7 +260,7 @@ def draw_training(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
     losses = [y for curve in every for _, y in curve.loss]
     if losses:
-        # Losses of the first steps from random weights would flatten all others.
+        # Losses of the first steps lie outside: from random weights they would flatten the rest.
         grid[0, 0].set_ylim(0, 1.3 * float(np.percentile(losses, 95)))
     grid[0, 0].set_ylabel("training loss")
     grid[0, 0].set_xlim(0, None)

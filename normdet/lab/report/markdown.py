@@ -4,7 +4,7 @@ import re
 from collections.abc import Iterable, Sequence
 from pathlib import Path
 
-# Matches a cell that begins with a number, or that has none to show.
+# Matches a cell that begins with a number or stands for a missing one.
 _NUMBER = re.compile(r"[-+<x]? ?\d|-?$|not run$")
 
 

@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from normdet.evaluation.tiles import Detection
 from normdet.files.style import brightened, class_colour
 
-# With at most this many classes the bar also names those that were not found.
+# If there are no more classes than this, the bar names those without objects too.
 _ALL_NAMED = 6
 # The longer side of a picture: smaller images are enlarged, larger ones reduced.
 SMALLEST, LARGEST = 1000, 2400
@@ -68,7 +68,7 @@ def _outline(one: Detection) -> list[np.ndarray]:
 def _write_score(
     pen: ImageDraw.ImageDraw, one: Detection, name: str, scale: float, font: ImageFont.FreeTypeFont
 ) -> None:
-    """Write in the middle of an object if it is wide enough, so that no text covers a neighbour."""
+    """Write text in the middle of an object that is wide enough; it never covers a neighbour."""
     score = f"{one.score:.2f}"[1:] if one.score < 0.995 else "1"
     x0, y0, x1, y1 = (value * scale for value in one.piece.box)
     for text in dict.fromkeys((f"{name}\n{score}".strip(), score)):

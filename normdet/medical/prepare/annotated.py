@@ -74,7 +74,7 @@ def tool_stacks(
             form.read(file, builder)
         except NormdetError as error:
             report(str(error))
-        except Exception as error:  # what a hostile or broken file makes a reader raise
+        except Exception as error:  # a hostile or broken file can raise any exception
             report(f"{file} cannot be read as {form.text}: {type(error).__name__}")
     dataset = builder.dataset()
     _tell(dataset, builder.root, report, notes)
@@ -157,7 +157,7 @@ def _stacks(
 ) -> Iterator[Stack]:
     for record in dataset.records:
         path = Path(record["file_name"])
-        # One that was searched for may lie beside the folder.
+        # A file that was found by searching may lie outside the folder.
         below = Path(path.relative_to(folder) if path.is_relative_to(folder) else path.name)
         first, *rest = below.parts
         first = f"{split}_{first}" if split and prefixed else first

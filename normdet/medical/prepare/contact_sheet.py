@@ -18,7 +18,7 @@ _PAPER, _INK, _FAINT = "#FFFFFF", "#202020", "#707070"
 _OUTLINED = 20_000_000
 # Pixels along the shorter side that are enough for a cell.
 _SEEN = 4 * _CELL
-# Grey values: images darker than this are brightened.
+# Images whose grey values stay below this are brightened.
 _DARK = 40
 # Classes that the legend names; of more it gives the number.
 _NAMED = 8
@@ -38,7 +38,7 @@ def draw(
     chosen = _choose(parts)
     colours = {name: class_colour(index) for index, name in enumerate(categories)}
     if len(categories) == 1:
-        # With one class, colours tell touching instances apart.
+        # With one class, each instance gets a colour, so that touching ones can be told apart.
         colours = {}
     cells = [_cell(folder, split, item, colours) for split, item in chosen]
     columns = min(_COLUMNS, len(cells))
@@ -101,7 +101,7 @@ def _cell(folder: Path, split: str, item: Written, colours: Mapping[str, str]) -
 def _picture(path: Path) -> Image.Image:
     """An image of any depth, in 8 bits for the eye: dark ones are brightened."""
     pixels = read_pages(path, max_pixels=1 << 40)[0]
-    # The steps below take many times the image's memory: a part of a large image is enough.
+    # The steps below need many times the image's memory: sample a large image.
     step = max(1, min(pixels.shape[:2]) // _SEEN)
     pixels = np.ascontiguousarray(pixels[::step, ::step])
     if pixels.dtype != np.uint8:

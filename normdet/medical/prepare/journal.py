@@ -42,7 +42,7 @@ class Journal:
 
     def __init__(self, workshop: Path):
         self.folder = workshop / DATA
-        # In append mode, lines go to the end wherever the file was read.
+        # Append mode: lines go to the end, whatever was read before.
         self._file = open(workshop / "journal", "a+b")
         try:
             self._lock(workshop)
@@ -62,7 +62,7 @@ class Journal:
 
     def _lock(self, workshop: Path) -> None:
         held = hold(self._file)
-        # A run that just ended may have deleted the folder.
+        # Another run may just have ended and deleted the folder.
         with contextlib.suppress(FileNotFoundError):
             here = os.stat(self._file.name)
             if held and os.path.samestat(os.fstat(self._file.fileno()), here):
@@ -184,7 +184,7 @@ def _packed_image(item: Written, stack: Stack) -> dict[str, Any]:
         "ignore": item.ignore,
         "spacing": item.spacing,
         "sums": item.sums.tolist(),
-        # Not the patient, but the file that names the patient.
+        # Name the file that holds the patient's name, not the patient.
         "named_by": None if item.named_by is None else stack.source.paths.index(item.named_by),
     }
 

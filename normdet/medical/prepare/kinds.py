@@ -93,7 +93,8 @@ def _of_folder(root: Path) -> str | None:
             images.setdefault(path.parent, []).append(path)
     if is_bowl(images):
         kinds.add("masks")
-    # Labels of DICOM can be images, and images beside volumes can be previews: the rarer kind wins.
+    # A DICOM source may have image files as labels, a volume image files as previews: the rarer
+    # kind wins.
     order = ("dicom", "nifti", "masks", "images")
     return next((kind for kind in order if kind in kinds), None)
 
@@ -120,7 +121,7 @@ def _is_coco(path: Path) -> bool:
         with open(path, "rb") as file:
             text = file.read(_PROBE)
             if file.seek(0, 2) > 2 * _PROBE:
-                # Lists in the middle of a large file are not seen, but those of images come first.
+                # Of a large file the beginning and end are read; `images` usually comes first.
                 return b'"images"' in text or b'"annotations"' in text
             file.seek(0)
             text = file.read()

@@ -37,9 +37,9 @@ from normdet.medical.prepare.stack import Stack
 from normdet.medical.readers import find_sources, nifti
 from normdet.medical.readers.find import walk
 
-# What Pascal VOC draws around objects.
+# The value of Pascal VOC's border around objects.
 VOID = 255
-# JPEG changes values, so a label saved as JPEG is lost.
+# JPEG changes pixel values: a label saved as JPEG cannot be read back.
 LABEL_SUFFIXES = (".png", ".bmp", *TIFF_SUFFIXES, *nifti.SUFFIXES)
 
 
@@ -130,7 +130,7 @@ def settled(
 
     def values() -> Iterator[np.ndarray]:
         for path in files:
-            with contextlib.suppress(NormdetError):  # reported when its own turn comes
+            with contextlib.suppress(NormdetError):  # reported when this file is read
                 found = [label_values(page) for page in read_labels(path, axis, max_pixels, choice)]
                 yield np.unique(np.concatenate(found)) if found else np.zeros(0, int)
 

@@ -21,7 +21,7 @@ _LABEL_WORDS = (
     r"|(simple|multicut|predicted)[ _]segmentation|object[ _](identities|predictions))"
 )
 _LABEL_ENDING = re.compile(rf"(^|[_-]){_LABEL_WORDS}$", re.I)
-# What tools leave beside images that is neither image nor label: Cellpose's and ilastik's.
+# By-products that Cellpose and ilastik write beside images: neither images nor labels.
 _ASIDE = re.compile(
     r"[_-](cp_)?(outlines?|flows?|styles?|cellprob|probabilities|uncertainty|features)$", re.I
 )

@@ -46,7 +46,7 @@ def assign(
     sizes: dict[str, int] = {}
     for group in groups:
         sizes[group] = sizes.get(group, 0) + 1
-    # In the order they were met, since group names can differ from run to run.
+    # In order of appearance: group names can differ from run to run.
     drawn = list(sizes)
     random.Random(seed).shuffle(drawn)
     chosen: dict[str, str] = {}

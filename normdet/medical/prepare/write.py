@@ -14,7 +14,7 @@ from PIL import Image
 from normdet.medical.prepare.statistics import Intensities, channel_sums
 
 IMAGES = "images"
-# The longest name in bytes: file systems take 255, less what others may append.
+# The longest name in bytes: file systems allow 255, and suffixes are added later.
 _LONGEST = 200
 
 
@@ -79,7 +79,7 @@ def write_image(path: Path, pixels: np.ndarray) -> np.ndarray:
         Their channel sums.
     """
     if path.suffix == ".png":
-        # Run lengths without matches: twice as fast, and smaller.
+        # zlib's run-length strategy: twice as fast here, and smaller files.
         Image.fromarray(pixels).save(path, compress_level=1, compress_type=zlib.Z_RLE)
     else:
         photometric = "rgb" if pixels.ndim == 3 else "minisblack"

@@ -29,13 +29,13 @@ _HEADER = (
     "SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID PatientID Modality Rows Columns "
     "NumberOfFrames ImageOrientationPatient ImagePositionPatient SliceLocation InstanceNumber"
 ).split()
-# What tells images at one place apart, the surest first; of frames their own names of it.
+# Tags that tell images at one place apart, the most reliable first, and their names in frames.
 _TRAITS = (
     "AcquisitionNumber FrameAcquisitionNumber TemporalPositionIdentifier TemporalPositionIndex "
     "StackID EchoNumbers EchoTime EffectiveEchoTime DiffusionBValue FrameType ImageType"
 ).split()
 _TIMES = ("TriggerTime", "AcquisitionDateTime", "AcquisitionTime", "ContentTime")
-# What a file must say of its pixels, and what is meant by one that does not.
+# Tags that describe the pixels, and their defaults.
 _DEFAULTS = {
     "SamplesPerPixel": lambda data: 1,
     "PhotometricInterpretation": lambda data: "MONOCHROME2" if data.SamplesPerPixel == 1 else "RGB",
@@ -45,7 +45,7 @@ _DEFAULTS = {
     "PlanarConfiguration": lambda data: 0,
 }
 _TAGS = [*_HEADER, *_TRAITS, *_TIMES]
-# By the marker that a JPEG's frame begins with, the syntax of its kind.
+# The transfer syntax for each marker that a JPEG frame can begin with.
 _JPEG = {
     0xC0: "1.2.840.10008.1.2.4.50",
     0xC1: "1.2.840.10008.1.2.4.51",
@@ -54,13 +54,13 @@ _JPEG = {
 }
 _JPEG_2000 = "1.2.840.10008.1.2.4.90"
 _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
-# Slices nearer than this are at one place; orientations this much alike are one.
+# Slices closer than this share a place; orientations that differ by less are equal.
 _SAME_MM, _SAME_FACING = 1e-3, 0.02
 # A step this much above the usual one is a hole in the series.
 _GAP = 1.5
 # Places of missing slices that a message names.
 _SHOWN = 8
-# Deflated explicit little endian; named in the first group of a file, which is this long at most.
+# The transfer syntax of deflated files, and the longest first group of a file, which names it.
 _DEFLATED, _META, _BLOCK = b"1.2.840.10008.1.2.1.99", 4096, 1 << 20
 # No scanner is this wide: positions beyond it are damaged, and would overflow later.
 _FARTHEST_MM = 1e6
@@ -68,7 +68,7 @@ _FARTHEST_MM = 1e6
 
 @dataclass(frozen=True)
 class Header:
-    """What is known of a file before its pixels are read; None where a tag is missing."""
+    """The tags of a file, read before its pixels; None where a tag is missing."""
 
     path: Path
     uid: str | None
@@ -282,14 +282,14 @@ def _by_number(group: Sequence[Header]) -> list[list[Header]]:
 def _told_apart(
     group: Sequence[Header], places: dict[int, float]
 ) -> list[list[Header]] | None:
-    """Parts in each of which no two slices lie at one place; None where nothing tells them."""
+    """Split slices so that no two of a part share a place; None if no tag tells them apart."""
 
     def clear(part: Sequence[Header]) -> bool:
         steps = np.diff(sorted(places[id(header)] for header in part))
         return bool((steps > _SAME_MM).all())
 
     if clear(group):
-        # Acquisitions one beside the other are one run; those that interleave are not.
+        # Acquisitions that lie side by side form one run; acquisitions that interleave do not.
         split = _split_by(group, (0,))
         parts = [split[key] for key in sorted(split)]
         spans = sorted(
@@ -370,7 +370,7 @@ def _report_gaps(places: Sequence[float], name: str, report: Report) -> float | 
         if gap > _GAP * usual
         for index in range(1, round(gap / usual))
     )
-    # One wrong position would make a list of millions.
+    # One wrong position could make a list of millions of places.
     if first := list(itertools.islice(missing, _SHOWN + 1)):
         shown = ", ".join(first[:_SHOWN]) + (", ..." if len(first) > _SHOWN else "")
         report(
@@ -404,7 +404,7 @@ def _frames(path: Path, max_pixels: int, report: Report) -> Iterator[_Frame]:
             try:
                 groups = _functional_groups(data, index)
                 pixels, window, said = _pixels(data, index, groups)
-            except Exception as error:  # a damaged stream raises nearly anything
+            except Exception as error:  # a damaged stream can raise any exception
                 report(f"{path}{f', frame {index},' if frames > 1 else ''} {_reason(error)}")
                 continue
             if said:
@@ -464,7 +464,7 @@ def _check_length(data: Any, frames: int, path: Path) -> None:
         else:
             unit, needed = "bytes", get_expected_length(data)
             there = max(len(data.get(name) or b"") for name in _PIXELS)
-    except Exception as error:  # a damaged header raises nearly anything
+    except Exception as error:  # a damaged header can raise any exception
         raise NormdetError(f"{path} {_reason(error)}") from None
     if frames < 1 or there < needed:
         raise NormdetError(
@@ -547,12 +547,12 @@ def _pixels(
 
 
 def _window(groups: list[Any]) -> tuple[tuple[float, float] | None, bool]:
-    """Center and width; and whether they are there and make no window."""
+    """Center and width, and whether the tags are present but make no valid window."""
     values = []
     for name in ("WindowCenter", "WindowWidth"):
         try:
             value = _first(groups, name)
-            # Several windows may be offered: the first is the default.
+            # A file may hold several windows; the first is the default.
             several = hasattr(value, "__len__") and not isinstance(value, str)
             value = (value[0] if len(value) else None) if several else value
             values.append(None if value is None or value == "" else float(value))
@@ -567,7 +567,7 @@ def _window(groups: list[Any]) -> tuple[tuple[float, float] | None, bool]:
 
 
 def _present(place: Any, name: str) -> bool:
-    """Whether a tag is there with something in it, were it only separators."""
+    """Whether a tag is present and not empty; separators alone count as content."""
     try:
         element = place.get_item(name) if name in place else None
         return bool(element is not None and element.value)
@@ -604,7 +604,7 @@ def _first(groups: list[Any], name: str) -> Any:
 
 @contextlib.contextmanager
 def _open(path: Path, pixels: bool) -> Iterator[Any]:
-    """A data set, read while pydicom's messages about its tags are silenced."""
+    """Read a file without pydicom's messages, which may quote tags."""
     try:
         import pydicom
     except ImportError as error:
@@ -639,7 +639,7 @@ def _check_deflated(path: Path) -> None:
         beginning = file.read(_META)
         if _DEFLATED not in beginning or beginning[128:132] != b"DICM":
             return
-        # The group's own length is its first element, of four bytes.
+        # The first element, of four bytes, holds the group's length.
         file.seek(144 + int.from_bytes(beginning[140:144], "little"))
         inflate, total = zlib.decompressobj(-zlib.MAX_WBITS), 0
         while block := inflate.unconsumed_tail or file.read(_BLOCK):
@@ -676,7 +676,7 @@ def _reason(error: Exception) -> str:
 def _value(data: Any, name: str) -> Any:
     try:
         value = data.get(name)
-    except Exception:  # a value that does not parse is a value that is not there
+    except Exception:  # a value that does not parse counts as missing
         return None
     return None if value is None or value == "" else value
 

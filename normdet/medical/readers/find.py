@@ -107,7 +107,7 @@ def stem(path: Path) -> str:
     """The file's name without `.png`, `.nii.gz`, ...; a number counts as part of the name."""
     if path.name.lower().endswith(".nii.gz"):
         return path.name[: -len(".nii.gz")]
-    # Files of DICOM are often named by their UID alone: 1.2.840.1.
+    # DICOM files are often named by their UID alone, such as 1.2.840.1.
     return path.name if path.suffix[1:].isdigit() else path.stem
 
 

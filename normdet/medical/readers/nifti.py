@@ -15,7 +15,8 @@ from normdet.files.faults import Report, missing_extra
 SUFFIXES = (".nii", ".nii.gz")
 # Names of the axes once the volume lies as right, anterior, superior.
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
-# How far headers may round, in shortest sides of a voxel. A label that is off by more is refused.
+# Tolerance for rounded headers, in shortest sides of a voxel: a label that is off by more is
+# refused.
 GRID_TOLERANCE = 0.1
 
 
@@ -48,7 +49,7 @@ def load_volume(
     check_growth(path, math.prod(shape) * image.get_data_dtype().itemsize, labels)
     try:
         array = _voxels(image, shape)
-    except Exception as error:  # a damaged stream can raise nearly anything
+    except Exception as error:  # a damaged stream can raise any exception
         raise NormdetError(f"{path} is damaged or cut short: {type(error).__name__}") from error
     return _turned(array, image.affine, to_ras, AXES[axis], _unit(image))
 
@@ -105,7 +106,7 @@ def _open(path: Path) -> Any:
         raise missing_extra("nibabel") from error
     try:
         return nibabel.load(path)
-    except Exception as error:  # a header can hold anything
+    except Exception as error:  # a damaged header can raise any exception
         raise NormdetError(f"{path} is not a NIfTI file that can be read") from error
 
 

@@ -16,7 +16,7 @@ from normdet.medical.prepare.formats import (
 )
 from normdet.medical.prepare.formats.base import Builder, Files, Format
 
-# In the order in which they are looked for: the more telling first.
+# In the order in which they are tried: formats with clearer marks first.
 FORMATS: dict[str, Format] = {
     form.name: form
     for form in (

@@ -26,7 +26,7 @@ from normdet.files.faults import Report
 from normdet.files.read import read_text
 from normdet.medical.readers.find import walk
 
-# Bytes of a file by which its format is told.
+# A format is recognized by this many bytes of a file.
 _PROBE = 1 << 16
 # Corners of the polygon that stands for an ellipse.
 _ELLIPSE = 48

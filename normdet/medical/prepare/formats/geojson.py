@@ -6,7 +6,7 @@ from normdet.data.coco import read_json
 from normdet.errors import NormdetError
 from normdet.medical.prepare.formats.base import Builder, Files, Format, flat, same_stem
 
-# A QuPath object that only holds others.
+# The type of a QuPath object that only contains others.
 _HOLDERS = ("root", "tma_core")
 
 

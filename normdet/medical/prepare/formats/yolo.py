@@ -9,7 +9,7 @@ from normdet.data.coco import read_json
 from normdet.errors import NormdetError
 from normdet.medical.prepare.formats.base import Builder, Files, Format, same_stem, text_of
 
-# A list of names; PyYAML reads some 100 kB a second.
+# The largest list of names that is read: PyYAML reads about 100 kB a second.
 _LARGEST_YAML = 1 << 18
 _LINE = re.compile(r"^\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*$", re.I)
 # Where tools put the names of classes, one a line.
@@ -19,7 +19,7 @@ _LISTS = ("classes.txt", "obj.names", "predefined_classes.txt", "labels.txt", "_
 def find(files: Files) -> list[Path]:
     """Text files of numbers by fives or more, named after images."""
     found = [path for path in files.ending(".txt") if _is_labels(path, files)]
-    # An empty file is an image without objects, but no sign of YOLO.
+    # An empty file means an image without objects, but does not show that this is YOLO.
     return found if any(files.beginning(path).strip() for path in found) else []
 
 
