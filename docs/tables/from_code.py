@@ -83,25 +83,28 @@ def configs() -> str:
     rows = []
     for name in config_names():
         text = (config_folder() / name).read_text()
-        if name.split("/")[1] not in ("schedules", "weights"):
+        if name.split("/")[1] not in ("heads", "schedules", "weights"):
             rows.append([f"`{name}`", _header(text)])
     return table(["config", ""], rows)
 
 
-_PUBLISHED = re.compile(
-    r"# (?P<what>.+) Published(?P<at> at \w+)?: box (?P<box>[\d.]+), mask (?P<mask>[\d.]+) "
-    r"\((?P<source>.+)\)\.$"
+# The first line of a config that repeats a published row.
+PUBLISHED = re.compile(
+    r"# (?P<what>.+)\. Published: box (?P<box>\d+\.\d)(?:, mask (?P<mask>\d+\.\d))?"
+    r"(?:, (?P<more>(?:keypoints|PQ) \d+\.\d))? \((?P<source>.+)\)\.$"
 )
 
 
 def published() -> str:
     """What others measured on COCO, from the first lines of the configs that repeat it."""
     rows = []
-    for file in sorted((config_folder() / "coco").glob("*.yaml")):
-        if found := _PUBLISHED.match(file.read_text().partition("\n")[0]):
-            what = found["what"].rstrip(".:") + (found["at"] or "")
-            command = f"`normdet train --num-gpus 8 --config-file coco/{file.name}`"
-            rows.append([what, found["box"], found["mask"], found["source"], "not run", command])
+    for name in config_names():
+        first = (config_folder() / name).read_text().partition("\n")[0]
+        if found := PUBLISHED.match(first):
+            command = f"`normdet train --num-gpus 8 --config-file {name}`"
+            what, box, mask, more, source = found.group("what", "box", "mask", "more", "source")
+            second = ", ".join(filter(None, (mask, more)))
+            rows.append([what, box, second, source, "not run", command])
     theirs = "mask AP, others' measurement"
     headers = ["", "box AP, others' measurement", theirs, "their source", "ours", "command"]
     return table(headers, rows)

@@ -17,7 +17,7 @@ from tests.covering import covering_options
 from tests.modeling.test_same_as_stock import images
 
 CONFIGS = {
-    "mask_rcnn": "coco/mask_rcnn_R_50_FPN_1x_4conv1fc.yaml",
+    "mask_rcnn": "coco/mask_rcnn_R_50_FPN_3x_4conv1fc.yaml",
     "retinanet": "coco/retinanet_R_50_FPN_1x.yaml",
     "c4": "coco/mask_rcnn_R_50_C4_1x.yaml",
 }
