@@ -77,7 +77,11 @@ def test_every_builder_of_ours_is_registered():
 
 @pytest.mark.parametrize(
     "imports",
-    ["import normdet", "import detectron2.modeling, normdet", "import normdet, detectron2.engine"],
+    [
+        "import normdet",
+        pytest.param("import detectron2.modeling, normdet", marks=pytest.mark.slow),
+        pytest.param("import normdet, detectron2.engine", marks=pytest.mark.slow),
+    ],
 )
 def test_importing_normdet_registers_in_any_order_and_is_cheap(imports):
     code = (
@@ -227,6 +231,7 @@ def test_anchor_sizes_that_the_zoo_spells_for_eval_are_read_safely(tmp_path):
         load_config(file)
 
 
+@pytest.mark.slow
 def test_a_start_without_notices_of_other_packages():
     code = """
 import normdet, torch

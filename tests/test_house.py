@@ -175,6 +175,7 @@ builtins.__import__ = windows
 """
 
 
+@pytest.mark.slow
 def test_what_windows_has_is_enough_to_import_everything():
     """Clinicians work there: neither `fcntl` nor `resource` is needed."""
     names = [module_of(file) for file in files() if "triton" not in file.stem]

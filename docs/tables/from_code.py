@@ -151,6 +151,8 @@ def _comments() -> Iterator[tuple[str, str]]:
             prefix = {"node": "MODEL.NORMDET.", "cfg": ""}[match[1]]
             yield prefix + match[2], " ".join(comment)
             complete = True  # but for the keys that follow at once
+        else:
+            complete = True
 
 
 def _defaults() -> CfgNode:

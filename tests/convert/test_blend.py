@@ -95,6 +95,7 @@ def test_fitting_changes_the_blend_alone():
     assert all(p.grad is None for p in model.parameters())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("batch", [2, 4, 16])
 def test_independent_examples_get_about_the_share_of_one(batch):
     (first, _) = fit_eval_norm(to_eval_norm(trained(batch)), images(40, batch))
@@ -139,6 +140,7 @@ def test_what_cannot_be_fitted_is_refused():
         fit_eval_norm(to_eval_norm(net()), images(2, 1))
 
 
+@pytest.mark.slow
 def test_a_detector_is_fitted_and_loads_under_its_option():
     from detectron2.modeling import build_model
 

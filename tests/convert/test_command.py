@@ -20,6 +20,7 @@ def command(small_config, small_weights, picture_folder, tmp_path):
     return run
 
 
+@pytest.mark.slow
 def test_distilled_from_files_to_files(command, tmp_path, capsys):
     words = ["--to", "FRN+TLU", "--rung", "distilled", "--steps", "2", "--batch-size", "2"]
     assert command(*words, "--keep", "0.5") == 0

@@ -47,6 +47,7 @@ def test_switch_norm_is_nearly_bn_at_first(small_cfg, pictures):
     assert worst(run(small_cfg(), "SwitchNorm", pictures)) < 0.2
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["GN", "LN", "IN", "FRN+TLU", "FRN", "GN+WS", "FRN+TLU+AWS"])
 def test_stored_moments_keep_the_function_and_leave_nothing(to, small_cfg, pictures, tmp_path):
     """Scales, signs and orders of channels included: at t = 0 it is the original."""
@@ -76,6 +77,7 @@ def test_stored_moments_keep_the_function_and_leave_nothing(to, small_cfg, pictu
         torch.testing.assert_close(ours[name], value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["GN", "FRN+TLU"])
 def test_what_is_kept_in_epsilon_brings_it_nearer(to, small_cfg, pictures):
     found = [mean(run(small_cfg(), to, pictures, "calibrated", keep=k)) for k in (0.0, 0.5, 0.9)]
@@ -101,6 +103,7 @@ def test_the_closed_form_is_nearer_than_copies(to, small_cfg, pictures):
     assert mean(done) < 0.8 * sum(copied) / len(copied)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("all_weights", [False, True])
 def test_distillation_nears_the_original(all_weights, small_cfg, pictures, tmp_path):
     schedule = Schedule(40, 3e-4, all_weights)
@@ -115,6 +118,7 @@ def test_distillation_nears_the_original(all_weights, small_cfg, pictures, tmp_p
     assert not (tmp_path / "state.pth").exists()
 
 
+@pytest.mark.slow
 def test_distillation_repeats_and_resumes(small_cfg, pictures, tmp_path, monkeypatch):
     from normdet.convert import distill
 
@@ -147,6 +151,7 @@ def test_distillation_repeats_and_resumes(small_cfg, pictures, tmp_path, monkeyp
         convert(small_cfg(), other, pictures, state_file=tmp_path / "c.pth")
 
 
+@pytest.mark.slow
 def test_gn_becomes_frn_with_images(small_cfg, pictures, tmp_path):
     gn = run(small_cfg(), "GN", pictures)
     gn.save(tmp_path / "gn.pth")
@@ -168,6 +173,7 @@ def test_a_part_without_a_norm_gets_one_with_images(small_cfg, pictures):
     assert mean(done) < 0.3
 
 
+@pytest.mark.slow
 def test_folded_statistics_take_images(small_cfg, small_weights, pictures, tmp_path):
     from normdet.weights import load_file, save_file
 
@@ -189,6 +195,7 @@ def test_folded_statistics_take_images(small_cfg, small_weights, pictures, tmp_p
     )
 
 
+@pytest.mark.slow
 def test_standardized_filters_lose_less_when_images_tell_what_matters(small_cfg, pictures):
     closed, calibrated = (run(small_cfg(), "GN+WS", pictures, r) for r in ("closed", "calibrated"))
     early = [errors(done)["error res2"] for done in (closed, calibrated)]

@@ -51,6 +51,7 @@ def test_filters_sum_to_zero_at_the_least_change():
     torch.testing.assert_close(mean + lacks, full, rtol=1e-3, atol=1e-3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("activation", [None, "ReLU", "TLU"])
 @pytest.mark.parametrize("make", [lambda a: GroupNorm(2, 6, activation=a, learned_eps=True),
                                   lambda a: FilterResponseNorm2d(6, activation=a)])  # fmt: skip

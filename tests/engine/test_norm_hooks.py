@@ -128,6 +128,7 @@ def test_frozen_gamma_is_no_curve_and_blocks_ends_are():
     assert put["join/rms"] < 1e-4 and put["norm/rms"] == pytest.approx(1, rel=1e-4)
 
 
+@pytest.mark.slow
 def test_measuring_changes_no_weight(tiny_cfg):
     """A run is the same bit for bit, whether it is looked at or not."""
     states = []
@@ -144,6 +145,7 @@ def test_measuring_changes_no_weight(tiny_cfg):
         assert torch.equal(value, states[1][key]), key
 
 
+@pytest.mark.slow
 def test_a_stopped_run_leaves_its_page_and_doctor_draws_it_again(tiny_cfg, capsys, monkeypatch):
     cfg = tiny_cfg("MODEL.NORMDET.STATISTICS_PERIOD", 1, "DATASETS.TEST", (), norm="FRN+TLU")
     folder = Path(cfg.OUTPUT_DIR)

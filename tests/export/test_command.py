@@ -109,6 +109,7 @@ def test_a_whole_detector_is_refused_as_pt2(tmp_path):
         FORMATS["pt2"][0](Whole(), torch.rand(3, 8, 8), tmp_path / "x.pt2", True)
 
 
+@pytest.mark.slow
 def test_torch_export_leaves_standard_operators():
     """Without any preparation: what a user's own `torch.export` of a norm records."""
     from normdet.options import parse

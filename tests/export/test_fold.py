@@ -17,6 +17,7 @@ def network(option: str) -> nn.Module:
     return spread_statistics(model).double()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "option", ["BN", "FrozenBN", "SyncBN", "BN+TLU", "BN+WS", "GN+WS", "FRN+TLU+AWS", "GN+WN",
                "GN+SpectralNorm", "BRN+TLU"],

@@ -40,6 +40,7 @@ def test_resnet_can_be_scripted(norm):
     compare(build_backbone(cfg, ShapeSpec(channels=3)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_fpn_can_be_scripted(norm):
     torch.manual_seed(0)

@@ -82,7 +82,7 @@ def plain(layer: nn.Module, kind: str, weight: torch.Tensor, x: torch.Tensor) ->
 def test_value_and_gradients(method, kind):
     layer, x = build(method, kind)
     if method == "SpectralNorm":
-        layer.reweight.power.n_power_iterations = 20000  # until it has converged
+        layer.reweight.power.n_power_iterations = 4000  # until it has converged
     x.requires_grad_()
     parameters = list(layer.parameters())
     for training in (True, False):

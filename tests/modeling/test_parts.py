@@ -80,6 +80,7 @@ def test_each_part_is_set_apart_from_the_others(part):
     cfg = config(detector, "MODEL.RESNETS.NORM", "FrozenBN")
     put(cfg, NORMED[part].key, "FRN+TLU")
     norms = norms_of(build_model(cfg))
+    assert row in norms
     others = {"none", "FrozenBN"}
     for name, norm in norms.items():
         same_part = (
@@ -181,11 +182,11 @@ def test_the_output_of_an_image_depends_on_the_padding_of_its_batch():
     differs = {}
     for norm in ("FrozenBN", "GN", "FRN+TLU"):
         torch.manual_seed(0)
-        backbone = build_backbone(shallow("MODEL.RESNETS.NORM", norm)).eval()
+        resnet = build_backbone(shallow("MODEL.RESNETS.NORM", norm)).bottom_up.eval()
         image = torch.randn(1, 3, 64, 64)
         padded = nn.functional.pad(image, (0, 64))
         with torch.no_grad():
-            alone, together = backbone(image)["p2"], backbone(padded)["p2"][..., :16]
-        # Away from the seam, where no filter sees the padding.
+            alone, together = resnet(image)["res2"], resnet(padded)["res2"][..., :16]
+        # Away from the seam, where no filter of res2 sees the padding.
         differs[norm] = not torch.allclose(alone[..., :2], together[..., :2], atol=1e-4)
-    assert differs["GN"] and differs["FRN+TLU"]
+    assert differs == {"FrozenBN": False, "GN": True, "FRN+TLU": True}

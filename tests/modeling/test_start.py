@@ -144,7 +144,7 @@ def test_an_activation_is_handed_on_and_not_measured(text):
     torch.testing.assert_close(layer.conv.norm.bias, bare.conv.norm.bias)
     plain = Layer("")(batches()[0])
     torch.testing.assert_close(handed[0], layer.conv.norm.activate(plain))
-    assert (handed[0] >= 0).all() or text == "InPlaceABN"
+    assert bool((handed[0] >= 0).all()) == (text != "InPlaceABN")  # whose ReLU leaks
 
 
 @pytest.mark.parametrize("text", ["GN", "FRN+TLU"])
@@ -174,6 +174,7 @@ def test_a_head_shared_by_levels_is_started_from_all_of_them():
         assert level.running_mean.any() and level.momentum == momentum
 
 
+@pytest.mark.slow
 def test_a_detector_of_new_head_norms_keeps_the_scale_of_its_features():
     """What the predictors see has the deviation it has without norms, to a quarter."""
 

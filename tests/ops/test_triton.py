@@ -27,6 +27,7 @@ def test_arithmetic_under_the_interpreter():
     assert done.returncode == 0, done.stdout[-5000:]
 
 
+@pytest.mark.slow
 def test_importing_the_operators_imports_no_triton():
     code = "import sys, normdet.ops; assert 'triton' not in sys.modules"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])

@@ -249,6 +249,7 @@ def test_a_config_in_a_file_is_read_and_never_run(text, tmp_path, monkeypatch):
     assert not (tmp_path / "pwned").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("version", ["maskrcnn_resnet50_fpn", "maskrcnn_resnet50_fpn_v2"])
 def test_torchvision_mask_rcnn(version, tmp_path):
     torch.manual_seed(0)
@@ -312,6 +313,7 @@ def odd_tensors():
             torch.ones(4, dtype=torch.int64), torch.ones(0, 0, 0, 0)]  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("layout", ["mmdetection", "torchvision", "resnet", "detectron2"])
 def test_odd_shapes_never_end_in_anything_but_a_sentence(layout):
     """Anyone may have written the file: one to three of its tensors are of another kind."""

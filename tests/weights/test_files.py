@@ -212,6 +212,7 @@ def test_cut_short_at_any_length_is_refused(valid):
         refused(path)
 
 
+@pytest.mark.slow
 def test_flipped_bits_are_refused_or_harmless(valid):
     """A flip is found by a checksum, or it changes values alone: never a crash or another type."""
     path, tensors = valid
@@ -288,6 +289,7 @@ def save_forever(path):
         save_file({"n": torch.full((20_000,), float(n))}, path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_kill_during_save_leaves_a_whole_file(tmp_path, suffix):
     path = tmp_path / f"w{suffix}"

@@ -46,6 +46,7 @@ def assert_all_loaded(checkpointer: Checkpointer) -> None:
     assert not report.missing and not report.unexpected and not report.reinitialized
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "norm"), [(50, "FrozenBN"), (50, "GN"), (18, "BN")])
 def test_torchvision_resnets(depth, norm, tmp_path):
     torch.manual_seed(0)
@@ -60,6 +61,7 @@ def test_torchvision_resnets(depth, norm, tmp_path):
     assert_same(theirs, ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "norm", "opts"),
     [
@@ -115,6 +117,7 @@ def test_average_pooling_in_shortcuts_is_refused():
         import_weights(moved, "w.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("names", ["jhu", "mmcv"])
 def test_weight_standardization_s_authors_and_mmcv(names, tmp_path, monkeypatch):
     monkeypatch.setattr(files, "check_name", lambda path: None)  # a stand-in under a known name
@@ -168,6 +171,7 @@ def blobs(network: nn.Module, norm: str) -> dict:
     return {key: value.detach().numpy().copy() for key, value in written.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("norm", "msra"), [("GN", False), ("BN", True)])
 def test_caffe2_blobs(norm, msra, tmp_path):
     torch.manual_seed(0)

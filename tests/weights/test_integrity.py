@@ -115,6 +115,7 @@ def test_other_archives_may_have_notes(tmp_path):
     load_file(tmp_path / "a.pth")
 
 
+@pytest.mark.slow
 def test_an_archive_that_unpacks_to_far_more_is_refused_at_once(tmp_path):
     torch.save({"x": torch.zeros(50_000_000)}, tmp_path / "plain.pth")
     with zipfile.ZipFile(tmp_path / "plain.pth") as plain, zipfile.ZipFile(

@@ -71,6 +71,7 @@ def table(compare):
         return {row["run"]: row for row in csv.DictReader(file)}
 
 
+@pytest.mark.slow
 def test_a_grid_runs_once_and_grows(compare, capsys):
     assert compare("--seeds", "2") == 0
     assert len(ran(compare)) == 8
@@ -87,6 +88,7 @@ def test_a_grid_runs_once_and_grows(compare, capsys):
     assert "3 seeds: 18 of 18" in (compare.out / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_another_config_is_refused_in_one_sentence(compare):
     compare("--seeds", "1")
     with pytest.raises(NormdetError, match=r"SOLVER.MAX_ITER was 400 and is 500.*another --out"):
@@ -99,6 +101,7 @@ def test_another_config_is_refused_in_one_sentence(compare):
         compare("--seeds", "1", variant[0], variant[1].replace("16", "8"))
 
 
+@pytest.mark.slow
 def test_a_run_begun_under_another_config_is_not_resumed(compare):
     variant = ("--seeds", "1", "--variant", "mine=GN MODEL.NORMDET.GN.NUM_GROUPS 16")
     compare(*variant)
@@ -113,6 +116,7 @@ def test_the_plan_runs_from_the_copy_it_kept(compare, tmp_path):
     assert "MAX_ITER: 400" in kept and json.loads((compare.out / "plan.json").read_text())
 
 
+@pytest.mark.slow
 def test_a_crash_is_named_and_tried_again_and_a_divergence_is_a_result(compare, capsys):
     compare.scores.update({"BN-b1-s1": "diverge", "GN-b2-s1": "crash"})
     assert compare("--seeds", "1") == 1
@@ -127,6 +131,7 @@ def test_a_crash_is_named_and_tried_again_and_a_divergence_is_a_result(compare, 
     assert ran(compare).count("GN-b2-s1") == 2 and ran(compare).count("BN-b1-s1") == 1
 
 
+@pytest.mark.slow
 def test_rates_are_picked_before_and_apart(compare):
     compare.scores.update(
         {"GN-b1-tuning-lr0.5": 30.0, "GN-b1-tuning-lr1": 20.0, "GN-b1-tuning-lr2": "diverge"}
@@ -143,6 +148,7 @@ def test_rates_are_picked_before_and_apart(compare):
     assert "How rates were picked" in (compare.out / "report.md").read_text()
 
 
+@pytest.mark.slow
 def test_a_grid_of_rates_can_be_added_where_the_training_set_stays(compare, tmp_path):
     compare("--seeds", "1")
     named = others(tmp_path)
@@ -186,6 +192,7 @@ def test_the_metric_that_is_asked_for_picks_the_rates():
     assert comparison.best_factor(runs, "box_AP") == 2.0
 
 
+@pytest.mark.slow
 def test_two_commands_do_not_share_a_folder(compare):
     compare.go.unlink()
     first = threading.Thread(target=compare, args=("--seeds", "1"))
@@ -205,6 +212,7 @@ def test_two_commands_do_not_share_a_folder(compare):
         comparison.signal.signal = kept
 
 
+@pytest.mark.slow
 def test_a_signal_stops_it_and_the_same_command_goes_on(compare):
     compare.go.unlink()
 

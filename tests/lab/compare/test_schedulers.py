@@ -251,6 +251,7 @@ DRIVER = """
 """
 
 
+@pytest.mark.slow
 def test_kill_nine_in_the_middle_loses_nothing_that_was_done(tmp_path):
     """What the killed command left running is waited for, not started beside it."""
     root = str(Path(__file__).resolve().parents[3])

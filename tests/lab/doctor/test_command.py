@@ -36,6 +36,7 @@ def test_it_prints_a_verdict_and_leaves_a_page_a_picture_and_numbers(
         assert len(np.unique(np.asarray(picture.convert("L")))) > 10
 
 
+@pytest.mark.slow
 def test_frozen_and_trained_batch_norm_agree(config, weights, folder, tmp_path):
     for norm in ("BN", "FrozenBN"):
         opts = ["MODEL.RESNETS.NORM", norm]

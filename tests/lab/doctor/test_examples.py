@@ -16,6 +16,7 @@ def tool(monkeypatch):
     return importlib.import_module("doctor_examples")
 
 
+@pytest.mark.slow
 def test_a_row_for_each_set_size_and_stage(tool, config, weights, folder, tmp_path, monkeypatch):
     out = tmp_path / "results" / "doctor.csv"
     words = ["--config-file", config, "--weights", weights, "--set", f"my images={folder}"]

@@ -99,7 +99,7 @@ def run(tmp_path, monkeypatch):
     return prepare
 
 
-@pytest.mark.parametrize("make", [images, patients, coco])
+@pytest.mark.parametrize("make", [images, pytest.param(patients, marks=pytest.mark.slow), coco])
 def test_what_was_stopped_goes_on(tmp_path, run, capsys, make):
     make(tmp_path / "in")
     every = run(out="whole")

@@ -277,6 +277,7 @@ def test_segments_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     assert max(sizes) == prepare_dicom._BLOCK
 
 
+@pytest.mark.slow
 def test_segmentations_are_not_all_in_memory(tmp_path):
     cases = [blobs(0, size=32, count=1)]
     for number in range(3):

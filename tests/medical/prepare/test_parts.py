@@ -120,6 +120,7 @@ def test_a_name_that_is_too_long_keeps_its_end():
     assert file_name_of("a", pixels.astype(np.float32)) == "a.tif"
 
 
+@pytest.mark.slow
 def test_the_sheet_brightens_a_part_of_a_large_image(tmp_path):
     Image.fromarray(np.zeros((1500, 9000), np.uint16)).save(tmp_path / "a.png")
     assert _picture(tmp_path / "a.png").size == (9000, 1500)

@@ -38,6 +38,7 @@ SMALL = """
 """.split()
 
 
+@pytest.mark.slow
 def test_the_folder_trains_where_it_was_moved_to(tmp_path, monkeypatch):
     write_bowl(tmp_path / "in", [blobs(seed) for seed in range(3)])
     out, moved, run = tmp_path / "out", tmp_path / "elsewhere" / "moved", tmp_path / "run"
@@ -57,6 +58,7 @@ def test_the_folder_trains_where_it_was_moved_to(tmp_path, monkeypatch):
     assert main(["eval", "--config-file", str(run / "config.yaml"), *weights]) == 0
 
 
+@pytest.mark.slow
 def test_pretrained_weights_on_images_of_16_bits(tmp_path, capsys):
     """As the ImageNet weights of configs/medical are: GN, trained with PIXEL_STD 1 on 8 bits."""
     source, data, run = tmp_path / "in", tmp_path / "data", tmp_path / "run"
