@@ -34,7 +34,7 @@ _COMMON = {
 def add_common(parser: argparse.ArgumentParser, name: str, **own) -> None:
     """Add an argument that other commands have too; `own` is what this one says of it.
 
-    A parser with `opts` is to read by `parse_intermixed_args`: keys may stand around flags.
+    A parser with `opts` must read by `parse_intermixed_args`: keys may stand around flags.
     """
     parser.add_argument(name, **{**_COMMON[name], **own})
 

@@ -79,7 +79,7 @@ _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _read_numb
 
 
 class _File(CfgNode):
-    """A config that is read from a file, with the folders it names by their place beside it."""
+    """A config read from a file; a `DATASETS.ROOT` that begins with a dot starts at that file."""
 
     @classmethod
     def _open_cfg(cls, filename: str) -> io.StringIO:
@@ -90,7 +90,7 @@ class _File(CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
-        """As detectron2 does. Bases are read by this too: each knows its own folder."""
+        """As detectron2 does, which calls this for each base too, with the base's own path."""
         content = super().load_yaml_with_base(filename, allow_unsafe=allow_unsafe)
         datasets = content.get("DATASETS")
         if isinstance(datasets, dict) and "ROOT" in datasets:
@@ -99,7 +99,7 @@ class _File(CfgNode):
 
 
 def _placed(root: str, folder: Path) -> str:
-    """A root that begins with a dot, from `folder`; others are left to the working directory."""
+    """A root that begins with a dot, made absolute from `folder`; any other as it is."""
     dotted = root.partition("/")[0] in (".", "..")
     return os.path.abspath(folder / root) if dotted else root
 
@@ -147,7 +147,7 @@ def load_config(
         "SOLVER.REFERENCE_WORLD_SIZE" not in opts[::2]
     ):
         cfg.SOLVER.REFERENCE_WORLD_SIZE = 0  # a batch that is asked for is not rescaled
-    # Not begun by a dot any more: the config may be saved into a folder of its own.
+    # Absolute from here on: the config may be saved into another folder.
     cfg.DATASETS.ROOT = _placed(cfg.DATASETS.ROOT, Path())
     use_normdet_parts(cfg)
     check_values(cfg)

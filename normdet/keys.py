@@ -24,7 +24,7 @@ USUAL_PARTS = ("backbone", "fpn", "box_head", "mask_head", "retinanet_head", "se
 # layers have without a norm. The box head is left out: unit scale suits its predictor better.
 START_PARTS = ("fpn", "mask_head")
 
-# What the key of a part says that has the backbone's norm: a stage, or a C4 detector's res5.
+# The key's value for a part that takes the backbone's norm: a stage, or a C4 detector's res5.
 AS_BACKBONE = "as backbone"
 
 # detectron2's key for a part's builder -> the builders that have a normdet form.
@@ -76,20 +76,20 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # Iterations between two looks at the norms (curves, and norms.html at the end); 0 for none.
     # Curves are written every 20 iterations: fewer than that show no more.
     node.STATISTICS_PERIOD = 100
-    # Over which share of training norms leave the moments that `normdet convert --rung annealed`
-    # has put beside them: `(1 - t) * stored + t * own`, t from 0 to 1.
+    # The share of training over which norms leave the moments that
+    # `normdet convert --rung annealed` stored: `(1 - t) * stored + t * own`, t from 0 to 1.
     node.ANNEAL_UNTIL = 0.5
     node.START = new_node()
     # Norms that start untrained in these parts are set from this many training images, so that they
     # change the function of the network least (normdet.start_from_data); 0 leaves weight 1, bias 0.
     node.START.IMAGES = 8
     node.START.PARTS = START_PARTS
-    # Where such norms learn their epsilon (LEARNED_EPS): the share of what they divide by that
-    # stays as it is on average. 0 is the norm as its authors have it.
+    # If such norms learn their epsilon (LEARNED_EPS), it starts so that this share of their divisor
+    # is the same for every image. 0 is the norm as its authors have it.
     node.START.KEEP = 0.0
-    # Keep no output of a fused norm (GN, LN, IN, FRN) for backward but compute it anew there: less
-    # memory for one more elementwise pass per norm, and the same gradients to the last bit. Under
-    # AMP on a GPU, GN needs GN.AMP_OUTPUT "input" for it: of a cast output the cast is kept.
+    # Do not keep the output of a fused norm (GN, LN, IN, FRN) for backward; compute it again there.
+    # This saves memory, costs one more elementwise pass per norm, and gives the same gradients to
+    # the last bit. Under AMP on a GPU, GN also needs GN.AMP_OUTPUT "input": a cast would be kept.
     node.RECOMPUTE = False
     # The network of timm under MODEL.BACKBONE.NAME build_normdet_timm_fpn_backbone, such as
     # resnet50.a1_in1k, and a file with its weights; "" starts from random weights.
@@ -103,8 +103,8 @@ def add_normdet_config(cfg: CfgNode) -> None:
 
     # An optimizer step sums the gradients of this many parts of IMS_PER_BATCH images.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
-    # With several workers: seconds without an answer of one of them, or without any going on, after
-    # which the job saves and ends with the reason; 0 waits for ever.
+    # With several workers: if one gives no answer for this many seconds, or none goes on, the job
+    # saves and ends with the reason. 0 waits for ever.
     cfg.SOLVER.HANG_SECONDS = 300
     # Evaluate and save an exponential moving average of the model's weights over its steps; after
     # n steps its decay is the smaller of DECAY and (1 + n) / (10 + n).
@@ -113,29 +113,29 @@ def add_normdet_config(cfg: CfgNode) -> None:
     cfg.SOLVER.EMA.DECAY = 0.999
     # What AMP computes in: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
-    # Folder that relative paths in dataset names such as "coco:train.json:images" start from. In a
-    # file, one that begins with a dot starts at the file's own folder, as _BASE_ does.
+    # The folder that relative paths in dataset names such as "coco:train.json:images" start from.
+    # In a config file, a folder that begins with a dot is relative to that file, as _BASE_ is.
     cfg.DATASETS.ROOT = ""
-    # The std of the training images' values as they are read, a number for each channel. By it
-    # pretrained weights are checked to see images at the scale they were trained on; () takes
-    # images to be of 8 bits. `normdet prepare` measures it.
+    # The std of the training images' values as they are read, one number for each channel. It
+    # checks that pretrained weights see images at the scale they were trained on. () stands for
+    # images of 8 bits. `normdet prepare` measures it.
     cfg.DATASETS.PIXEL_STD = ()
-    # Images that may turn out unreadable while training (each is named, and another is taken in its
-    # place); one more, and training stops with a checkpoint.
+    # How many unreadable images training replaces by others; each is named. One more, and training
+    # stops with a checkpoint.
     cfg.DATALOADER.MAX_BROKEN_IMAGES = 10
     # The largest share of a dataset's boxes that may disagree with their masks, or leave their
     # image, by more than rounding.
     cfg.DATASETS.MAX_BOX_FAULTS = 0.1
-    # Of image files with several channels (not colours) those that become grey, "1", or red, green
-    # and blue, "1,2,3", counted from 1; "" is "1,2,2" of two channels and "1,2,3" of more.
+    # The channels to take from image files whose channels are no colours, counted from 1: "1" makes
+    # a grey image, "1,2,3" a red, green and blue one. "" takes "1,2,2" of two, "1,2,3" of more.
     cfg.INPUT.CHANNELS = ""
-    # Of files with several planes (depth, time, pages) the one that is taken: "middle", "max" (the
-    # brightest value at each pixel) or a number from 1. Training refuses "all" of several.
+    # The plane to take from files with several (depth, time, pages): "middle", "max" (the brightest
+    # value at each pixel) or a number from 1. Training refuses "all" if a file has several.
     cfg.INPUT.PLANES = "all"
-    # Take crowds for neither object nor background; False trains on them as background, as
+    # Crowds count as neither object nor background. False trains on them as background, as
     # detectron2 does.
     cfg.INPUT.IGNORE_CROWDS = True
-    # Train on a random one of the 8 flips and right-angle turns: for images without an up.
+    # Flip and turn training images at random, in 8 ways: for images without an up.
     cfg.INPUT.RANDOM_D4 = False
     # Large images: train on random squares of this many pixels of them, evaluate and predict in
     # tiles of this size whose objects are merged across seams. 0 takes images whole.

@@ -49,7 +49,7 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
         return None
 
     def exec_module(self, module):
-        # What stands there after the loader is done is what the import gives.
+        # The import returns what `sys.modules` holds once the loader is done.
         sys.modules[module.__name__] = importlib.import_module(module.__spec__.origin)
 
 

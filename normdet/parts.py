@@ -122,6 +122,6 @@ def owner(name: str) -> Part:
 
 
 def belongs(name: str, part: Part) -> bool:
-    """Whether a tensor is a part's, or of a part of it: `backbone` has its stages' tensors too."""
+    """Whether a tensor belongs to a part or, as for `backbone`, to one of its stages."""
     owned = owner(name)
     return part in (owned, PARTS[owned.of] if owned.is_stage else None)

@@ -12,7 +12,7 @@ from torch import nn
 from .layers import NormLayer, WeightMethod
 
 _detectron2_groups = build.get_default_optimizer_params
-# Norms that are not ours but may stand in a model of ours; torch's own detectron2 finds.
+# Norms of others that a model of ours may hold; detectron2 itself finds those of torch.
 _FOREIGN_NORMS = (LayerNorm,)
 
 

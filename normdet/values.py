@@ -246,7 +246,7 @@ def all_rules() -> Iterator[tuple[str, Rule]]:
 
 
 def check_values(cfg) -> None:
-    """Refuse values that no run can mean; keys that a config does not have are passed over.
+    """Refuse values that no run can use; keys that a config lacks are skipped.
 
     Args:
         cfg: a config with detectron2's keys.

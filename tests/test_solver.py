@@ -35,7 +35,9 @@ def test_no_norm_decays_and_everything_else_does(text):
     decays = decay_by_name(model, cfg)
     assert decays.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
     for name, decay in decays.items():
-        owner = model.get_submodule(name.rpartition(".")[0])
+        # The weight of a fully connected layer under WS lies in a parametrization of it.
+        layer = name.removesuffix(".parametrizations.weight.original")
+        owner = model.get_submodule(layer if layer != name else name.rpartition(".")[0])
         is_conv = isinstance(owner, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)
         assert decay == (cfg.SOLVER.WEIGHT_DECAY if is_conv else 0.0), name
     settings = {(g["lr"], g["weight_decay"]) for g in optimizer_groups(cfg, model)}
