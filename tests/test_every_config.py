@@ -139,7 +139,7 @@ def test_the_first_line_has_the_published_row_or_the_question(name):
     first = (config_folder() / name).read_text().splitlines()[0]
     cfg = load_config(name)
     if row := PUBLISHED.match(first):
-        assert 30 < float(row["box"]) < 50 and row["source"].startswith(SOURCES)
+        assert 30 < float(row["box"]) < 60 and row["source"].startswith(SOURCES)
         assert (row["mask"] is not None) == cfg.MODEL.MASK_ON
         assert row["mask"] is None or 30 < float(row["mask"]) < float(row["box"])
         schedules = re.findall(r", (\dx)", row["source"])
