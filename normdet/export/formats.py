@@ -72,8 +72,9 @@ def _run_torchscript(wrapped: Wrapped, path: Path) -> Run:
 def _pt2(wrapped: Wrapped, example: Tensor, path: Path, dynamic: bool) -> str:
     if wrapped.part != BACKBONE:
         raise NormdetError(
-            "torch.export cannot follow a whole detector, whose number of boxes depends on the "
-            "image: use --part backbone, or --format torchscript or onnx"
+            "torch.export cannot record a whole detector: detectron2's inference branches on what "
+            "is in tensors (find_top_rpn_proposals asks `if not valid_mask.all()`, Boxes whether "
+            "it has any); use --part backbone, or --format torchscript or onnx"
         )
     shapes = (_dims(wrapped),) if dynamic else None
     inputs = (_twice(example, dynamic),)

@@ -15,7 +15,6 @@ from detectron2.modeling.postprocessing import detector_postprocess
 from detectron2.modeling.roi_heads import KRCNNConvDeconvUpsampleHead
 from detectron2.structures import Boxes, Instances
 from detectron2.utils.testing import (
-    assert_instances_allclose,
     convert_scripted_instances,
     random_boxes,
     reload_script_model,
@@ -26,9 +25,13 @@ from normdet.config import load_config
 from normdet.modeling.keypoint_head import normalize_keypoint_head
 from normdet.options import parse
 
-# A few boxes of a random detector, whatever their scores.
-FEW = ("MODEL.RPN.POST_NMS_TOPK_TEST", 20, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
-       "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0, "TEST.DETECTIONS_PER_IMAGE", 20)  # fmt: skip
+# All that a random detector finds in a few regions: nothing is near a threshold or a limit, where
+# last bits decide. Pixels of its weights' scale, for fixed statistics leave them as they are.
+FEW = ("MODEL.PIXEL_STD", (58.0, 58.0, 58.0), "MODEL.RPN.POST_NMS_TOPK_TEST", 20,
+       "MODEL.ROI_HEADS.NUM_CLASSES", 3, "MODEL.ROI_HEADS.SCORE_THRESH_TEST", 0.0,
+       "MODEL.RETINANET.NUM_CLASSES", 1, "MODEL.RETINANET.SCORE_THRESH_TEST", 0.0,
+       "MODEL.RETINANET.NMS_THRESH_TEST", 1.0, "MODEL.RETINANET.TOPK_CANDIDATES_TEST", 5000,
+       "TEST.DETECTIONS_PER_IMAGE", 5000)  # fmt: skip
 SHALLOW = ("MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64)
 KEYPOINTS = ("MODEL.MASK_ON", False, "MODEL.KEYPOINT_ON", True,
              "MODEL.ROI_KEYPOINT_HEAD.CONV_DIMS", (32, 32))  # fmt: skip
@@ -58,6 +61,23 @@ def detector(name: str, norm: str, *opts) -> nn.Module:
 
 def picture(height: int, width: int) -> Tensor:
     return torch.rand(3, height, width, generator=torch.Generator().manual_seed(1)) * 255
+
+
+def assert_alike(got: Instances, want: Instances) -> None:
+    """The same detections, in any order: what has nearly the same score may change places."""
+    assert len(got) == len(want) > 0
+    for one, other in ((want, got), (got, want)):
+        places = [
+            torch.column_stack([x.pred_boxes.tensor, 1e4 * x.pred_classes, 1e3 * x.scores])
+            for x in (one, other)
+        ]
+        nearest = torch.cdist(*places).argmin(1)
+        for name in ("pred_classes", "pred_boxes", "scores", "pred_masks", "pred_keypoints"):
+            if one.has(name):
+                mine, theirs = (getattr(x, name) for x in (one, other))
+                mine, theirs = (getattr(x, "tensor", x).float() for x in (mine, theirs))
+                far = 0.02 if name in ("pred_boxes", "pred_keypoints") else 1e-3
+                torch.testing.assert_close(theirs[nearest], mine, rtol=1e-3, atol=far)
 
 
 def alone(model: nn.Module, image: Tensor) -> Instances:
@@ -91,8 +111,7 @@ def test_mask_rcnn_is_scripted_and_takes_other_sizes(name, norm):
     with torch.no_grad():
         want = model.inference(inputs, do_postprocess=False)[0]
         got = scripted.inference(inputs, do_postprocess=False)[0]
-    assert len(want) > 0
-    assert_instances_allclose(want, got, rtol=1e-3)
+    assert_alike(got, want)
 
 
 @pytest.mark.slow
@@ -105,8 +124,7 @@ def test_retinanet_is_scripted(norm):
     with torch.no_grad():
         want = model(inputs)[0]["instances"]
         got = convert_scripted_instances(scripted(inputs)[0])
-    assert len(want) > 0
-    assert_instances_allclose(want, detector_postprocess(got, 96, 128), rtol=1e-3)
+    assert_alike(detector_postprocess(got, 96, 128), want)
 
 
 DETECTORS = {
@@ -136,8 +154,7 @@ def test_a_detector_is_traced_and_takes_other_sizes(kind, norm):
         want, got = infer(model, *images), adapter.outputs_schema(traced(*images))
     pairs = zip(want, got, strict=True) if infer is two else [(want, got)]
     for mine, theirs in pairs:
-        assert len(mine) > 0
-        assert_instances_allclose(mine, theirs, rtol=1e-3, size_as_tensor=True)
+        assert_alike(theirs, mine)
 
 
 @pytest.mark.parametrize("norm", (*NORMS, *OTHERS))
