@@ -114,7 +114,7 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # What AMP computes in: "float16" (with loss scaling) or "bfloat16".
     cfg.SOLVER.AMP.DTYPE = "float16"
     # The folder that relative paths in dataset names such as "coco:train.json:images" start from.
-    # In a config file, a folder that begins with a dot is relative to that file, as _BASE_ is.
+    # In a config file, a folder that begins with a dot is relative to that file, as `_BASE_` is.
     cfg.DATASETS.ROOT = ""
     # The std of the training images' values as they are read, one number for each channel. It
     # checks that pretrained weights see images at the scale they were trained on. () stands for

@@ -5,6 +5,7 @@ import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -19,7 +20,12 @@ NEVER = ("options", "layers", "ops", "surgery")
 def imports(file: Path, *, at_run_time: bool = True) -> Iterator[str]:
     """The absolute names of all that a file imports, in functions too unless told otherwise."""
     inside = file.relative_to(PACKAGE.parent).with_suffix("").parts
-    yield from _imports(ast.parse(file.read_text()).body, inside, at_run_time)
+    yield from _imports(_parsed(file).body, inside, at_run_time)
+
+
+@cache
+def _parsed(file: Path) -> ast.Module:
+    return ast.parse(file.read_text())
 
 
 def _imports(nodes, inside: tuple[str, ...], at_run_time: bool) -> Iterator[str]:
