@@ -29,7 +29,7 @@ def demo() -> str:
 
 
 def norms(name: str) -> str:
-    """Every option's AP in the demo's detector, from one of its tables."""
+    """Every option's AP in the quickstart's detector, from one of its tables."""
     keys = ["option", "seed", "box_AP", "mask_AP", "note"]
     rows = [
         [line[key] or ("" if key == "note" else "none") for key in keys]

@@ -22,16 +22,16 @@ from normdet.lab.compare.provenance import versions
 from normdet.lab.report import figures
 from normdet.lab.report.runs import DRAWN_SCORE, predictions, scene
 
-# The norms that are compared: name in the report -> config.
-RUNS = {"GN": "quickstart/gn.yaml", "FRN+TLU": "quickstart/frn_tlu.yaml"}
+CONFIG = "quickstart/demo.yaml"
+# What is compared, and each one's folder.
+NORMS = {"GN": "gn", "FRN+TLU": "frn_tlu"}
 
 
 @dataclass(frozen=True)
-class Run:
-    """One training run: its name in the report, its config, its folder, further config keys."""
+class Training:
+    """One training run: its norm, which names it in the report, its folder, further config keys."""
 
-    name: str
-    config: str
+    norm: str
     folder: Path
     opts: Sequence[str] = ()
 
@@ -48,7 +48,7 @@ class Run:
     def arguments(self) -> list[str]:
         """What follows `normdet train`."""
         where = ["OUTPUT_DIR", str(self.folder)]
-        return ["--config-file", self.config, "--resume", *where, *self.opts]
+        return ["--config-file", CONFIG, "--norm", self.norm, "--resume", *where, *self.opts]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -59,8 +59,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     args = _parse(argv)
     runs = [
-        Run(name, config, args.output / Path(config).stem, tuple(args.opts))
-        for name, config in RUNS.items()
+        Training(norm, args.output / folder, tuple(args.opts)) for norm, folder in NORMS.items()
     ]
     if args.restart:
         for run in runs:
@@ -71,7 +70,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         print(f"{args.output} holds a finished demo: reporting on it again (--restart trains anew)")
     for run in unfinished:
         _train(run)
-    results = {run.name: json.loads(run.results_file.read_text()) for run in runs}
+    results = {run.norm: json.loads(run.results_file.read_text()) for run in runs}
     metrics = _report(args.output, runs, results, data)
     for name, tasks in metrics.items():
         print(f"{name}: box AP {_ap(tasks['bbox']['AP'])}, mask AP {_ap(tasks['segm']['AP'])}")
@@ -93,24 +92,26 @@ def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
     return parser.parse_intermixed_args(argv)
 
 
-def _train(run: Run) -> None:
+def _train(run: Training) -> None:
     """What `normdet train` does with the run's arguments; goes on where it was interrupted."""
     from normdet.engine import train
 
-    print(f"{run.name}: {run.command}")
+    print(f"{run.norm}: {run.command}")
     train(train_arguments(run.arguments()))
     if not run.results_file.is_file():
         raise NormdetError(f"{run.folder} holds no results: set DATASETS.TEST to evaluate")
 
 
-def _report(output: Path, runs: Sequence[Run], results: Mapping[str, dict], data: Path) -> dict:
+def _report(
+    output: Path, runs: Sequence[Training], results: Mapping[str, dict], data: Path
+) -> dict[str, dict]:
     """Write every file of the demo from what the runs left; return what metrics.json holds."""
     metrics = {
         name: {task: {key: tasks[task][key] for key in ("AP", "AP50")} for task in ("bbox", "segm")}
         for name, tasks in results.items()
     }
     (output / "metrics.json").write_text(json.dumps(metrics, indent=1) + "\n")
-    histories = {run.name: read_history(run.folder / "metrics.json") for run in runs}
+    histories = {run.norm: read_history(run.folder / "metrics.json") for run in runs}
     figures.draw_curves(histories, output / "curves.png")
     titles = {name: f"{name}: mask AP {_ap(m['segm']['AP'])}" for name, m in metrics.items()}
     figures.draw_scenes(_scenes(runs, data), titles, output / "predictions.png")
@@ -119,9 +120,9 @@ def _report(output: Path, runs: Sequence[Run], results: Mapping[str, dict], data
     return metrics
 
 
-def _scenes(runs: Sequence[Run], data: Path) -> list[figures.Scene]:
+def _scenes(runs: Sequence[Training], data: Path) -> list[figures.Scene]:
     records = load_coco(data / "test.json", data / "images").records
-    predicted = {run.name: predictions(run.folder) for run in runs}
+    predicted = {run.norm: predictions(run.folder) for run in runs}
     return [scene(record, predicted) for record in records]
 
 
@@ -129,14 +130,14 @@ def _ap(value: float | None) -> str:
     return "-" if value is None else f"{value:.1f}"
 
 
-def _page(output: Path, runs: Sequence[Run], metrics: Mapping, histories: Mapping) -> str:
+def _page(output: Path, runs: Sequence[Training], metrics: Mapping, histories: Mapping) -> str:
     rows = []
     for run in runs:
-        measured = metrics[run.name]
+        measured = metrics[run.norm]
         scores = [_ap(measured[t][k]) for t in ("bbox", "segm") for k in ("AP", "AP50")]
-        times = [entry["time"] for entry in histories[run.name] if "time" in entry]
+        times = [entry["time"] for entry in histories[run.norm] if "time" in entry]
         pace = f"{statistics.median(times):.2f}" if times else "-"
-        rows.append([run.name, *scores, str(histories[run.name][-1]["iteration"] + 1), pace])
+        rows.append([run.norm, *scores, str(histories[run.norm][-1]["iteration"] + 1), pace])
     head = ["norm", "box AP", "box AP50", "mask AP", "mask AP50", "iterations", "s / iteration"]
     return page.page(
         "Mask R-CNN on fluorescence microscopy: GN and FRN+TLU",
@@ -167,7 +168,7 @@ def _page(output: Path, runs: Sequence[Run], metrics: Mapping, histories: Mappin
 
 
 def _versions() -> list[tuple[str, str]]:
-    """What ran, and on what."""
+    """Versions of what ran, and the machine."""
     device = f"CPU, {os.cpu_count()} cores"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Train the demo's detector under every option and write what each reaches as a table.
+"""Train the quickstart's detector under every option and write what each reaches as a table.
 
 python results/scripts/quickstart_norms.py --out results/quickstart_norms.csv \
     [--options BRN,BIN] [--jobs 2] \

@@ -33,7 +33,7 @@ def test_it_leaves_metrics_pictures_and_a_page_that_stands_alone(finished):
     report = (finished / "report.html").read_text()
     assert report.count("data:image/png;base64,") == 2
     assert not re.search(r"https?://|<script|<link", report)
-    assert "normdet train --config-file quickstart/frn_tlu.yaml" in report
+    assert "normdet train --config-file quickstart/demo.yaml --norm FRN+TLU" in report
 
 
 @pytest.mark.slow
