@@ -78,6 +78,17 @@ def _fixed(cls: type) -> Callable[..., nn.Module]:
     return lambda channels, dims, activation, eps: cls(channels, eps, activation)
 
 
+def _own_activation(build: Callable[..., nn.Module], name: str) -> Callable[..., nn.Module]:
+    """A norm whose own activation stands where the option's would."""
+    return lambda channels, dims, activation, **params: build(
+        channels, dims, name if activation else None, **params
+    )
+
+
+def _evonorm_s0(channels, dims, activation, num_groups: int, eps: float) -> nn.Module:
+    return layers.EvoNormS0(layers.groups_for(channels, num_groups), channels, eps, activation)
+
+
 def _learned_eps(family: str, value: str, dims: int, allowed: tuple[str, ...]) -> bool:
     if value not in allowed:
         known = listed(map(repr, allowed), "or")
@@ -92,6 +103,11 @@ def _group_norm(
     return _per_example(cls, layers.groups_for(channels, num_groups))(
         channels, dims, activation, **params
     )
+
+
+def _group_rms(channels, dims, activation, num_groups: int, **params) -> nn.Module:
+    groups = layers.groups_for(channels, num_groups)
+    return _per_example(layers.GroupRMSNorm, groups)(channels, dims, activation, **params)
 
 
 def _per_example(cls: type, *groups: int) -> Callable[..., nn.Module]:
@@ -131,6 +147,8 @@ def _frn(channels, dims, activation, eps: float, learned_eps: str) -> nn.Module:
     )[dims]  # fmt: skip
     return cls(channels, eps, learned, activation)
 
+
+_OWN_ACTIVATION = "EvoNorm is its own activation: there is nothing for TLU to replace"
 
 METHODS: dict[str, Method] = {
     method.name: method
@@ -210,6 +228,23 @@ METHODS: dict[str, Method] = {
             build=_frn, params={"EPS": 1e-6, "LEARNED_EPS": "auto"},
         ),
         Method(
+            "GRMS", "norm",
+            paper="none: GN without its mean, or FRN (1911.09737) over a group's channels",
+            statistics="one example: mean square over space and a group's channels",
+            cost="keeps x; one reduction",
+            when="as GN, where a group's mean says something; between FRN and GN",
+            build=_group_rms, params={"NUM_GROUPS": 32, "EPS": 1e-5, "LEARNED_EPS": "never"},
+        ),
+        Method(
+            "EvoNormS0", "norm",
+            paper="Evolving Normalization-Activation Layers, 2004.02967",
+            statistics="one example: variance over space and a group's channels",
+            cost="keeps x; computes the rest anew in backward",
+            when="as GN, with an activation of its own like SiLU",
+            build=_own_activation(_evonorm_s0, "EvoNorm"),
+            params={"NUM_GROUPS": 32, "EPS": 1e-5}, excludes={"TLU": _OWN_ACTIVATION},
+        ),
+        Method(
             "BRN", "norm",
             paper="Batch Renormalization, 1702.03275",
             statistics="as BN, corrected towards the running averages within limits that open",
@@ -240,6 +275,28 @@ METHODS: dict[str, Method] = {
             when="unsure which statistics fit, or batches differ between layers",
             build=_running(layers.SwitchNorm),
             params={"EPS": 1e-5, "MOMENTUM": 0.1, "SYNC": False},
+        ),
+        Method(
+            "MABN", "norm",
+            paper="Moving Average Batch Normalization, 2001.06838",
+            statistics="mean squares of recent batches; running averages at test time",
+            cost="keeps x; as BN",
+            when="small batches and a test time that folds into the convolution, with WC",
+            build=_running(layers.MovingAverageBatchNorm),
+            params={
+                "EPS": 1e-5, "MOMENTUM": 0.02, "BUFFER": 16, "WARMUP": 100, "OPEN": 1000,
+            },
+            needs_batch=True, as_bn="tested",
+        ),
+        Method(
+            "EvoNormB0", "norm",
+            paper="Evolving Normalization-Activation Layers, 2004.02967",
+            statistics="the batch's variance and one example's; running averages at test time",
+            cost="keeps x; computes the rest anew in backward",
+            when="batches as for BN, with an activation of its own",
+            build=_own_activation(_running(layers.EvoNormB0), "EvoNorm"),
+            params={"EPS": 1e-5, "MOMENTUM": 0.1, "SYNC": False},
+            needs_batch=True, excludes={"TLU": _OWN_ACTIVATION},
         ),
         Method(
             "EvalNorm", "norm",
@@ -296,6 +353,14 @@ METHODS: dict[str, Method] = {
             cost="nothing of activation size; a pass over the weights each step",
             when="WS on weights trained without it: their function is unchanged at load",
             build=layers.standardize_adaptively, params={"EPS": 1e-5}, takes_plain=True,
+        ),
+        Method(
+            "WC", "weight",
+            paper="Moving Average Batch Normalization, 2001.06838: centred weights",
+            statistics="the weight's own mean, per output channel",
+            cost="nothing of activation size; a pass over the weights each step",
+            when="with MABN, and other norms that subtract no mean",
+            build=layers.centralize,
         ),
         Method(
             "WN", "weight",
@@ -388,6 +453,11 @@ class NormOption:
     def weight_method(self) -> Method:
         """Its weight method's row of the table; an empty one if it has none."""
         return METHODS.get(self.weight, _NO_METHOD)
+
+    @property
+    def brings_activation(self) -> bool:
+        """Whether its norm has an activation of its own in place of the option's."""
+        return "TLU" in self._method.excludes
 
     @property
     def _method(self) -> Method:

@@ -9,10 +9,13 @@ from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, FrozenBatchNorm2d
 from .batch_renorm import BatchRenorm
 from .batch_statistics import BatchStatistics
 from .eval_norm import EvalNorm, to_eval_norm
+from .evonorm import EvoNormB0, EvoNormS0
 from .fixup import FixupScalars
 from .frn import FilterResponseNorm1d, FilterResponseNorm2d, FilterResponseNorm3d
 from .group_norm import GroupNorm, InstanceNorm, LayerNorm, groups_for
+from .group_rms import GroupRMSNorm
 from .inplace_abn import InPlaceABN
+from .mabn import MovingAverageBatchNorm
 from .mean_only_batch_norm import MeanOnlyBatchNorm
 from .per_example import PerExampleNorm, StoredMoments, leave_stored
 from .per_level import PerLevelNorm
@@ -20,6 +23,7 @@ from .reparametrized import Reparametrized, WeightMethod, reparametrize
 from .spectral_norm import SpectralNorm, spectral_norm
 from .switch_norm import SwitchNorm
 from .sync_batch_norm import SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d
+from .weight_centralization import WeightCentralization, centralize
 from .weight_norm import WeightNorm, weight_norm
 from .weight_standardization import WeightStandardization, WSConv2d, standardize
 
@@ -35,16 +39,20 @@ __all__ = [
     "BatchRenorm",
     "BatchStatistics",
     "EvalNorm",
+    "EvoNormB0",
+    "EvoNormS0",
     "FilterResponseNorm1d",
     "FilterResponseNorm2d",
     "FilterResponseNorm3d",
     "FixupScalars",
     "FrozenBatchNorm2d",
     "GroupNorm",
+    "GroupRMSNorm",
     "InPlaceABN",
     "InstanceNorm",
     "LayerNorm",
     "MeanOnlyBatchNorm",
+    "MovingAverageBatchNorm",
     "NormLayer",
     "PerExampleNorm",
     "PerLevelNorm",
@@ -56,10 +64,12 @@ __all__ = [
     "SyncBatchNorm2d",
     "SyncBatchNorm3d",
     "WSConv2d",
+    "WeightCentralization",
     "WeightMethod",
     "WeightNorm",
     "WeightStandardization",
     "after_step",
+    "centralize",
     "freeze_batch_norm",
     "groups_for",
     "leave_stored",

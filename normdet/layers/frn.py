@@ -30,6 +30,7 @@ class FilterResponseNorm(PerExampleNorm):
 
     family = "FRN"
     scriptable = True
+    num_groups: int | None = None  # a channel each
 
     def __init__(
         self,
@@ -49,15 +50,17 @@ class FilterResponseNorm(PerExampleNorm):
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         if torch.jit.is_scripting():
             return scripted.frn_tlu(
-                x, self.weight, self.bias, self.tau, self.eps, self.eps_l, self.activation
-            )
+                x, self.weight, self.bias, self.tau, self.eps, self.eps_l, self.num_groups,
+                self.activation,
+            )  # fmt: skip
         else:
             return self._fused(x)
 
     def _normalize(self, x, tau, **options) -> torch.Tensor:
         return frn_tlu(
-            x, self.weight, self.bias, tau, eps=self._eps(), backend=self.backend, **options
-        )
+            x, self.weight, self.bias, tau, eps=self._eps(), num_groups=self.num_groups,
+            backend=self.backend, **options,
+        )  # fmt: skip
 
     def own_moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         mean, var = instance_moments(x)

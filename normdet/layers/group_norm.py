@@ -21,6 +21,17 @@ def groups_for(channels: int, num_groups: int) -> int:
     return math.gcd(channels, num_groups)
 
 
+def check_groups(num_groups: int, channels: int) -> int:
+    """The number of groups, given back.
+
+    Raises:
+        NormdetError: it does not divide the channels.
+    """
+    if num_groups < 1 or channels % num_groups:
+        raise NormdetError(f"{num_groups} groups do not divide {channels} channels")
+    return num_groups
+
+
 class GroupNorm(PerExampleNorm):
     """Normalizes each example over `S` and the `C / G` channels of a group, any rank `(N, C, *S)`.
 
@@ -57,9 +68,7 @@ class GroupNorm(PerExampleNorm):
         super().__init__()
         if amp_output not in AMP_OUTPUTS:
             raise NormdetError(f"amp_output {amp_output!r} is not one of {AMP_OUTPUTS}")
-        if num_groups < 1 or num_features % num_groups:
-            raise NormdetError(f"{num_groups} groups do not divide {num_features} channels")
-        self.num_groups = num_groups
+        self.num_groups = check_groups(num_groups, num_features)
         self.num_features = num_features
         self.backend = backend
         self.amp_output = amp_output

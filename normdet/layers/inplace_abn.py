@@ -9,7 +9,7 @@ from torch.autograd.function import once_differentiable
 from ..errors import NormdetError
 from ..ops.reference import wide
 from .batch_statistics import RunningNorm
-from .moments import spread
+from .moments import spread, sum_channels
 
 INVERTIBLE = (None, "leaky_relu", "elu")
 
@@ -32,10 +32,6 @@ def _invert(out: Tensor, activation: str | None, slope: float) -> tuple[Tensor, 
     return out, 1.0
 
 
-def _sum_channels(x: Tensor) -> Tensor:
-    return x.sum([d for d in range(x.dim()) if d != 1])
-
-
 class _Normalize(torch.autograd.Function):
     """`activation(x_hat * scale + shift)` by the batch's moments, keeping its output alone."""
 
@@ -54,7 +50,7 @@ class _Normalize(torch.autograd.Function):
         y, derivative = _invert(wide(out), ctx.activation, ctx.slope)
         x_hat = (y - spread(shift, out)) / spread(scale, out)
         kept = wide(grad) * derivative
-        grad_shift, grad_scale = _sum_channels(kept), _sum_channels(kept * x_hat)
+        grad_shift, grad_scale = sum_channels(kept), sum_channels(kept * x_hat)
         sums = torch.stack([grad_shift, grad_scale])
         if ctx.sync:
             dist.all_reduce(sums)

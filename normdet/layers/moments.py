@@ -23,6 +23,11 @@ def _sum_space(x: Tensor) -> Tensor:
     return x.sum(_space(x)) if x.dim() > 2 else x
 
 
+def sum_channels(x: Tensor) -> Tensor:
+    """`(N, C, *S)` summed to `(C,)`."""
+    return x.sum([d for d in range(x.dim()) if d != 1])
+
+
 def spread(p: Tensor, x: Tensor) -> Tensor:
     """Shape `(C,)` or `(N, C)` to act on `x` `(N, C, *S)`, in its precision."""
     p = wide(p).to(wide(x.new_empty(0)).dtype)

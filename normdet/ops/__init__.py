@@ -45,6 +45,7 @@ def frn_tlu(
     tau: Tensor | None = None,
     *,
     eps: float | Tensor,
+    num_groups: int | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
     backend: str = "auto",
@@ -55,18 +56,22 @@ def frn_tlu(
 
     Args:
         eps: a number, or a tensor of one element that is learned.
+        num_groups: groups whose channels share their mean square; by default each has its own.
         residual: shaped as `x`, added before the activation: the join of a residual block, in
             the same pass.
     """
     _check(x, tau, activation)
+    if num_groups is not None:
+        _check_groups(x, num_groups)
     if _plain(backend, x, residual):
         return reference.frn_tlu(
-            x, weight, bias, tau, eps=eps, activation=activation, residual=residual
-        )
+            x, weight, bias, tau, eps=eps, num_groups=num_groups, activation=activation,
+            residual=residual,
+        )  # fmt: skip
     number, learned = _split_eps(eps)
     return library.norm_act(
-        x, residual, weight, bias, tau, learned, "rms", x.shape[1], number, activation, None,
-        backend,
+        x, residual, weight, bias, tau, learned, "rms", num_groups or x.shape[1], number,
+        activation, None, backend,
     )  # fmt: skip
 
 
@@ -93,8 +98,7 @@ def group_norm_act(
         dtype: the output's, by default the input's. A wider one costs no pass of its own.
     """
     _check(x, tau, activation)
-    if num_groups < 1 or x.shape[1] % num_groups:
-        raise NormdetError(f"{x.shape[1]} channels do not divide into {num_groups} groups")
+    _check_groups(x, num_groups)
     if _plain(backend, x, residual, dtype):
         return reference.group_norm_act(
             x, num_groups, weight, bias, tau, eps=eps, activation=activation, residual=residual,
@@ -215,6 +219,11 @@ def _check(x: Tensor, tau: Tensor | None, activation: str | None) -> None:
         )
     if x.dim() < 2:
         raise NormdetError(f"expected an input (N, C, ...), got one of shape {tuple(x.shape)}")
+
+
+def _check_groups(x: Tensor, num_groups: int) -> None:
+    if num_groups < 1 or x.shape[1] % num_groups:
+        raise NormdetError(f"{x.shape[1]} channels do not divide into {num_groups} groups")
 
 
 def _split_eps(eps: float | Tensor) -> tuple[float, Tensor | None]:

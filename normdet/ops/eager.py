@@ -125,11 +125,11 @@ def _spread(stat: Tensor, x: Tensor) -> Tensor:
 
 def _statistics(z: Tensor, kind: str, groups: int, eps) -> tuple[Tensor | None, Tensor]:
     space = list(range(2, z.dim()))
+    shape = (len(z), groups, z.shape[1] // groups)
     if kind == "rms":
-        return None, (z.square().mean(space) + eps).rsqrt()
+        return None, (z.square().mean(space).view(shape).mean(2) + eps).rsqrt()
     # By channel first, then over the channels of a group: no view of a group needs a copy.
     var, mean = torch.var_mean(z, space, correction=0)
-    shape = (len(z), groups, z.shape[1] // groups)
     mean = mean.view(shape)
     between, mean = torch.var_mean(mean, 2, correction=0)
     var = var.view(shape).mean(2) + between

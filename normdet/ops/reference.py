@@ -51,12 +51,19 @@ def frn_tlu(
     tau: Tensor | None = None,
     *,
     eps: float | Tensor,
+    num_groups: int | None = None,
     activation: str | None = None,
     residual: Tensor | None = None,
 ) -> Tensor:
-    """Filter Response Norm (arXiv:1911.09737): divide each channel by its root mean square."""
+    """Filter Response Norm (arXiv:1911.09737): divide each channel by its root mean square.
+
+    With groups the mean square is that of a group's channels.
+    """
     z = wide(x)
     mean_square = z.square().flatten(2).mean(2) if x.dim() > 2 else z.square()
+    if num_groups is not None:
+        groups = mean_square.unflatten(1, (num_groups, -1))
+        mean_square = groups.mean(2, keepdim=True).expand_as(groups).flatten(1)
     if isinstance(eps, Tensor):
         eps = eps.to(z.dtype).reshape(())
     scale = (mean_square + eps).rsqrt().reshape(*x.shape[:2], *[1] * (x.dim() - 2))

@@ -35,6 +35,7 @@ def frn_tlu(
     tau: Optional[Tensor],
     eps: float,
     learned_eps: Optional[Tensor],
+    groups: Optional[int],
     activation: Optional[str],
 ) -> Tensor:
     """See :func:`normdet.ops.frn_tlu`."""
@@ -42,8 +43,11 @@ def frn_tlu(
     shape = [1, -1] + [1] * (x.dim() - 2)
     square = z.square()
     if x.dim() > 2:
-        square = square.flatten(2).mean(2).reshape([x.size(0), -1] + [1] * (x.dim() - 2))
-    square = square + eps
+        square = square.flatten(2).mean(2)
+    if groups is not None:
+        square = square.reshape(x.size(0), groups, -1).mean(2)
+        square = square.repeat_interleave(x.size(1) // groups, dim=1)
+    square = square.reshape([x.size(0), -1] + [1] * (x.dim() - 2)) + eps
     if learned_eps is not None:
         square = square + learned_eps.abs().to(z.dtype)
     y = z * square.rsqrt() * weight.to(z.dtype).reshape(shape) + bias.to(z.dtype).reshape(shape)

@@ -214,8 +214,9 @@ def whole_forward(
         if mean is not None:
             rows = mu
             mu = _total(mu, channel, valid, width, TOGETHER) / width
-            m2 = _total(m2 + S * (rows - mu) * (rows - mu), channel, valid, width, TOGETHER)
+            m2 += S * (rows - mu) * (rows - mu)
             tl.store(mean + stat, mu, mask=leader)
+        m2 = _total(m2, channel, valid, width, TOGETHER)
         r = _rstd(m2, count, eps, learned_eps, DEVIATION)
         tl.store(rstd + stat, r, mask=leader)
         # Parameters are read anew for each example: held, they would cost registers.

@@ -223,8 +223,8 @@ class _Plan:
 
     def __init__(self, option: NormOption, finder: Finder, chosen: set[str] | None):
         self.option = option
-        # TLU must follow its norm, and so must the activation that a norm inverts.
-        self.owns = option.activation != "ReLU" or option.norm == "InPlaceABN"
+        # TLU must follow its norm, and so must the activation that a norm brings.
+        self.owns = option.activation != "ReLU" or option.brings_activation
         self.left: list[Left] = []
         self.sites: list[Site] = []
         for site in finder.sites.values():

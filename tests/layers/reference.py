@@ -46,6 +46,72 @@ def group_norm(x, groups, eps):
     return torch.stack(examples)
 
 
+def group_rms(x, groups, eps):
+    """GN's groups and FRN's mean square, a group at a time."""
+    size = x.shape[1] // groups
+    examples = [
+        torch.cat([part / ((part**2).mean() + eps) ** 0.5 for part in example.split(size)])
+        for example in x
+    ]
+    return torch.stack(examples)
+
+
+def evonorm_s0(x, v, groups, eps):
+    """2004.02967, table 2, S0, a group at a time; without `v` there is no activation."""
+    size = x.shape[1] // groups
+    examples = []
+    for example, top in zip(x, x if v is None else x / (1 + (-per_channel(v, x) * x).exp())):  # noqa: B905
+        parts = zip(example.split(size), top.split(size), strict=True)
+        examples.append(torch.cat([t / (moments(part)[1] + eps) ** 0.5 for part, t in parts]))
+    return torch.stack(examples)
+
+
+def evonorm_b0(x, v, batch_var, eps):
+    """2004.02967, table 2, B0, an example's channel at a time."""
+    examples = []
+    for example in x:
+        channels = []
+        for c, values in enumerate(example):
+            by = (batch_var[c] + eps) ** 0.5
+            if v is not None:
+                own = (moments(values)[1] + eps) ** 0.5
+                by = torch.maximum(by.expand_as(values), v[c] * values + own)
+            channels.append(values / by)
+        examples.append(torch.stack(channels))
+    return torch.stack(examples)
+
+
+def batch_var(x):
+    return torch.stack([moments(x[:, c])[1] for c in range(x.shape[1])])
+
+
+class MovingAverages:
+    """2001.06838 as its authors wrote it down, one channel-last step at a time in float64."""
+
+    def __init__(self, channels, buffer, momentum, warmup, open, eps):
+        self.squares, self.pushed = [], []
+        self.running = torch.ones(channels, dtype=torch.float64)
+        self.buffer, self.momentum, self.warmup, self.open = buffer, momentum, warmup, open
+        self.eps, self.steps = eps, 0
+
+    def step(self, x, weight, bias, grad):
+        """Output, and the gradients of `x`, weight and bias, of a batch `(M, C)`."""
+        moving = self.steps >= max(self.buffer, self.warmup)
+        self.squares = [*self.squares, (x**2).mean(0)][-self.buffer :]
+        s = torch.stack(self.squares).mean(0) if moving else self.squares[-1]
+        self.running += self.momentum * (s * len(x) / (len(x) - 1) - self.running)
+        r = torch.ones_like(s)
+        if self.steps >= max(self.open, self.warmup):
+            r = ((s + self.eps) / (self.running + self.eps)).sqrt().clamp(1 / 5, 5)
+        z = x / (s + self.eps).sqrt()
+        back = grad * weight * r
+        self.pushed = [*self.pushed, (back * z).mean(0)][-self.buffer :]
+        along = torch.stack(self.pushed).mean(0) if moving else self.pushed[-1]
+        self.steps += 1
+        dx = (back - z * along) / (s + self.eps).sqrt()
+        return r * z * weight + bias, dx, (grad * r * z).sum(0), grad.sum(0)
+
+
 def batch_norm(x, eps):
     """1502.03167, algorithm 1, a channel at a time."""
     channels = []
@@ -151,3 +217,9 @@ def adaptive_weight_standardization(weight, gain, shift, eps, out_dim=0):
 def spectral_norm(weight, out_dim=0):
     """1802.05957, equation 8, by the singular values themselves."""
     return weight / torch.linalg.svdvals(weight.movedim(out_dim, 0).flatten(1))[0]
+
+
+def weight_centralization(weight, out_dim):
+    """2001.06838: a filter at a time, less its mean."""
+    filters = [w - w.mean() for w in weight.movedim(out_dim, 0)]
+    return torch.stack(filters).movedim(0, out_dim)

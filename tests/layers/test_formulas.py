@@ -14,10 +14,17 @@ CASES = [
     for norm in (
         "FrozenBN", "AffineBN", "BN", "SyncBN", "GN", "LN", "IN", "FRN",
         "BRN", "BIN", "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN",
+        "GRMS", "EvoNormS0", "EvoNormB0", "MABN",
     )
     for dims in SHAPES
     if dims or not METHODS[norm].needs_space
 ]  # fmt: skip
+PARAMS = {
+    "GN": {"NUM_GROUPS": 4},
+    "GRMS": {"NUM_GROUPS": 4},
+    "EvoNormS0": {"NUM_GROUPS": 4},
+    "MABN": {"WARMUP": 10**9},  # each batch by itself: tests/layers/test_mabn.py has the rest
+}
 ACTIVATIONS = ("", "ReLU", "TLU")
 
 
@@ -28,9 +35,7 @@ def can(norm: str, activation: str) -> bool:
 def build(norm: str, dims: int, activation: str, channels: int = 8) -> nn.Module:
     """A norm in float64 whose parameters are away from where they start."""
     text = norm + ("+TLU" if activation == "TLU" else "")
-    module = parse(text, {"GN": {"NUM_GROUPS": 4}}).build_norm(
-        channels, activate=activation != "", dims=dims
-    )
+    module = parse(text, PARAMS).build_norm(channels, activate=activation != "", dims=dims)
     torch.manual_seed(1)
     for name, value in module.named_parameters():
         value.data = torch.randn_like(value) * 0.3 + (name == "weight")
@@ -50,6 +55,17 @@ def expected(module: nn.Module, norm: str, x: torch.Tensor) -> torch.Tensor:
         x_hat = reference.frn(x, module.eps + learned)
     elif norm in ("GN", "LN", "IN"):
         x_hat = reference.group_norm(x, {"GN": 4, "LN": 1, "IN": x.shape[1]}[norm], module.eps)
+    elif norm == "GRMS":
+        x_hat = reference.group_rms(x, 4, module.eps)
+    elif norm == "EvoNormS0":
+        x_hat = reference.evonorm_s0(x, module.v, 4, module.eps)
+    elif norm == "EvoNormB0":
+        var = reference.batch_var(x) if module.training else module.running_var
+        x_hat = reference.evonorm_b0(x, module.v, var, module.eps)
+    elif norm == "MABN" and module.training:
+        centred = x - reference.per_channel(module.running_mean, x)
+        square = reference.batch_var(torch.cat([centred, -centred]))  # about 0
+        x_hat = reference.fixed_batch_norm(centred, 0 * square, square, module.eps)
     elif norm == "BIN":
         batch_part = batch_normalized(module, x)
         x_hat = reference.batch_instance_norm(x, module.rho, module.eps, batch_part)

@@ -26,6 +26,14 @@ def frn(activation):
     return call
 
 
+def group_rms(groups, activation):
+    def call(t, backend, **more):
+        options = {"eps": 1e-6, "num_groups": groups, "activation": activation}
+        return ops.frn_tlu(*t, **options, backend=backend, **more)
+
+    return call
+
+
 def frn_learned(activation):
     def call(t, backend):
         return ops.frn_tlu(*t[:-1], eps=t[-1], activation=activation, backend=backend)

@@ -21,7 +21,7 @@ LIMITS = {
 SHAPES = [
     (2, 6, 5, 7), (3, 4), (1, 4, 2, 3, 4), (0, 4, 3, 3), (2, 20, 3, 5), (1, 1, 6, 11), (6, 8, 4, 2),
 ]  # fmt: skip
-KINDS = ["rms", "group", "layer", "deviation"]
+KINDS = ["rms", "rms in groups", "group", "layer", "deviation"]
 ACTIVATIONS = [None, "ReLU", "TLU"]
 TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
@@ -55,7 +55,7 @@ def turn(shape, last, regime, what) -> tuple[torch.dtype, bool]:
 
 def test_every_pair_of_dtype_and_residual_has_its_turn():
     for regime in LIMITS:
-        for what in range(4):
+        for what in range(len(KINDS)):
             met = {turn(shape, False, regime, what) for shape in SHAPES}
             assert met == {(dtype, joined) for dtype in TOLERANCE for joined in (False, True)}
 
@@ -69,15 +69,17 @@ def test_norm(kind, regime, last, shape, empty_is_nan):
     joined = joined and kind != "deviation"
     x, dy, (weight, bias, tau) = sample(shape, last, dtype)
     channels = shape[1]
-    groups = {"group": max(1, channels // 2), "layer": 1}.get(kind, channels)
-    if kind != "rms" and x[:1].numel() // groups < 2:
+    halves = max(1, channels // 2)
+    groups = {"group": halves, "rms in groups": halves, "layer": 1}.get(kind, channels)
+    centred = not kind.startswith("rms")
+    if centred and x[:1].numel() // groups < 2:
         pytest.skip("a group of one number has no variance")
-    name = kind if kind in ("rms", "deviation") else "group"
+    name = "deviation" if kind == "deviation" else "group" if centred else "rms"
     if kind == "deviation":  # of a weight: no parameters, no activation
         activation, given, learned = None, (None, None, None), None
     else:
         activation, given = "TLU", (weight, bias, tau)
-        learned = torch.tensor([0.01]) if kind == "rms" else None
+        learned = None if centred else torch.tensor([0.01])
     residual = cases.inputs(shape, dtype, last=last, seed=2)[0] if joined else None
     options = (name, groups, 1e-3, activation)
     limits = LIMITS[regime]

@@ -25,6 +25,8 @@ CALLS = {
     "frn": cases.frn("TLU"),
     "frn-relu": cases.frn("ReLU"),
     "frn-none": cases.frn(None),
+    "rms": cases.group_rms(4, "ReLU"),
+    "rms-tlu": cases.group_rms(1, "TLU"),
     "gn": cases.group_norm(4, "ReLU"),
     "gn-tlu": cases.group_norm(2, "TLU"),
     "ln": cases.group_norm(1, None),
@@ -33,7 +35,7 @@ CALLS = {
     "join": cases.join("ReLU"),
     "join-tlu": cases.join("TLU"),
 }
-TLU = {"frn", "gn-tlu", "frozen-tlu", "join-tlu"}
+TLU = {"frn", "rms-tlu", "gn-tlu", "frozen-tlu", "join-tlu"}
 
 
 def make(name, shape, dtype, **options):
@@ -44,7 +46,7 @@ def make(name, shape, dtype, **options):
 @pytest.mark.parametrize("name", CALLS)
 def test_errs_at_most_twice_as_much_as_plain_torch(name, dtype, backend, empty_is_nan):
     for shape in SHAPES:
-        groups = {"gn": 4, "gn-tlu": 2}.get(name, 1)
+        groups = {"gn": 4, "rms": 4, "gn-tlu": 2}.get(name, 1)
         alone = shape[1] // groups * torch.Size(shape[2:]).numel() < 2
         if shape[1] % groups or ("n" in name[:2] and name[0] in "gl" and alone):
             continue  # a group of a single number has no variance, and no gradient to compare
@@ -62,7 +64,7 @@ def test_errs_at_most_twice_as_much_as_plain_torch(name, dtype, backend, empty_i
 )
 def test_a_residual_in_the_same_pass(name, dtype, backend, empty_is_nan):
     for shape in SHAPES:
-        groups = {"gn": 4, "gn-tlu": 2}.get(name, 1)
+        groups = {"gn": 4, "rms": 4, "gn-tlu": 2}.get(name, 1)
         if shape[1] % groups or (name[:2] in ("gn", "ln") and shape[1:].count(1) > 1):
             continue
         for last in (False, True) if len(shape) > 3 else (False,):

@@ -540,7 +540,7 @@ void forward_last(const Problem<A>& job, const T* x, const T* residual, T* y) {
   });
   parallel(d.n, job.elements(), job.threads, [&](i64 example) {
     const i64 begin = example * layout.per_example, end = begin + layout.per_example;
-    if (!centre) {  // the same as below, in vectors
+    if (!centre && job.width() == 1) {  // the same as below, in vectors
       double* __restrict total = &m2[begin * d.c];
       A* __restrict r = job.rstd + example * d.c;
       for (i64 tile = begin + 1; tile < end; ++tile)

@@ -1,0 +1,143 @@
+"""EvoNorm-B0 and -S0 (Liu et al., 2004.02967): norm and activation found as one."""
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from ..ops import recording
+from ..ops.reference import wide
+from .base import NormLayer
+from .batch_statistics import RunningNorm
+from .group_norm import check_groups
+from .moments import instance_moments, pool, spread
+
+
+class _Lean(torch.autograd.Function):
+    """`run(*inputs)`, which keeps its inputs alone and is run once more in backward."""
+
+    @staticmethod
+    def forward(ctx, run, *inputs):
+        ctx.run = run
+        ctx.save_for_backward(*inputs)
+        return run(*inputs)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        wanted = ctx.needs_input_grad[1:]
+        inputs = [
+            t if t is None else t.detach().requires_grad_(wants)
+            for t, wants in zip(ctx.saved_tensors, wanted, strict=True)
+        ]
+        with torch.enable_grad():
+            y = ctx.run(*inputs)
+        trained = [t for t, wants in zip(inputs, wanted, strict=True) if wants]
+        grads = iter(torch.autograd.grad(y, trained, grad, allow_unused=True))
+        return None, *(next(grads) if wants else None for wants in wanted)
+
+
+def _lean(run, *inputs):
+    """`run(*inputs)`, lean but while a graph of standard operators is being recorded."""
+    recorded = recording() or torch.compiler.is_compiling()
+    return run(*inputs) if recorded else _Lean.apply(run, *inputs)
+
+
+def _affine(x_hat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
+    if weight is not None:
+        x_hat = x_hat * spread(weight, x_hat)
+    return x_hat if bias is None else x_hat + spread(bias, x_hat)
+
+
+class EvoNormS0(NormLayer):
+    """`x * sigmoid(v * x) / sqrt(var_G(x) + eps) * gamma + beta` (2004.02967, table 2, S0).
+
+    `G` is space and a group's channels of one example. Where a layer has no activation the sigmoid
+    is left out, and what remains is GN without its mean in the numerator.
+
+    Keeps `x` for backward and computes the rest anew.
+
+    Args:
+        num_groups: groups `G`; must divide `num_features`.
+        num_features: channels `C`.
+        eps: added to the variance.
+        activation: `"EvoNorm"` for its own, or `None`.
+
+    Raises:
+        NormdetError: if `num_groups` does not divide `num_features`, or on unfit input.
+    """
+
+    def __init__(
+        self, num_groups: int, num_features: int, eps: float = 1e-5, activation: str | None = None
+    ):
+        super().__init__()
+        self.num_groups = check_groups(num_groups, num_features)
+        self.num_features, self.eps = num_features, eps
+        self._init_affine(num_features)
+        self._init_activation(num_features, None)
+        self.activation = activation
+        self.register_parameter("v", nn.Parameter(torch.ones(num_features)) if activation else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        return _lean(self._normalize, x, self.v, self.weight, self.bias)
+
+    def _normalize(self, x: Tensor, v: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
+        moments = (m.unflatten(1, (self.num_groups, -1)) for m in instance_moments(x))
+        var = pool(*moments, dim=2)[1].repeat_interleave(x.shape[1] // self.num_groups, 1)
+        x_hat = self._activated(wide(x), v) * spread((var + self.eps).rsqrt(), x)
+        return _affine(x_hat, weight, bias).to(x.dtype)
+
+    def _activated(self, x: Tensor, v: Tensor | None) -> Tensor:
+        return x if self.activation is None else x * (x * spread(v, x)).sigmoid()
+
+    def activate(self, x: Tensor) -> Tensor:
+        """`x * sigmoid(v * x)`."""
+        return self._activated(wide(x), self.v).to(x.dtype)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_groups}, {super().extra_repr()}"
+
+
+class EvoNormB0(RunningNorm):
+    """`x / max(sqrt(var_B(x) + eps), v * x + sqrt(var_I(x) + eps)) * gamma + beta` (B0).
+
+    `var_B` is the batch's variance, its running average at test time; `var_I` that of one example
+    and channel over space (2004.02967, table 2). Where a layer has no activation the second term
+    is left out, and what remains is BN without its mean in the numerator.
+
+    State-dict keys are those of BN, and `v`; the running mean is learned and not used. Keeps `x`
+    for backward and computes the rest anew.
+
+    Args:
+        activation: `"EvoNorm"` for its own, or `None`.
+        kwargs: see :class:`RunningNorm`.
+    """
+
+    def __init__(self, num_features: int, *, activation: str | None = None, **kwargs):
+        super().__init__(num_features, activation=None, **kwargs)
+        self.activation = activation
+        self.register_parameter("v", nn.Parameter(torch.ones(num_features)) if activation else None)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        return self.normalize(x)
+
+    def normalize(self, x: Tensor) -> Tensor:
+        instance = instance_moments(x)
+        var = self.batch_moments(x, instance)[1]
+        return _lean(self._normalize, x, instance[1], var, self.v, self.weight, self.bias)
+
+    def _normalize(self, x, own_var, var, v, weight, bias) -> Tensor:
+        x_hat = self._divided(wide(x), (var + self.eps).sqrt(), (own_var + self.eps).sqrt(), v)
+        return _affine(x_hat, weight, bias).to(x.dtype)
+
+    def _divided(self, x: Tensor, deviation: Tensor, own: Tensor, v: Tensor | None) -> Tensor:
+        by = spread(deviation, x)
+        if self.activation is not None:
+            by = torch.maximum(by, x * spread(v, x) + spread(own, x))
+        return x / by
+
+    def activate(self, x: Tensor) -> Tensor:
+        """What it does to an input of variance 1: `x / max(1, v * x + 1)`."""
+        one = torch.ones_like(self.running_var)
+        return self._divided(wide(x), one, one, self.v).to(x.dtype)

@@ -1,0 +1,44 @@
+"""GN without its mean: Filter Response Normalization at the grain of groups."""
+
+from .frn import FilterResponseNorm
+from .group_norm import check_groups
+from .moments import instance_moments
+
+
+class GroupRMSNorm(FilterResponseNorm):
+    """`gamma * x / sqrt(mean_G(x^2) + eps) + beta`, `G` being space and a group's channels.
+
+    What lies between FRN (a group a channel) and GN (which subtracts the group's mean): how strong
+    a channel is beside the others of its group is kept, and so is the group's mean.
+
+    Saves `x` and one float per `(n, group)` for backward. Takes any `(N, C, *S)`.
+
+    Args:
+        num_groups: groups `G`; must divide `num_features`.
+        num_features: channels `C`.
+        kwargs: see :class:`FilterResponseNorm`.
+
+    Raises:
+        NormdetError: if `num_groups` does not divide `num_features`, or on unfit input.
+    """
+
+    family = "GRMS"
+
+    def __init__(self, num_groups: int, num_features: int, eps: float = 1e-5, **kwargs):
+        super().__init__(num_features, eps, **kwargs)
+        self.num_groups = check_groups(num_groups, num_features)
+
+    def own_moments(self, x):
+        mean, var = instance_moments(x)
+        return mean.new_zeros(mean.shape), self._by_group(mean.square() + var) + self._eps()
+
+    def expected_moments(self, mean, square):
+        return mean.new_zeros(mean.shape), self._by_group(square) + self._eps()
+
+    def _by_group(self, square):
+        """Every channel's `(..., C)` mean over its group."""
+        groups = square.unflatten(-1, (self.num_groups, -1))
+        return groups.mean(-1, keepdim=True).expand_as(groups).flatten(-2)
+
+    def extra_repr(self) -> str:
+        return f"{self.num_groups}, {super().extra_repr()}"
