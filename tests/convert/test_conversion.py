@@ -32,6 +32,7 @@ def run(cfg, to, pictures, rung="closed", **settings):
     return convert(cfg, Settings(to, rung, size=SIZE, batch=4, **settings), pictures)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "to",
     [
@@ -88,6 +89,7 @@ def test_frn_keeps_all_in_the_limit(small_cfg, pictures):
     assert worst(run(small_cfg(), "FRN+TLU", pictures, keep=0.9999)) < 0.01
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("to", ["GN", "LN", "FRN+TLU"])
 def test_the_closed_form_is_nearer_than_copies(to, small_cfg, pictures):
     done = run(small_cfg(), to, pictures)

@@ -107,6 +107,7 @@ def test_weights_with_a_learned_epsilon_need_it():
         GroupNorm(2, 4).load_state_dict(state)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", ["reference", "eager", "cpp"])
 @pytest.mark.parametrize("groups", [1, 2, 6])
 def test_the_learned_epsilon_of_a_group_norm_has_its_gradient(backend, groups):

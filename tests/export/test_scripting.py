@@ -33,6 +33,7 @@ def compare(model: nn.Module) -> None:
         torch.testing.assert_close(got[name], value, rtol=1e-4, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 def test_resnet_can_be_scripted(norm):
     torch.manual_seed(0)

@@ -99,6 +99,7 @@ def test_value_and_gradients(method, kind):
             torch.testing.assert_close(got, ref)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["conv", "deconv", "fc"])
 @every_method
 def test_gradcheck(method, kind):

@@ -58,6 +58,7 @@ def test_a_block_against_the_paper(depth, stage, index):
         torch.testing.assert_close(got, ref)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "blocks", "m"), [(18, 8, 2), (34, 16, 2), (50, 16, 3)])
 def test_its_start_is_the_stock_start_rescaled(depth, blocks, m):
     stock, ours = backbone("", depth).state_dict(), backbone("Fixup", depth)

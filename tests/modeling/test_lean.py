@@ -32,6 +32,7 @@ def outcome(model, x):
     return {name: p.grad for name, p in model.named_parameters()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("freeze_at", [0, 2])
 @pytest.mark.parametrize("norm", ["GN", "FRN+TLU"])
 def test_same_bits_for_less(norm, freeze_at):

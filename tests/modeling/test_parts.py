@@ -129,6 +129,7 @@ def test_no_relu_stands_behind_a_tlu():
     assert not [name for name in taus if "fpn_" in name]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("depth", [18, 34, 50, 101, 152])
 def test_every_depth_builds(depth):
     opts = ["MODEL.RESNETS.DEPTH", depth, "MODEL.RESNETS.NORM", "FRN+TLU"]

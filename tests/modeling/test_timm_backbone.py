@@ -34,6 +34,7 @@ def test_a_backbone_has_the_norm_and_every_level(name):
     sum(m.sum() for m in maps.values()).backward()
 
 
+@pytest.mark.slow
 def test_its_weights_come_from_a_file_and_its_pixels_are_checked(tmp_path):
     torch.manual_seed(0)
     net = timm.create_model("resnet18").eval()

@@ -63,6 +63,7 @@ def test_every_activation_is_where_it_was(name):
     assert not model.state_dict().keys() - changed.state_dict().keys()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("option", ["GN", "GN+WS", "SyncBN", "FrozenBN", "LN", "GN+AWS"])
 def test_other_options(option):
     torch.manual_seed(0)

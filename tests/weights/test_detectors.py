@@ -130,6 +130,7 @@ def adopted(imported):
     return cfg
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("ws", "rgb"), [(False, False), (True, True)])
 def test_mmdetection_mask_rcnn(ws, rgb, tmp_path):
     torch.manual_seed(0)

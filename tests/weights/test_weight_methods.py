@@ -62,6 +62,7 @@ def test_under_ws_the_same_file_is_refused(tmp_path):
         build("FrozenBN+WS")[1].load(path)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", ["AWS", "WN", "SpectralNorm"])
 def test_own_checkpoints_come_back(weight, tmp_path):
     model, path = save(f"FrozenBN+{weight}", tmp_path)

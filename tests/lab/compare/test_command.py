@@ -110,6 +110,7 @@ def test_a_run_begun_under_another_config_is_not_resumed(compare):
         compare(*variant[:3], variant[3].replace("16", "8"))
 
 
+@pytest.mark.slow
 def test_the_plan_runs_from_the_copy_it_kept(compare, tmp_path):
     compare("--seeds", "1")
     kept = (compare.out / "config.yaml").read_text()

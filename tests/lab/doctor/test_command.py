@@ -18,6 +18,7 @@ def run(config, weights, *words) -> int:
     return main(["doctor", *model, *map(str, words)])
 
 
+@pytest.mark.slow
 def test_it_prints_a_verdict_and_leaves_a_page_a_picture_and_numbers(
     config, weights, folder, tmp_path, capsys
 ):
@@ -52,6 +53,7 @@ def test_frozen_and_trained_batch_norm_agree(config, weights, folder, tmp_path):
         assert ours and ours == pytest.approx(theirs, rel=1e-4, abs=1e-6)
 
 
+@pytest.mark.slow
 def test_unreadable_images_are_named_and_left_out(config, weights, folder, tmp_path, capsys):
     bad = tmp_path / "bad"
     bad.mkdir()
