@@ -28,14 +28,14 @@ setup(
     # would keep normdet off PyPI and replace the build a user has. tools/install_detectron2.py
     # installs one, or keeps what is there.
     install_requires=[
-        "torch>=2.1",
-        "torchvision>=0.16",
+        "torch>=2.4",
+        "torchvision>=0.19",
         "fvcore>=0.1.5",
         "contourpy>=1.0",
         "filelock>=3.30",
         "matplotlib",
-        "numpy>=1.22",
-        "pillow>=9.1",
+        "numpy>=1.23",
+        "pillow>=9.5",
         "psutil>=5.9",
         "pycocotools>=2.0.4",
         "pyyaml",

@@ -18,6 +18,7 @@ BLOCKS = {
     "names": from_code.names,
     "networks": from_code.networks,
     "parameters": from_code.parameters,
+    "ways": from_code.ways,
     "parts": from_code.parts,
     "published": from_code.published,
     "ablations": from_results.ablations,

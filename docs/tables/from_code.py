@@ -110,6 +110,14 @@ def published() -> str:
     return table(headers, rows)
 
 
+def ways() -> str:
+    """How a network with each norm can be run, as its tests have it."""
+    from tests.modeling.ways import EXCEPTIONS, NORMS, WAYS
+
+    rows = [[f"`{norm}`", *(EXCEPTIONS.get((norm, way), "yes") for way in WAYS)] for norm in NORMS]
+    return table(["norm", *WAYS], rows)
+
+
 def networks() -> str:
     """The networks that `normdet.normalize` is tested on, library by library."""
     from tests.surgery.networks import NETWORKS
