@@ -47,6 +47,7 @@ setup(
     extras_require={
         "dev": ["pytest", "pytest-timeout", "ruff"],
         "bench": ["timm>=0.9"],
+        "eval": ["faster-coco-eval>=1.8"],
         "medical": [
             "highdicom>=0.23",
             "imagecodecs",

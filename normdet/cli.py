@@ -1,7 +1,6 @@
 """The command `normdet`. What a subcommand needs is imported when it runs: `--help` is quick."""
 
 import argparse
-import errno
 import importlib
 import os
 import shutil
@@ -12,6 +11,7 @@ from pathlib import Path
 
 from normdet.arguments import train_arguments
 from normdet.errors import NormdetError
+from normdet.files.faults import full_disk
 from normdet.noise import NOISE, NOISY_MODULES
 from normdet.version import __version__
 
@@ -147,16 +147,12 @@ def main(argv: Sequence[str] | None = None) -> int:
         worker = f" [rank {os.environ['RANK']}]" if "RANK" in os.environ else ""
         print(f"normdet: error:{worker} {error}", file=sys.stderr)
         return error.exit_code
-    except OSError as error:
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+    except (OSError, RuntimeError) as error:
+        full = full_disk(error)
+        if full is None:
             raise
-        where = f" for {error.filename}" if error.filename else ""
-        print(
-            f"normdet: error: the disk is full{where} ({error.strerror}); what was saved before "
-            "stands, and --resume goes on from it",
-            file=sys.stderr,
-        )
-        return 2
+        print(f"normdet: error: {full}", file=sys.stderr)
+        return full.exit_code
     except KeyboardInterrupt as interrupt:
         print(f"normdet: {str(interrupt) or 'interrupted'}", file=sys.stderr)
         return 128 + getattr(interrupt, "signal", signal.SIGINT)

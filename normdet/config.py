@@ -78,15 +78,26 @@ def _read_numbers(loader: yaml.SafeLoader, node: yaml.Node):
 _Loader.add_constructor("tag:yaml.org,2002:python/object/apply:eval", _read_numbers)
 
 
+# Files that were read, as plain YAML: their size, time and place, and the text.
+_PLAIN: dict[str, tuple[tuple[int, ...] | None, str]] = {}
+
+
 class _File(CfgNode):
     """A config read from a file; a `DATASETS.ROOT` that begins with a dot starts at that file."""
 
     @classmethod
     def _open_cfg(cls, filename: str) -> io.StringIO:
         """The file as plain YAML."""
+        status = os.stat(filename) if os.path.isfile(filename) else None
+        stamp = status and (status.st_size, status.st_mtime_ns, status.st_ino)
+        # A comparison reads one file for each of its runs.
+        if stamp and (known := _PLAIN.get(filename)) and known[0] == stamp:
+            return io.StringIO(known[1])
         with super()._open_cfg(filename) as file:
             content = yaml.load(file, Loader=_Loader)
-        return io.StringIO(yaml.safe_dump(content, sort_keys=False))
+        text = yaml.safe_dump(content, sort_keys=False)
+        _PLAIN[filename] = stamp, text
+        return io.StringIO(text)
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:

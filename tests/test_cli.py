@@ -108,3 +108,22 @@ def test_a_full_disk_is_a_sentence_wherever_it_strikes(monkeypatch, capsys):
     monkeypatch.setattr(cli, "_train", full)
     assert cli.main(["train", "--config-file", "quickstart/gn.yaml"]) == 2
     assert "the disk is full for run/metrics.json (No space left" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    "error",
+    [
+        OSError(28, "No space left on device", "x/metrics.json"),
+        RuntimeError("[enforce fail at inline_container.cc:664] . unexpected pos 64 vs 0\nmore"),
+        RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed"),
+    ],
+)
+def test_a_full_disk_is_a_sentence(monkeypatch, capsys, error):
+    def fails(args):
+        raise error
+
+    monkeypatch.setattr(cli, "_norms", fails)
+    assert cli.main(["norms"]) == 2
+    told = capsys.readouterr().err
+    assert told.startswith("normdet: error: the disk is full") and "--resume goes on" in told
+    assert told.count("\n") == 1

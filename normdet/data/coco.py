@@ -189,6 +189,8 @@ def read_json(json_file: Path) -> Any:
 
 def _key(value: Any) -> str | None:
     """An id as text: the same of 1, 1.0 and "1"; None of what is no id."""
+    if type(value) is int:  # nearly all are
+        return str(value)
     if isinstance(value, float) and value.is_integer():
         value = int(value)
     if isinstance(value, bool) or not isinstance(value, int | str):

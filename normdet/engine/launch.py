@@ -23,6 +23,7 @@ from detectron2.utils import comm
 
 from normdet.engine.signals import show_cursor, stopping_signals
 from normdet.errors import NormdetError
+from normdet.files.faults import full_disk
 
 # How long the other workers may take to end by themselves after one failed or was stopped.
 GRACE_SECONDS = 20.0
@@ -340,7 +341,9 @@ def _worker(local_rank, fn, args, device, world, machine_rank, local_size, url, 
         dist.destroy_process_group()
     except (NormdetError, KeyboardInterrupt) as error:
         _tell(failures, rank, error)
-    except Exception:
+    except Exception as error:
+        if full := full_disk(error):
+            _tell(failures, rank, full)
         # Short enough for the pipe's buffer: nobody reads before this process has ended.
         trace = traceback.format_exc()[-20_000:]
         _tell(failures, rank, RuntimeError(f"worker {rank} failed:\n{trace}"))

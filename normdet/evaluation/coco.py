@@ -24,10 +24,10 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     SemSegEvaluator,
 )
-from pycocotools.cocoeval import COCOeval
 
 from normdet.errors import NormdetError
-from normdet.evaluation.truth import indexed, truth_of
+from normdet.evaluation.measure import measured
+from normdet.evaluation.truth import truth_of
 
 logger = logging.getLogger(__name__)
 
@@ -94,40 +94,30 @@ class Evaluator(COCOEvaluator):
             ]
             self._predictions.append({"image_id": key, "instances": results})
 
-    def _derive_coco_results(
-        self,
-        coco_eval: COCOeval | None,
-        iou_type: str,
-        class_names: Sequence[str] | None = None,
-    ) -> dict:
-        """AP by name. A model that finds nothing has 0 where there is something to find.
-
-        detectron2 passes `None` for it and would call all its metrics not a number.
-        """
-        if coco_eval is None:
-            coco_eval = self._nothing_found(iou_type)
-        return super()._derive_coco_results(coco_eval, iou_type, class_names)
-
-    def _nothing_found(self, iou_type: str) -> COCOeval:
-        # `loadRes` takes no empty list.
-        found = indexed({**self._coco_api.dataset, "annotations": []})
-        measured = COCOeval(self._coco_api, found, iou_type)
-        measured.evaluate()
-        measured.accumulate()
-        measured.summarize()
-        return measured
-
     def _eval_predictions(self, predictions: list[dict], img_ids: list | None = None) -> None:
         """Write predictions with the user's ids, and measure them with ours."""
         if self._output_dir:
             self._write(result for one in predictions for result in one["instances"])
-        numbered = []
-        for one in predictions:
-            number, kept = self._numbers[one["image_id"]], self._counted(one)
-            kept = [{**result, "image_id": number} for result in kept]
-            numbered.append({"image_id": number, "instances": kept})
-        with self._nothing_written():
-            super()._eval_predictions(numbered, img_ids)
+        if not self._do_evaluation:
+            self._logger.info("the dataset has no annotations: predictions are written alone")
+            return
+        numbered = [
+            {**result, "image_id": self._numbers[one["image_id"]]}
+            for one in predictions
+            for result in self._counted(one)
+        ]
+        for task in sorted(self._tasks):
+            # A model that finds nothing has 0 where there is something to find; detectron2 would
+            # call all its metrics not a number.
+            found = measured(
+                self._coco_api,
+                numbered,
+                task,
+                max_dets=self._max_dets_per_image,
+                sigmas=self._kpt_oks_sigmas,
+            )
+            names = self._metadata.get("thing_classes")
+            self._results[task] = self._derive_coco_results(found, task, class_names=names)
 
     def _eval_box_proposals(self, predictions: list[dict]) -> None:
         numbered = [{**one, "image_id": self._numbers[one["image_id"]]} for one in predictions]

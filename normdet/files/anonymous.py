@@ -138,7 +138,7 @@ class Numbers:
         try:
             self.key.parent.mkdir(parents=True, exist_ok=True)
             with atomic_file(self.key) as file:
-                os.fchmod(file.fileno(), 0o600)
+                os.chmod(file.name, 0o600)
                 file.write(text.getvalue().encode("utf-8", "surrogateescape"))
         except OSError as error:
             raise NormdetError(f"{self.key} cannot be written: {error.strerror}") from error

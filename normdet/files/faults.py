@@ -1,5 +1,7 @@
 """Faults in the data: each is named when it is met, and refused or counted."""
 
+import errno
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -29,6 +31,26 @@ def fault(sentence: str, report: Callable[[str], None] | None) -> None:
 def unreadable(path: str | Path, error: OSError) -> NormdetError:
     """The error for a file or folder that the system does not let be read."""
     return NormdetError(f"{path} cannot be read: {error.strerror or error}")
+
+
+# How torch says that a file takes no more; it keeps neither the system's number nor its words.
+_NOT_WRITTEN = re.compile(
+    r"PytorchStreamWriter failed|file write failed|No space left|inline_container.*unexpected pos"
+)
+
+
+def full_disk(error: BaseException) -> NormdetError | None:
+    """The error for a disk that takes no more; None where something else is wrong."""
+    if isinstance(error, OSError):
+        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+            return None
+        where = f" for {error.filename}" if error.filename else ""
+        text = f"the disk is full{where} ({error.strerror})"
+    elif isinstance(error, RuntimeError) and _NOT_WRITTEN.search(str(error)):
+        text = f"the disk is full or fails ({str(error).splitlines()[0][:200]})"
+    else:
+        return None
+    return NormdetError(f"{text}; what was saved before stands, and --resume goes on from it")
 
 
 def missing_extra(package: str) -> NormdetError:

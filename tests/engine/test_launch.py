@@ -57,9 +57,19 @@ def test_one_process_returns_what_the_function_returns():
 
 
 @pytest.mark.slow
+def fill(folder):
+    """The disk of one worker is full where torch writes."""
+    if comm.get_rank() == 1:
+        raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
+
+
 @pytest.mark.parametrize(
     ("fn", "kind", "text"),
-    [(refuse, NormdetError, "^MODEL.KEY is wrong$"), (fail, RuntimeError, "worker 1.*a bug")],
+    [
+        (refuse, NormdetError, "^MODEL.KEY is wrong$"),
+        (fail, RuntimeError, "worker 1.*a bug"),
+        (fill, NormdetError, "^the disk is full or fails .*--resume goes on from it$"),
+    ],
 )
 def test_the_first_failure_of_a_worker_is_raised_here(fn, kind, text, tmp_path):
     with pytest.raises(kind, match=f"(?s){text}"):

@@ -13,7 +13,7 @@ import torch
 
 from normdet.errors import NormdetError
 from normdet.files.versions import as_text, installed
-from normdet.lab.bench import kernels, layers, measure, step
+from normdet.lab.bench import data, kernels, layers, measure, step
 from normdet.options import read_stated
 
 COLUMNS = (
@@ -23,6 +23,7 @@ COLUMNS = (
 # The columns that are printed while it runs, and their widths.
 _TOLD = {
     "target": 7, "op": 14, "shape": 16, "dtype": 9, "layout": 13, "provider": 22, "mode": 9,
+    "task": 9, "size": 7, "unit": 30, "seconds": 8, "growth": 6, "peak_mb": 7,
     "median_ms": 10, "pass": 8, "registers": 4, "host_us_over_noop": 5,
 }  # fmt: skip
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
@@ -38,6 +39,12 @@ def main(argv: list[str] | None = None) -> None:
     args = _arguments(argv)
     if args.kernels:
         _kernels(args, argv)
+        return
+    if args.data:
+        path = Path(args.output) / "data.csv"
+        sizes = data.QUICK if args.quick else data.FULL
+        _write(path, data.rows(sizes, args.scale), _about("cpu", argv), data.COLUMNS)
+        print(f"wrote {path}")
         return
     device = "cuda" if args.gpu else "cpu"
     if args.gpu and not torch.cuda.is_available():
@@ -80,6 +87,15 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         nargs="+",
         default=list(kernels.TARGETS),
         help="GPUs of --kernels (%(default)s)",
+    )
+    parser.add_argument(
+        "--data",
+        action="store_true",
+        help="routes of data instead: prepare, predict, registration, evaluation, compare's plan",
+    )
+    parser.add_argument("--quick", action="store_true", help="--data: a few files, to see it run")
+    parser.add_argument(
+        "--scale", type=float, default=1.0, metavar="X", help="--data: this share of the sizes (1)"
     )
     parser.add_argument("--short", action="store_true", help="--kernels: a few shapes alone")
     parser.add_argument("--step", action="store_true", help="whole training steps instead")

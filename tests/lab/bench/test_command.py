@@ -117,3 +117,14 @@ def test_a_stopped_run_is_resumed(tmp_path, monkeypatch):
     assert len(table(tmp_path)) == 6
     main(args)  # without the flag: measured anew
     assert asked[-1] == (norms, set())
+
+
+@pytest.mark.slow
+def test_routes_of_data(tmp_path):
+    main(["--data", "--quick", "--scale", "0.2", "--output", str(tmp_path)])
+    rows = table(tmp_path)
+    tasks = {(row["task"], row["provider"]) for row in rows}
+    assert {("register", "normdet"), ("register", "detectron2"), ("prepare", "normdet"),
+            ("evaluate", "detectron2, pycocotools"), ("predict", "normdet")} <= tasks  # fmt: skip
+    assert all(float(row["seconds"]) > 0 and float(row["growth"]) > 0 for row in rows)
+    assert next(row["size"] for row in rows if row["task"] == "register") == "80"
