@@ -172,9 +172,9 @@ def _evaluate_stock(folder: Path, size: int) -> Callable[[], Any]:
 def _compare(folder: Path, size: int) -> Callable[[], Any]:
     from normdet.lab.compare import command
 
-    # Two norms at two batch sizes.
+    seeds = f"1-{max(1, size // 4)}"  # two norms at two batch sizes
     argv = ["--config-file", "quickstart/gn.yaml", "--norms", "GN,FRN+TLU", "--batch-sizes", "1,2",
-            "--seeds", f"1-{size // 4}", "--dry-run", "--out", str(folder / "out")]  # fmt: skip
+            "--seeds", seeds, "--dry-run", "--out", str(folder / "out")]  # fmt: skip
     return lambda: command.main(argv)
 
 
