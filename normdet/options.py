@@ -228,8 +228,8 @@ METHODS: dict[str, Method] = {
             build=_frn, params={"EPS": 1e-6, "LEARNED_EPS": "auto"},
         ),
         Method(
-            "GRMS", "norm",
-            paper="none: GN without its mean, or FRN (1911.09737) over a group's channels",
+            "GroupRMS", "norm",
+            paper="Group RMS normalization: FRN, 1911.09737, over a group's channels",
             statistics="one example: mean square over space and a group's channels",
             cost="keeps x; one reduction",
             when="as GN, where a group's mean says something; between FRN and GN",
