@@ -228,7 +228,7 @@ METHODS: dict[str, Method] = {
             build=_frn, params={"EPS": 1e-6, "LEARNED_EPS": "auto"},
         ),
         Method(
-            "GroupRMS", "norm",
+            "RMSGN", "norm",
             paper="Group RMS normalization: FRN, 1911.09737, over a group's channels",
             statistics="one example: mean square over space and a group's channels",
             cost="keeps x; one reduction",

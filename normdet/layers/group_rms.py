@@ -22,7 +22,7 @@ class GroupRMSNorm(FilterResponseNorm):
         NormdetError: if `num_groups` does not divide `num_features`, or on unfit input.
     """
 
-    family = "GroupRMS"
+    family = "RMSGN"
 
     def __init__(self, num_groups: int, num_features: int, eps: float = 1e-5, **kwargs):
         super().__init__(num_features, eps, **kwargs)

@@ -14,14 +14,14 @@ CASES = [
     for norm in (
         "FrozenBN", "AffineBN", "BN", "SyncBN", "GN", "LN", "IN", "FRN",
         "BRN", "BIN", "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN",
-        "GroupRMS", "EvoNormS0", "EvoNormB0", "MABN",
+        "RMSGN", "EvoNormS0", "EvoNormB0", "MABN",
     )
     for dims in SHAPES
     if dims or not METHODS[norm].needs_space
 ]  # fmt: skip
 PARAMS = {
     "GN": {"NUM_GROUPS": 4},
-    "GroupRMS": {"NUM_GROUPS": 4},
+    "RMSGN": {"NUM_GROUPS": 4},
     "EvoNormS0": {"NUM_GROUPS": 4},
     "MABN": {"WARMUP": 10**9},  # each batch by itself: tests/layers/test_mabn.py has the rest
 }
@@ -55,7 +55,7 @@ def expected(module: nn.Module, norm: str, x: torch.Tensor) -> torch.Tensor:
         x_hat = reference.frn(x, module.eps + learned)
     elif norm in ("GN", "LN", "IN"):
         x_hat = reference.group_norm(x, {"GN": 4, "LN": 1, "IN": x.shape[1]}[norm], module.eps)
-    elif norm == "GroupRMS":
+    elif norm == "RMSGN":
         x_hat = reference.group_rms(x, 4, module.eps)
     elif norm == "EvoNormS0":
         x_hat = reference.evonorm_s0(x, module.v, 4, module.eps)
