@@ -34,6 +34,8 @@ class Job:
              "OUTPUT_DIR", str(folder), "SOLVER.MAX_ITER", "400", "DATASETS.TEST", "()", *opts],
             cwd=REPO, env=env, text=True, stdout=subprocess.PIPE, stderr=subprocess.PIPE,
             start_new_session=True,
+            # As from a terminal, though a suite under nohup ignores SIGHUP.
+            preexec_fn=lambda: signal.signal(signal.SIGHUP, signal.SIG_DFL),
         )  # fmt: skip
 
     @property
