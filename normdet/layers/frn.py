@@ -30,7 +30,6 @@ class FilterResponseNorm(PerExampleNorm):
 
     family = "FRN"
     scriptable = True
-    num_groups: int | None = None  # a channel each
 
     def __init__(
         self,
@@ -42,6 +41,7 @@ class FilterResponseNorm(PerExampleNorm):
     ):
         super().__init__()
         self.num_features = num_features
+        self.num_groups: int | None = None  # a channel each
         self.backend = backend
         self._init_epsilon(eps, learned_eps)
         self._init_affine(num_features)

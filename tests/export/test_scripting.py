@@ -56,8 +56,11 @@ def unit(text: str) -> nn.Module:
     return nn.Sequential(conv).eval()
 
 
-TRACED = ("BRN", "BIN", "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN")
-FOLDED = ("AWS", "WN", "SpectralNorm")
+TRACED = (
+    "BRN", "BIN", "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN", "MABN", "EvoNormS0",
+    "EvoNormB0",
+)  # fmt: skip
+FOLDED = ("AWS", "WN", "WC", "SpectralNorm")
 
 
 @pytest.mark.parametrize("norm", [m.name for m in METHODS.values() if m.kind == "norm"])

@@ -25,7 +25,8 @@ SHARES = {
 
 SYNCHRONIZED = [name for name, method in METHODS.items() if "SYNC" in method.params]
 TEXTS = ["SyncBN", "SyncBN+TLU", *SYNCHRONIZED]
-PER_EXAMPLE_TOO = ("BIN", "SwitchNorm", "EvalNorm")  # to which a batch is not its elements alone
+# To these a batch is not its elements alone.
+PER_EXAMPLE_TOO = ("BIN", "SwitchNorm", "EvalNorm", "EvoNormB0")
 
 
 def _meaningful(text: str, shares: str) -> bool:
