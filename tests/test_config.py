@@ -75,6 +75,7 @@ def test_every_builder_of_ours_is_registered():
             assert normdet_name(name) in registries[key]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "imports",
     [

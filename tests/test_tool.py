@@ -3,6 +3,8 @@
 import subprocess
 import sys
 
+import pytest
+
 from normdet.cli import main
 
 # What the scripts of detectron2's tools/ begin with, in a few lines.
@@ -26,6 +28,7 @@ sys.exit(3)
 """
 
 
+@pytest.mark.slow
 def test_a_script_of_detectron2_builds_our_detector(tmp_path):
     script = tmp_path / "a_tool.py"
     script.write_text(SCRIPT)

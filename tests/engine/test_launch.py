@@ -63,6 +63,7 @@ def fill(folder):
         raise RuntimeError("PytorchStreamWriter failed writing file data/0: file write failed")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("fn", "kind", "text"),
     [

@@ -74,6 +74,7 @@ def norms_of(model: nn.Module) -> dict[str, str]:
     return {row.part: row.norm for row in describe_norms(model)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", NORMED)
 def test_each_part_is_set_apart_from_the_others(part):
     detector, row = ROWS[part]

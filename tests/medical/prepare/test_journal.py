@@ -263,6 +263,7 @@ def test_a_killed_run_goes_on(tmp_path, run):
     assert content_of(tmp_path / "out") == content_of(tmp_path / "whole")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("overwrite", [False, True])
 def test_a_run_killed_once_its_result_was_in_place_is_done(tmp_path, run, capsys, overwrite):
     images(tmp_path / "in")
