@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from normdet.errors import NormdetError
-from normdet.layers import BatchStatistics, EvalNorm, FrozenBatchNorm2d, NormLayer
+from normdet.layers import (
+    BatchStatistics,
+    EvalNorm,
+    FrozenBatchNorm2d,
+    MovingAverageBatchNorm,
+    NormLayer,
+)
 from normdet.layers.batch_norm import _BatchNorm
 from normdet.layers.batch_renorm import BatchRenorm
 from normdet.layers.batch_statistics import of_no_data
@@ -19,7 +25,7 @@ from normdet.modeling.resnet import BasicBlock, DeformBottleneckBlock
 from normdet.ops.reference import frozen_affine
 
 # Norms that are one affine per channel at test time, by stored moments.
-STORED = (FrozenBatchNorm2d, _BatchNorm, EvalNorm, BatchRenorm)
+STORED = (FrozenBatchNorm2d, _BatchNorm, EvalNorm, BatchRenorm, MovingAverageBatchNorm)
 
 NORMS = (PerExampleNorm, BatchStatistics, FrozenBatchNorm2d, PerLevelNorm)
 

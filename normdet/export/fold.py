@@ -11,7 +11,7 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..layers import TLU, BatchRenorm, NormLayer, Reparametrized
+from ..layers import TLU, BatchRenorm, MovingAverageBatchNorm, NormLayer, Reparametrized
 from ..layers import FrozenBatchNorm2d as OurFrozenBatchNorm2d
 from ..layers.reparametrized import out_dim, plain_class
 from ..ops.reference import frozen_affine
@@ -19,7 +19,10 @@ from ..surgery.known import is_per_level
 from ..surgery.sites import Finder, Site
 
 # Norms that are `(x - mean) / sqrt(var + eps) * weight + bias` at test time.
-_AFFINE = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d, OurFrozenBatchNorm2d, BatchRenorm)
+_AFFINE = (
+    nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d, OurFrozenBatchNorm2d, BatchRenorm,
+    MovingAverageBatchNorm,
+)  # fmt: skip
 
 
 @torch.no_grad()

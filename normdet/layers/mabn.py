@@ -18,21 +18,20 @@ class _Normalize(torch.autograd.Function):
     def forward(ctx, x, weight, bias, centre, rstd, correction, past_grads, row, moving):
         scale = rstd * correction
         y = torch.addcmul(spread(bias, x), wide(x) - spread(centre, x), spread(scale * weight, x))
-        ctx.save_for_backward(x, weight, centre, rstd, correction)
-        ctx.past_grads, ctx.row, ctx.moving = past_grads, row, moving
+        ctx.save_for_backward(x, weight, centre, rstd, correction, row, moving)
+        ctx.past_grads = past_grads
         return y.to(x.dtype)
 
     @staticmethod
     @once_differentiable
     def backward(ctx, grad):
-        x, weight, centre, rstd, correction = ctx.saved_tensors
+        x, weight, centre, rstd, correction, row, moving = ctx.saved_tensors
         count = max(x.numel() // len(weight), 1)
         grad, z = wide(grad), (wide(x) - spread(centre, x)) * spread(rstd, x)
         along = sum_channels(grad * z)
         pushed = along * weight * correction / count
-        ctx.past_grads[ctx.row].copy_(pushed)
-        if ctx.moving:
-            pushed = ctx.past_grads.mean(0)
+        ctx.past_grads[row] = pushed.to(ctx.past_grads.dtype)
+        pushed = torch.where(moving, ctx.past_grads.mean(0).to(pushed.dtype), pushed)
         back = grad * spread(weight * correction, x) - z * spread(pushed.to(z.dtype), x)
         dx = (back * spread(rstd, x)).to(x.dtype)
         return dx, along * correction, sum_channels(grad), *(None,) * 6
@@ -84,18 +83,17 @@ class MovingAverageBatchNorm(RunningNorm):
         if x.numel() == self.num_features:
             self.refuse_one_value(x)
         with torch.no_grad():
-            step = int(self.steps)
-            row, moving = step % self.buffer, step >= max(self.buffer, self.warmup)
+            # Numbers of the step stay on the device: reading them would wait for it in each layer.
+            row, moving = self.steps % self.buffer, self.steps >= max(self.buffer, self.warmup)
             square = self._square(x)
-            self.past_squares[row].copy_(square)
-            if moving:
-                square = self.past_squares.mean(0).to(square.dtype)
+            self.past_squares[row] = square.to(self.past_squares.dtype)
+            square = torch.where(moving, self.past_squares.mean(0).to(square.dtype), square)
             count = torch.full((), x.numel() // self.num_features, device=x.device)
             self._learn(self.running_mean, square, count)
-            correction = torch.ones_like(square)
-            if step >= max(self.open, self.warmup):
-                correction = ((square + self.eps) / (self.running_var + self.eps)).sqrt()
-                correction = correction.clamp(1 / _LARGEST_CORRECTION, _LARGEST_CORRECTION)
+            correction = ((square + self.eps) / (self.running_var + self.eps)).sqrt()
+            correction = correction.clamp(1 / _LARGEST_CORRECTION, _LARGEST_CORRECTION)
+            corrects = self.steps >= max(self.open, self.warmup)
+            correction = torch.where(corrects, correction, 1.0)
             self.steps.add_(1)
             rstd = (square + self.eps).rsqrt()
         weight = torch.ones_like(rstd) if self.weight is None else self.weight
@@ -109,12 +107,6 @@ class MovingAverageBatchNorm(RunningNorm):
         """The batch's mean square about the centre, `(C,)`."""
         mean, var = instance_moments(x)
         return (var + (mean - self.running_mean).square()).mean(0)
-
-    @torch.no_grad()
-    def expected_moments(self, mean, square):
-        self.running_mean.copy_(mean)
-        self.running_var.copy_(square - mean.square() - self.eps)
-        return mean, self.running_var + self.eps
 
     def scalars(self) -> dict[str, float]:
         moving = self.past_squares.mean(0)

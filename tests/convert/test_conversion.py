@@ -36,8 +36,8 @@ def run(cfg, to, pictures, rung="closed", **settings):
 @pytest.mark.parametrize(
     "to",
     [
-        "BN", "SyncBN", "FrozenBN", "EvalNorm", "BRN", "BIN", "BN+AWS", "BN+WN", "MeanOnlyBN+WN",
-        "BN+SpectralNorm", "BN+TLU",
+        "BN", "SyncBN", "FrozenBN", "EvalNorm", "BRN", "MABN", "BIN", "BN+AWS", "BN+WN",
+        "MeanOnlyBN+WN", "BN+SpectralNorm", "BN+TLU",
     ],
 )  # fmt: skip
 def test_a_norm_with_running_averages_keeps_the_function(to, small_cfg, pictures):

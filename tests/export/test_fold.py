@@ -20,7 +20,7 @@ def network(option: str) -> nn.Module:
 @pytest.mark.slow
 @pytest.mark.parametrize(
     "option", ["BN", "FrozenBN", "SyncBN", "BN+TLU", "BN+WS", "GN+WS", "FRN+TLU+AWS", "GN+WN",
-               "GN+SpectralNorm", "BRN+TLU"],
+               "GN+SpectralNorm", "BRN+TLU", "MABN"],
 )  # fmt: skip
 def test_the_function_stays(option):
     model = network(option)
@@ -35,7 +35,7 @@ def test_the_function_stays(option):
     kinds = [type(m).__name__ for m in folded.modules()]
     assert not any(isinstance(m, Reparametrized) for m in folded.modules())
     norms = [kind for kind in kinds if "Norm" in kind]
-    assert bool(norms) == (not option.startswith(("BN", "Frozen", "Sync", "BRN"))), norms
+    assert bool(norms) == (not option.startswith(("BN", "Frozen", "Sync", "BRN", "MABN"))), norms
     for name, value in model.state_dict().items():  # the model itself is left alone
         assert torch.equal(value, before[name])
 
