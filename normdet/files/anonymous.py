@@ -63,7 +63,8 @@ class Numbers:
         for root in roots:
             for path in (root, *_below(root)):
                 self.number(path)
-            self._learn_root(root)
+                # Relative paths are told from where the command runs.
+                self._learn(os.path.relpath(path), path.name, self._token(path))
         for path in alone:
             self.number(path)
         self._write_key()
@@ -73,14 +74,13 @@ class Numbers:
         place = os.path.abspath(path)
         if place not in self._numbers:
             self._numbers[place] = len(self._numbers) + 1
-        number = self._numbers[place]
-        token = f"folder {number}" if os.path.isdir(place) else f"file {number}"
+        token = self._token(path)
         for form in {str(path), place, os.path.realpath(place)}:
             self._learn(form, os.path.basename(place), token)
         for name in {os.path.basename(place), *_stems(os.path.basename(place))}:
             if len(name) >= _SHORTEST and name.lower() not in _USUAL:
                 self._learn(name, name, token)
-        return number
+        return self._numbers[place]
 
     def image_name(self, path: Path) -> str:
         """The name that an image goes by."""
@@ -109,11 +109,6 @@ class Numbers:
             words = _WORD.findall(os.path.basename(text) or name) or _WORD.findall(text)
             for word in words:
                 self._shown[word].setdefault(text, token)
-
-    def _learn_root(self, root: Path) -> None:
-        """Relative paths are told from where the command runs."""
-        for path in (root, *_below(root)):
-            self._learn(os.path.relpath(path), path.name, self._token(path))
 
     def _token(self, path: Path) -> str:
         number = self._numbers[os.path.abspath(path)]

@@ -4,7 +4,6 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from ..ops import scripted
 from .batch_norm import FrozenBatchNorm2d
 from .moments import spread
 
@@ -22,15 +21,6 @@ class AffineBatchNorm2d(FrozenBatchNorm2d):
         for name in ("weight", "bias"):
             value = self._buffers.pop(name)
             self.register_parameter(name, nn.Parameter(value))
-
-    def forward(self, x: torch.Tensor) -> torch.Tensor:
-        if torch.jit.is_scripting():
-            y = F.batch_norm(
-                x, self.running_mean, self.running_var, self.weight, self.bias, False, 0.0, self.eps
-            )
-            return scripted.activate(y, self.tau, self.activation)
-        else:
-            return self._by_fixed_statistics(x)
 
     def _by_fixed_statistics(self, x: torch.Tensor) -> torch.Tensor:
         self._check_input(x)

@@ -112,7 +112,10 @@ class FrozenBatchNorm2d(NormLayer):
             )
             return scripted.activate(y, self.tau, self.activation)
         else:
-            return self._normalize(x, self.tau, activation=self.activation)
+            return self._by_fixed_statistics(x)
+
+    def _by_fixed_statistics(self, x: torch.Tensor) -> torch.Tensor:
+        return self._normalize(x, self.tau, activation=self.activation)
 
     def fuses_join(self) -> bool:
         return self._unobserved()

@@ -5,11 +5,11 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..ops import recording
-from ..ops.reference import wide
+from ..ops.reference import affine, wide
 from .base import NormLayer
 from .batch_statistics import RunningNorm
 from .group_norm import check_groups
-from .moments import instance_moments, pool, spread
+from .moments import group_moments, instance_moments, spread
 
 
 class _Lean(torch.autograd.Function):
@@ -40,12 +40,6 @@ def _lean(run, *inputs):
     """`run(*inputs)`, lean but while a graph of standard operators is being recorded."""
     recorded = recording() or torch.compiler.is_compiling()
     return run(*inputs) if recorded else _Lean.apply(run, *inputs)
-
-
-def _affine(x_hat: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
-    if weight is not None:
-        x_hat = x_hat * spread(weight, x_hat)
-    return x_hat if bias is None else x_hat + spread(bias, x_hat)
 
 
 class EvoNormS0(NormLayer):
@@ -82,10 +76,9 @@ class EvoNormS0(NormLayer):
         return _lean(self._normalize, x, self.v, self.weight, self.bias)
 
     def _normalize(self, x: Tensor, v: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-        moments = (m.unflatten(1, (self.num_groups, -1)) for m in instance_moments(x))
-        var = pool(*moments, dim=2)[1].repeat_interleave(x.shape[1] // self.num_groups, 1)
+        _, var = group_moments(x, self.num_groups)
         x_hat = self._activated(wide(x), v) * spread((var + self.eps).rsqrt(), x)
-        return _affine(x_hat, weight, bias).to(x.dtype)
+        return affine(x_hat, weight, bias).to(x.dtype)
 
     def _activated(self, x: Tensor, v: Tensor | None) -> Tensor:
         return x if self.activation is None else x * (x * spread(v, x)).sigmoid()
@@ -129,7 +122,7 @@ class EvoNormB0(RunningNorm):
 
     def _normalize(self, x, own_var, var, v, weight, bias) -> Tensor:
         x_hat = self._divided(wide(x), (var + self.eps).sqrt(), (own_var + self.eps).sqrt(), v)
-        return _affine(x_hat, weight, bias).to(x.dtype)
+        return affine(x_hat, weight, bias).to(x.dtype)
 
     def _divided(self, x: Tensor, deviation: Tensor, own: Tensor, v: Tensor | None) -> Tensor:
         by = spread(deviation, x)

@@ -6,7 +6,8 @@ import torch
 
 from ..errors import NormdetError
 from ..ops import group_norm_act, scripted
-from .moments import instance_moments, pool
+from ..ops.reference import over_groups
+from .moments import group_moments
 from .per_example import PerExampleNorm
 
 AMP_OUTPUTS = ("stock", "input")
@@ -98,18 +99,11 @@ class GroupNorm(PerExampleNorm):
         return torch.float32 if stock and torch.is_autocast_enabled() else None
 
     def own_moments(self, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        mean, var = (m.unflatten(1, (self.num_groups, -1)) for m in instance_moments(x))
-        members = mean.shape[2]
-        mean, var = (m.repeat_interleave(members, 1) for m in pool(mean, var, dim=2))
+        mean, var = group_moments(x, self.num_groups)
         return mean, var + self._eps()
 
     def expected_moments(self, mean, square):
-        mean, square = (
-            m.unflatten(0, (self.num_groups, -1)).mean(1, keepdim=True).expand(
-                -1, len(m) // self.num_groups
-            ).flatten()
-            for m in (mean, square)
-        )  # fmt: skip
+        mean, square = (over_groups(m, self.num_groups) for m in (mean, square))
         return mean, square - mean.square() + self._eps()
 
     def extra_repr(self) -> str:

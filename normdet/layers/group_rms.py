@@ -1,5 +1,8 @@
 """GN without its mean: Filter Response Normalization at the grain of groups."""
 
+import torch
+
+from ..ops.reference import over_groups
 from .frn import FilterResponseNorm
 from .group_norm import check_groups
 from .moments import instance_moments
@@ -30,15 +33,11 @@ class GroupRMSNorm(FilterResponseNorm):
 
     def own_moments(self, x):
         mean, var = instance_moments(x)
-        return mean.new_zeros(mean.shape), self._by_group(mean.square() + var) + self._eps()
+        square = over_groups(mean.square() + var, self.num_groups)
+        return torch.zeros_like(mean), square + self._eps()
 
     def expected_moments(self, mean, square):
-        return mean.new_zeros(mean.shape), self._by_group(square) + self._eps()
-
-    def _by_group(self, square):
-        """Every channel's `(..., C)` mean over its group."""
-        groups = square.unflatten(-1, (self.num_groups, -1))
-        return groups.mean(-1, keepdim=True).expand_as(groups).flatten(-2)
+        return torch.zeros_like(mean), over_groups(square, self.num_groups) + self._eps()
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {super().extra_repr()}"

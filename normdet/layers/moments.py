@@ -80,6 +80,14 @@ def pool(mean: Tensor, var: Tensor, dim: int) -> tuple[Tensor, Tensor]:
     return pooled.squeeze(dim), var
 
 
+def group_moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel's group in each example, both `(N, C)`."""
+    moments = (m.unflatten(1, (num_groups, -1)) for m in instance_moments(x))
+    members = x.shape[1] // num_groups
+    mean, var = (m.repeat_interleave(members, 1) for m in pool(*moments, dim=2))
+    return mean, var
+
+
 def several_workers() -> bool:
     """Whether there are other processes to share a batch with."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1

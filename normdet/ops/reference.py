@@ -34,6 +34,12 @@ def affine(x: Tensor, weight: Tensor | None, bias: Tensor | None) -> Tensor:
     return x if bias is None else x + per_channel(bias, x)
 
 
+def over_groups(rows: Tensor, num_groups: int) -> Tensor:
+    """Every channel's mean over its group, `(..., C)` to the same."""
+    groups = rows.unflatten(-1, (num_groups, -1))
+    return groups.mean(-1, keepdim=True).expand_as(groups).flatten(-2)
+
+
 def finish(
     y: Tensor, dtype: torch.dtype, tau: Tensor | None, activation: str | None,
     residual: Tensor | None,
@@ -62,8 +68,7 @@ def frn_tlu(
     z = wide(x)
     mean_square = z.square().flatten(2).mean(2) if x.dim() > 2 else z.square()
     if num_groups is not None:
-        groups = mean_square.unflatten(1, (num_groups, -1))
-        mean_square = groups.mean(2, keepdim=True).expand_as(groups).flatten(1)
+        mean_square = over_groups(mean_square, num_groups)
     if isinstance(eps, Tensor):
         eps = eps.to(z.dtype).reshape(())
     scale = (mean_square + eps).rsqrt().reshape(*x.shape[:2], *[1] * (x.dim() - 2))

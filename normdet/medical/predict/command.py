@@ -30,6 +30,7 @@ from normdet.files.stamp import stamp_of
 from normdet.medical.predict.output import FOLDERS, Output, forget
 from normdet.medical.predict.overlay import LARGEST, draw
 from normdet.medical.readers import find_sources, nifti
+from normdet.medical.readers.find import numbered
 from normdet.medical.windowed import read_windowed
 from normdet.weights.model import load_model
 
@@ -78,7 +79,7 @@ def _predict(
     )
     sources = _sources(args, faults)
     if numbers:
-        sources = [_numbered(one, numbers) for one in sources]
+        sources = [numbered(one, numbers) for one in sources]
     if args.restart:
         forget(args.out)
     detector = Detector(
@@ -284,13 +285,6 @@ def _shown(item: Slice, limits: Limits) -> np.ndarray:
     if limits is None and small.pixels.dtype != np.uint8:
         limits = window_limits(parse_window("percentile"), [small])
     return apply_window(small.pixels, limits)
-
-
-def _numbered(source: Source, numbers: Numbers) -> Source:
-    """Under a name that is a number; those of DICOM series are."""
-    if source.kind == "dicom":
-        return source
-    return dataclasses.replace(source, name=numbers.image_name(source.paths[0]))
 
 
 def _file_name(source: Source, anonymous: bool) -> str:

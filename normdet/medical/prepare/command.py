@@ -43,6 +43,7 @@ from normdet.medical.prepare.write import (
     write_json,
 )
 from normdet.medical.readers import nifti
+from normdet.medical.readers.find import numbered
 from normdet.medical.windowed import read_windowed
 from normdet.version import __version__
 
@@ -157,7 +158,7 @@ def prepare(
     notes: list[str] = []
     queue = list(stacks(request, faults, notes))
     if numbers:
-        queue = [_numbered(stack, numbers) for stack in queue]
+        queue = [replace(one, source=numbered(one.source, numbers)) for one in queue]
     declared = list(dict.fromkeys(name for stack in queue for name in stack.classes))
     readings = list(dict.fromkeys(stack.reading for stack in queue if stack.reading))
     stated = {stack.split for stack in queue}
@@ -206,14 +207,6 @@ def prepare(
     write_configs(folder, fingerprint)
     draw(parts, folder / IMAGES, categories, folder / "contact_sheet.png")
     return _summary(parts, categories, readings, faults, warnings, collected)
-
-
-def _numbered(stack: Stack, numbers: Numbers) -> Stack:
-    """Under a name that is a number; those of DICOM series are."""
-    if stack.source.kind == "dicom":
-        return stack
-    name = numbers.image_name(stack.source.paths[0])
-    return replace(stack, source=replace(stack.source, name=name))
 
 
 def _collect(

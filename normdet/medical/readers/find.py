@@ -4,11 +4,13 @@ import itertools
 import os
 import re
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from pathlib import Path
 
 from normdet.data import image_file as image
 from normdet.data.slices import Source
 from normdet.errors import NormdetError
+from normdet.files.anonymous import Numbers
 from normdet.files.faults import Report, stop, unreadable
 from normdet.medical.readers import dicom, nifti
 
@@ -119,3 +121,10 @@ def unique_name(path: Path, root: Path, taken: set[str]) -> str:
     unique = next(text for text in itertools.chain([name], numbered) if text not in taken)
     taken.add(unique)
     return unique
+
+
+def numbered(source: Source, numbers: Numbers) -> Source:
+    """The source under a name that is a number; those of DICOM series are."""
+    if source.kind == "dicom":
+        return source
+    return replace(source, name=numbers.image_name(source.paths[0]))
