@@ -36,11 +36,12 @@ def read_bytes(path: Path, largest: int) -> bytes:
     Raises:
         NormdetError: one that cannot be read, is larger, or is no regular file.
     """
-    if check_regular(path) > largest:
+    size = check_regular(path)
+    if size > largest:
         raise NormdetError(f"{path} is larger than {_size(largest)}: not read")
     try:
         with open(path, "rb") as file:
-            return file.read(largest)
+            return file.read(size)  # sets aside as much memory as it is asked for
     except OSError as error:
         raise unreadable(path, error) from error
 

@@ -1,6 +1,7 @@
 """Files of strangers are read if they are files, and no larger or deeper than people's are."""
 
 import os
+import tracemalloc
 
 import pytest
 
@@ -33,6 +34,15 @@ def test_size_is_bounded(tmp_path):
         sparse.truncate(100 << 20)
     with pytest.raises(NormdetError, match=r"a\.xml is larger than 32 MB: not read"):
         parse_xml(tmp_path / "a.xml")
+
+
+def test_a_small_file_takes_little_memory_under_a_large_bound(tmp_path):
+    (tmp_path / "a.json").write_text("{}")
+    tracemalloc.start()
+    assert read_bytes(tmp_path / "a.json", 1 << 30) == b"{}"
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    assert peak < 1 << 20
 
 
 def test_depth_is_bounded(tmp_path):
