@@ -107,7 +107,8 @@ def _run_openly(cfg: CfgNode, args: argparse.Namespace) -> dict:
     console = _setup_logging(folder, terminal=sys.stdout.isatty() and not args.eval_only)
     logger.debug("environment:\n%s", collect_env_info())
     logger.debug("arguments: %s", args)
-    logger.debug("config:\n%s", cfg.dump())
+    # As it is typed: a name that is broken or escaped would not be known as one.
+    logger.debug("config:\n%s", cfg.dump(width=sys.maxsize, allow_unicode=True))
     logger.debug("keys that differ from the defaults:\n%s", config_diff(cfg))
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
     if args.eval_only:

@@ -93,8 +93,10 @@ class Numbers:
         for word in words & self._shown.keys():
             found |= self._shown[word]
         for name in sorted(found, key=len, reverse=True):
+            # A long line is broken where a name has a space.
+            pattern = r"\s+".join(map(re.escape, re.split(r"\s+", name)))
             # Not within a word: `in` is no part of `image`.
-            text = re.sub(rf"(?<!\w){re.escape(name)}(?!\w)", lambda m, t=found[name]: t, text)
+            text = re.sub(rf"(?<!\w){pattern}(?!\w)", lambda m, t=found[name]: t, text)
         return _FILE.sub(self._hide_file, text)
 
     def _hide_file(self, match: re.Match) -> str:

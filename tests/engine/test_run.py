@@ -128,7 +128,7 @@ def test_torchrun_gives_rank_and_world(start, tmp_path):
 
 def test_names_of_images_become_numbers(tiny_config, tiny_data, tmp_path, capfd):
     """In what is printed and in the logs, whatever fails."""
-    data, out = tmp_path / "of Zaphod", tmp_path / "run"
+    data, out = tmp_path / ("scans " * 16 + "of") / "Ä. Zaphod", tmp_path / "run"
     shutil.copytree(tiny_data, data)
     (data / "images" / "1.png").rename(data / "images" / "Zaphod 1.png")
     text = (data / "squares.json").read_text().replace('"1.png"', '"Zaphod 1.png"')
@@ -141,4 +141,4 @@ def test_names_of_images_become_numbers(tiny_config, tiny_data, tmp_path, capfd)
     assert re.search(r"1 faults:\s+file \d+ cannot be read as an image", printed)
     assert "Zaphod" not in printed and "Zaphod" in (tmp_path / "run-names.csv").read_text()
     for path in out.glob("*log*"):
-        assert "Zaphod" not in path.read_text(), path
+        assert not re.search(r"Zaphod|\\xC4|Ä", path.read_text()), path
