@@ -39,10 +39,11 @@ endif
 demo: setup
 	OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} $(PY) -m normdet demo $(ARGS)
 
-# Two threads a process: the tests that start several processes would otherwise crowd the cores.
+# A process for each core, and one thread in each: most tests are too small for two threads.
+# ARGS='-n 0' runs them in one process, as a debugger needs it.
 test: setup
-	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-2} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
-		$(PY) -m pytest tests $(ARGS)
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
+		$(PY) -m pytest tests -n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 # Needs no GPU: compiles for three, and fails on a spill or a narrow read.
 kernels: setup

@@ -45,7 +45,7 @@ setup(
         "tifffile",
     ],
     extras_require={
-        "dev": ["pytest", "pytest-timeout", "ruff"],
+        "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff"],
         "bench": ["timm>=0.9"],
         "eval": ["faster-coco-eval>=1.8"],
         "medical": [
