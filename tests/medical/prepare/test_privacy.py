@@ -13,10 +13,10 @@ from PIL import Image
 
 from normdet.cli import main
 from normdet.errors import NormdetError
-from normdet.files.anonymous import Numbers, hiding
 from normdet.medical.predict import command as predict
 from normdet.medical.predict.overlay import draw
 from normdet.medical.readers import find_sources, read_slices
+from tests.files.test_anonymous import NAME
 from tests.medical.predict.fake import run
 from tests.medical.prepare.make import SECRETS, blobs, dicom_image, write_segmentation, write_series
 
@@ -161,9 +161,6 @@ def test_files_of_dicom_give_no_names(tmp_path, name):
     assert [slice_.name for slice_ in read_slices(tmp_path)] == ["series0001"]
 
 
-NAME = "Zaphod_Beeblebrox"
-
-
 def plant(folder):
     """Images and labels in folders and files of a patient's name; every second is broken."""
     root = folder / f"study of {NAME}"
@@ -262,18 +259,3 @@ def test_errors_are_hidden_too(tmp_path, capfd):
     assert main(["prepare", str(folder), "--out", str(tmp_path / "out"), "--anonymize"]) == 2
     assert main(["prepare", f"{folder}/x", "--out", str(tmp_path / "out"), "--anonymize"]) == 2
     assert NAME not in "".join(capfd.readouterr())
-
-
-def test_a_traceback_is_hidden_too(tmp_path, capfd):
-    (tmp_path / f"{NAME}.png").touch()
-    with pytest.raises(SystemExit), hiding(Numbers([tmp_path], tmp_path / "key.csv")):
-        raise RuntimeError(f"{tmp_path}/{NAME}.png and {NAME}")
-    printed = capfd.readouterr().err
-    assert "Traceback" in printed and "RuntimeError: file " in printed and NAME not in printed
-
-
-def test_words_within_words_stay(tmp_path):
-    for name in ("cell.png", "images", "1"):
-        (tmp_path / name).touch()
-    hide = Numbers([tmp_path], tmp_path / "key.csv").hide
-    assert hide("1 images: cells, cell.png") == "1 images: cells, file 3"
