@@ -530,6 +530,8 @@ def _whole(site: Site, vec: int) -> _Whole | None:
         rows, columns = rows // 2 if width > 1 else 4 * rows, 1
     elif weights and not site.last:
         rows, columns = _FILTER_TILE
+    elif vec == 1 and width > 1 and not site.last:
+        rows //= 2  # elements read one by one take an address each, and registers for it
     rows = max(rows, power(width))
     most = 16 * limits.rows * (1 if columns > 1 else 16)
     if rows > most:
