@@ -2,39 +2,47 @@
 
 import json
 from collections import Counter
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Container, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pycocotools.mask as mask_util
-from detectron2.structures import BoxMode
 
+from normdet.data.annotation import (
+    as_meant,
+    check_ids,
+    compressed,
+    covers,
+    drawn,
+    fault_of,
+    id_key,
+    mask_bounds,
+    object_of,
+)
 from normdet.data.image_file import read_header
 from normdet.data.names import Finder
+from normdet.data.plain import columns
 from normdet.data.records import (
     MAX_BOX_FAULTS,
     BoxCheck,
     Dataset,
-    are_finite,
-    box_fault,
     check_class_name,
     warn_dropped,
 )
-from normdet.data.rle import runs
 from normdet.errors import NormdetError
 from normdet.files.faults import fault
+from normdet.files.memory import no_collection
 from normdet.files.read import read_bytes
 from normdet.files.words import first_of
 
 # The largest file of COCO itself is 0.5 GB; json needs about ten times a file's size in memory.
 MAX_BYTES = 2 << 30
-# pycocotools counts pixels in 32 bits, and takes memory by a polygon's length: of no use above
-# these, and what it does then is to crash.
+# pycocotools counts pixels in 32 bits, and crashes above.
 _MOST_PIXELS = (1 << 31) - 1
-_LONGEST_OUTLINE = 1 << 22
 # Digits of an id that is taken for a number.
 _LONGEST_ID = 19
+# Annotations that are looked at side by side: many, and few enough that an odd one costs little.
+_AT_ONCE = 512
 
 
 def load_coco(
@@ -67,11 +75,12 @@ def load_coco(
             category, or has too many boxes that disagree.
     """
     json_file, image_root = Path(json_file), Path(image_root)
-    content = _read(json_file)
-    if not image_root.is_dir():
-        raise NormdetError(f"image folder {image_root} does not exist")
-    finder = Finder([image_root, *roots])
-    return dataset_of(content, json_file, image_root, finder, report, max_box_faults)
+    with no_collection():
+        content = _read(json_file)
+        if not image_root.is_dir():
+            raise NormdetError(f"image folder {image_root} does not exist")
+        finder = Finder([image_root, *roots])
+        return dataset_of(content, json_file, image_root, finder, report, max_box_faults)
 
 
 def dataset_of(
@@ -100,7 +109,7 @@ def dataset_of(
     for category in categories.values():
         check_class_name(category["name"], source)
     notes: list[str] = []
-    used = {_key(entry.get("category_id")) for entry in content["annotations"]}
+    used = {id_key(entry.get("category_id")) for entry in content["annotations"]}
     categories = _without_roots(categories, used, source, notes)
     paths = _image_paths(images, finder, source, report)
     sizes = _sizes(images, paths, source, report)
@@ -122,36 +131,109 @@ def dataset_of(
     for key, record in records.items():
         if (ignored := _ignored(images[key], record, source, report)) is not None:
             record["ignore"] = ignored
-    dropped: list[str] = []
     left_out = images.keys() - records.keys()
-    boxes, counts = BoxCheck(source, max_box_faults), Counter()
-    for place, annotation in enumerate(content["annotations"], start=1):
-        if _key(annotation.get("image_id")) in left_out:
-            continue
-        name = annotation.get("id", f"number {place}")
-        try:
-            record = _owner(annotation, name, records, contiguous, source)
-            annotation = _as_meant(annotation, record, f"{source}: annotation {name}", counts)
-            reason = _fault(annotation, name, record, source)
-        except NormdetError as error:
-            fault(str(error), report)
-            continue
-        phrase = f"annotation {name} of image {record['image_id']}"
-        if reason:
-            dropped.append(f"{phrase} ({reason})")
-            continue
-        bounds = _bounds(annotation.get("segmentation"))
-        if not annotation["iscrowd"]:
-            size = record["height"], record["width"]
-            boxes.see(annotation["bbox"], bounds, size, phrase)
-        record["annotations"].append(_object(annotation, contiguous))
+    reader = _Objects(source, records, contiguous, left_out, report)
+    reader.read(content["annotations"], boxes := BoxCheck(source, max_box_faults))
     if report is None:
-        warn_dropped(dropped, len(content["annotations"]), source)
+        warn_dropped(reader.dropped, len(content["annotations"]), source)
     notes += boxes.settle(report)
-    notes += [f"{source}: {count} {what}" for what, count in counts.items()]
+    notes += [f"{source}: {count} {what}" for what, count in reader.forms.items()]
     ids = [_user_id(categories[key]["id"]) for key in in_order]
     classes = [categories[key]["name"] for key in in_order]
-    return Dataset(list(records.values()), classes, ids, image_root, dropped, notes)
+    return Dataset(list(records.values()), classes, ids, image_root, reader.dropped, notes)
+
+
+class _Objects:
+    """Gives each record the objects of a file's annotations.
+
+    Args:
+        source: the file, for messages.
+        records: by the key of their image; their `annotations` are filled.
+        classes: numbers of classes by the key of their category.
+        left_out: keys of images whose annotations are passed over.
+        report: as in :func:`load_coco`.
+
+    Attributes:
+        dropped: a phrase on each annotation that was left out.
+        forms: how many annotations had another form than COCO's.
+    """
+
+    def __init__(
+        self,
+        source: Path,
+        records: dict[str, dict],
+        classes: dict[str, int],
+        left_out: Container[str],
+        report: Callable[[str], None] | None,
+    ):
+        self._source, self._left_out, self._report = source, left_out, report
+        self._records, self._classes = records, classes
+        self.dropped: list[str] = []
+        self.forms: Counter[str] = Counter()
+
+    def read(self, annotations: Sequence[dict], boxes: BoxCheck) -> None:
+        """Read all of a file's annotations, and show `boxes` those that are no crowd's."""
+        owners, classes = _as_written(self._records), _as_written(self._classes)
+        for start in range(0, len(annotations), _AT_ONCE):
+            part = annotations[start : start + _AT_ONCE]
+            found = columns(part, owners, classes)
+            plain, seen = found.plain.tolist(), np.zeros(len(part), bool)
+            for place, (annotation, plain) in enumerate(
+                zip(part, found.plain.tolist(), strict=True)
+            ):
+                if plain:
+                    record = owners[annotation["image_id"]]
+                    entry = object_of(annotation, classes[annotation["category_id"]])
+                else:
+                    name = annotation.get("id", f"number {start + place + 1}")
+                    record, entry = self._one(annotation, name)
+                    if entry is None:
+                        continue
+                    found.boxes[place] = entry["bbox"]
+                    found.bounds[place] = mask_bounds(entry.get("segmentation")) or np.nan
+                    found.sizes[place] = record["height"], record["width"]
+                record["annotations"].append(entry)
+                seen[place] = not entry["iscrowd"]
+            places = np.flatnonzero(seen)
+            boxes.see(
+                found.boxes[places], found.bounds[places], found.sizes[places],
+                lambda row, part=part, places=places, start=start: _phrase(
+                    part[places[row]], start + places[row] + 1
+                ),
+            )  # fmt: skip
+
+    def _one(self, annotation: dict, name: Any) -> tuple[dict, dict] | tuple[None, None]:
+        """Record and object of an annotation that is odd in some way; None where it is left out."""
+        key, where = id_key(annotation.get("image_id")), f"{self._source}: annotation {name}"
+        if key in self._left_out:
+            return None, None
+        try:
+            check_ids(annotation, where, self._records, self._classes)
+            record = self._records[key]
+            annotation = as_meant(annotation, record, where, self.forms)
+            reason = fault_of(annotation, record, where)
+        except NormdetError as error:
+            fault(str(error), self._report)
+            return None, None
+        if reason:
+            self.dropped.append(f"{_phrase(annotation, name)} ({reason})")
+            return None, None
+        annotation["segmentation"] = drawn(annotation.get("segmentation"))
+        return record, object_of(annotation, self._classes[id_key(annotation["category_id"])])
+
+
+def _phrase(annotation: dict, name: Any) -> str:
+    return f"annotation {name} of image {annotation['image_id']}"
+
+
+def _as_written(known: Mapping[str, Any]) -> dict[int | str, Any]:
+    """By the ids that files write: the text of each key, and the number that it is the text of."""
+    numbers = {int(key): value for key, value in known.items() if _is_number(key)}
+    return {**known, **numbers}
+
+
+def _is_number(key: str) -> bool:
+    return key.isascii() and key.isdecimal() and len(key) < _LONGEST_ID and str(int(key)) == key
 
 
 def _read(json_file: Path) -> dict[str, list[dict]]:
@@ -187,17 +269,6 @@ def read_json(json_file: Path) -> Any:
         raise NormdetError(f"{json_file} is not JSON: {error}") from error
 
 
-def _key(value: Any) -> str | None:
-    """An id as text: the same of 1, 1.0 and "1"; None of what is no id."""
-    if type(value) is int:  # nearly all are
-        return str(value)
-    if isinstance(value, float) and value.is_integer():
-        value = int(value)
-    if isinstance(value, bool) or not isinstance(value, int | str):
-        return None
-    return str(value).strip() or None
-
-
 def _user_id(value: Any) -> int | str:
     return int(value) if isinstance(value, float) else value
 
@@ -209,7 +280,7 @@ def _order(key: str) -> tuple[bool, int, str]:
 
 
 def _by_id(entries: list[dict], kind: str, json_file: Path) -> dict[str, dict]:
-    ids = [_key(entry.get("id")) for entry in entries]
+    ids = [id_key(entry.get("id")) for entry in entries]
     if not all(ids):
         raise NormdetError(f"{json_file} is not COCO: an {kind} entry has no id")
     repeated = [key for key, count in Counter(ids).items() if count > 1]
@@ -305,178 +376,8 @@ def _ignored(
     if not isinstance(rle, dict):
         return None
     size = [record["height"], record["width"]]
-    if rle.get("size") != size or not _covers(rle.get("counts"), *size):
+    if rle.get("size") != size or not covers(rle.get("counts"), *size):
         fault(f"{source}: image {record['image_id']} has an ignore that is not an RLE of {size}",
               report)  # fmt: skip
         return None
-    return _compressed(rle)
-
-
-def _owner(
-    annotation: dict, name: Any, records: dict[str, dict], contiguous: dict, source: Path
-) -> dict:
-    for field, known in (("image_id", records), ("category_id", contiguous)):
-        value = annotation.get(field)
-        if _key(value) not in known:
-            raise NormdetError(f"{source}: annotation {name} has the unknown {field} {value!r}")
-    return records[_key(annotation["image_id"])]
-
-
-def _as_meant(annotation: dict, record: dict, where: str, counts: Counter) -> dict:
-    """An annotation in COCO's form, from other forms that are understood."""
-    meant = dict(annotation)
-    crowd = annotation.get("iscrowd", 0)
-    meant["iscrowd"] = {None: 0, False: 0, True: 1}.get(crowd, crowd) if _is_plain(crowd) else crowd
-    box, mask = annotation.get("bbox"), annotation.get("segmentation")
-    if isinstance(box, dict) and {"x", "y", "width", "height"} <= box.keys():
-        meant["bbox"] = box = [box[name] for name in ("x", "y", "width", "height")]
-        counts["boxes were written as objects, not lists"] += 1
-    if isinstance(mask, list) and mask and all(isinstance(value, int | float) for value in mask):
-        meant["segmentation"] = mask = [mask]
-        counts["polygons were written without the list around them"] += 1
-    if isinstance(mask, list) and box and mask and _is_box(mask, box):
-        meant["segmentation"] = mask = None
-        counts["masks were two corners of their box: taken as boxes without a mask"] += 1
-    if box is None and mask and _mask_fault(mask, record, where) is None and _bounds(mask):
-        x0, y0, x1, y1 = _bounds(mask)
-        meant["bbox"] = [x0, y0, x1 - x0, y1 - y0]
-        counts["boxes were missing: taken from their masks"] += 1
-    return meant
-
-
-def _is_plain(value: Any) -> bool:
-    return value is None or isinstance(value, bool)
-
-
-def _is_box(polygons: list, box: Any) -> bool:
-    """Whether polygons are the two corners of a box."""
-    if len(polygons) != 1 or not isinstance(polygons[0], list) or len(polygons[0]) != 4:
-        return False
-    if not isinstance(box, list) or len(box) != 4 or not are_finite([*polygons[0], *box]):
-        return False
-    corners = box[0], box[1], box[0] + box[2], box[1] + box[3]
-    return all(abs(a - b) <= 1 for a, b in zip(polygons[0], corners, strict=True))
-
-
-def _bounds(segmentation: Any) -> tuple[float, float, float, float] | None:
-    """Left, top, right and bottom of a mask; None of none."""
-    if isinstance(segmentation, dict):
-        try:
-            x, y, width, height = mask_util.toBbox(_compressed(segmentation)).tolist()
-        except (TypeError, ValueError, KeyError):  # named when its turn comes
-            return None
-        return (x, y, x + width, y + height) if width and height else None
-    polygons = _polygons(segmentation) if isinstance(segmentation, list) else []
-    if not polygons or not all(map(are_finite, polygons)):
-        return None
-    xs = [value for polygon in polygons for value in polygon[::2]]
-    ys = [value for polygon in polygons for value in polygon[1::2]]
-    return min(xs), min(ys), max(xs), max(ys)
-
-
-def _compressed(rle: dict) -> dict:
-    if isinstance(rle["counts"], list):
-        return mask_util.frPyObjects(rle, *rle["size"])
-    return rle
-
-
-def _fault(annotation: dict, name: Any, record: dict, json_file: Path) -> str | None:
-    where = f"{json_file}: annotation {name}"
-    box = annotation.get("bbox")
-    if not isinstance(box, list) or not all(isinstance(value, int | float) for value in box):
-        raise NormdetError(f"{where} has no bbox of four numbers")
-    if not box:
-        return "empty bbox"
-    if len(box) != 4:
-        raise NormdetError(f"{where} has no bbox of four numbers")
-    if not are_finite(box):
-        return "bbox not finite"
-    if annotation["iscrowd"] not in (0, 1):
-        raise NormdetError(f"{where} has an iscrowd that is neither 0 nor 1")
-    keypoints = annotation.get("keypoints") or []
-    if not isinstance(keypoints, list) or not are_finite(keypoints) or len(keypoints) % 3:
-        raise NormdetError(f"{where} has keypoints that are not numbers by threes")
-    x, y, width, height = box
-    if fault := box_fault(x, y, x + width, y + height, record["width"], record["height"]):
-        return fault
-    return _mask_fault(annotation.get("segmentation"), record, where)
-
-
-def _mask_fault(segmentation: Any, record: dict, where: str) -> str | None:
-    if isinstance(segmentation, dict):
-        size = [record["height"], record["width"]]
-        if segmentation.get("size") != size or not _covers(segmentation.get("counts"), *size):
-            raise NormdetError(f"{where} has a mask that is not an RLE of {size}")
-    elif isinstance(segmentation, list):
-        if segmentation and not (polygons := _polygons(segmentation)):
-            return "no polygon of three points"
-        if segmentation and not _can_be_drawn(polygons, record["height"], record["width"]):
-            return "polygon not finite, far outside the image, or endless"
-    elif segmentation is not None:
-        raise NormdetError(f"{where} has a segmentation that is neither polygons nor an RLE")
-    return None
-
-
-def _can_be_drawn(polygons: list[list[float]], height: int, width: int) -> bool:
-    """Whether pycocotools can draw them in the memory there is; it checks nothing itself."""
-    for polygon in polygons:
-        if not are_finite(polygon):
-            return False
-        for values, side in ((polygon[::2], width), (polygon[1::2], height)):
-            if min(values) < -side or max(values) > 2 * side:
-                return False
-    # Most polygons pass by this upper bound.
-    most = sum(map(len, polygons)) * 2 * max(height, width)
-    return most <= _LONGEST_OUTLINE or sum(map(_length, polygons)) <= _LONGEST_OUTLINE
-
-
-def _length(polygon: list[float]) -> float:
-    """In steps from pixel to pixel, diagonal ones included."""
-    points = np.array(polygon, float).reshape(-1, 2)
-    return np.abs(points - np.roll(points, 1, axis=0)).max(1).sum()
-
-
-def _covers(counts: Any, height: int, width: int) -> bool:
-    """Whether the runs of an RLE fill the image: pycocotools leaves what they lack to chance."""
-    if isinstance(counts, str):
-        lengths = runs(counts)
-    elif isinstance(counts, list) and all(isinstance(run, int) for run in counts):
-        lengths = counts
-    else:
-        return False
-    return bool(lengths) and min(lengths) >= 0 and sum(lengths) == height * width
-
-
-def _polygons(segmentation: list) -> list[list[float]]:
-    return [
-        polygon
-        for polygon in segmentation
-        if isinstance(polygon, list) and len(polygon) % 2 == 0 and len(polygon) >= 6
-    ]
-
-
-def _object(annotation: dict, contiguous: dict[str, int]) -> dict:
-    result = {
-        "iscrowd": annotation["iscrowd"],
-        "bbox": annotation["bbox"],
-        "bbox_mode": BoxMode.XYWH_ABS,
-        "category_id": contiguous[_key(annotation["category_id"])],
-    }
-    segmentation = annotation.get("segmentation")
-    if isinstance(segmentation, dict):
-        segmentation = _compressed(segmentation)
-    elif segmentation:
-        segmentation = _polygons(segmentation)
-    if segmentation:
-        result["segmentation"] = segmentation
-    if annotation.get("keypoints"):
-        # COCO's keypoints are pixel indices; detectron2 wants pixel centres, as the masks have.
-        result["keypoints"] = [
-            value if index % 3 == 2 else value + 0.5
-            for index, value in enumerate(annotation["keypoints"])
-        ]
-    area = annotation.get("area")
-    if isinstance(area, int | float) and are_finite([area]):
-        # What evaluation calls small and large is decided by the area that a file states.
-        result["area"] = area
-    return result
+    return compressed(rle)

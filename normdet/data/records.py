@@ -9,6 +9,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+from numpy.typing import ArrayLike
+
 from normdet.errors import NormdetError
 from normdet.files.words import first_of
 
@@ -94,23 +97,28 @@ class BoxCheck:
         self._total = self._corners = 0
 
     def see(
-        self, box: Sequence[float], bounds: Sequence[float] | None, size: tuple[int, int], name: str
+        self, boxes: ArrayLike, bounds: ArrayLike, sizes: ArrayLike, name: Callable[[int], str]
     ) -> None:
-        """One box.
+        """N boxes.
 
         Args:
-            box: x, y, width, height.
-            bounds: those of its mask, left, top, right, bottom; None if it has none.
-            size: height and width of the image.
-            name: of the annotation.
+            boxes: `(N, 4)`: x, y, width, height.
+            bounds: `(N, 4)`, of their masks: left, top, right, bottom; NaN without one.
+            sizes: `(N, 2)`: height and width of the image.
+            name: of the annotation in a row.
         """
-        self._total += 1
-        x, y, width, height = box
-        why = _disagreement((x, y, x + width, y + height), bounds, size)
-        if why:
-            self._phrases.append(f"{name} ({why})")
-            # Many files have corners where COCO has a width and a height.
-            self._corners += _disagreement(box, bounds, size) is None and width > x and height > y
+        boxes, bounds = np.reshape(boxes, (-1, 4)), np.reshape(bounds, (-1, 4))
+        sides = np.reshape(sizes, (-1, 2))[:, ::-1]
+        self._total += len(boxes)
+        corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
+        odd = _leave(corners, sides) | _disagree(corners, bounds, sides)
+        # Many files have corners where COCO has a width and a height.
+        as_corners = ~(_leave(boxes, sides) | _disagree(boxes, bounds, sides))
+        as_corners &= (boxes[:, 2:] > boxes[:, :2]).all(1)
+        self._corners += int((odd & as_corners).sum())
+        for row in np.flatnonzero(odd).tolist():
+            why = _why(corners[row], bounds[row], sides[row])
+            self._phrases.append(f"{name(row)} ({why})")
 
     def settle(self, report: Callable[[str], None] | None) -> list[str]:
         """Sentences on the boxes that were seen.
@@ -137,24 +145,27 @@ class BoxCheck:
         )
 
 
-def _disagreement(
-    box: Sequence[float], bounds: Sequence[float] | None, size: tuple[int, int]
-) -> str | None:
-    """Why a box left, top, right, bottom is not its mask's, or not inside its image; or None."""
-    height, width = size
-    x0, y0, x1, y1 = box
-    if min(x0, y0) < -_ROUNDING or x1 > width + _ROUNDING or y1 > height + _ROUNDING:
-        return f"box to {x1:g}, {y1:g} in an image of {width}x{height}"
-    if bounds is None:
-        return None
-    limits = (width, height, width, height)
-    mask = [min(max(value, 0), most) for value, most in zip(bounds, limits, strict=True)]
-    inside = [min(max(value, 0), most) for value, most in zip(box, limits, strict=True)]
-    slack = max(_ROUNDING, _SLACK * max(mask[2] - mask[0], mask[3] - mask[1]))
-    if all(abs(a - b) <= slack for a, b in zip(mask, inside, strict=True)):
-        return None
-    numbers = [",".join(f"{value:g}" for value in corners) for corners in (box, mask)]
-    return f"box {numbers[0]}, mask {numbers[1]}"
+def _leave(corners: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Whether each of N boxes left, top, right, bottom leaves its image of `sides`, x and y."""
+    low, high = corners[:, :2], corners[:, 2:]
+    return ((low < -_ROUNDING) | (high > sides + _ROUNDING)).any(1)
+
+
+def _disagree(corners: np.ndarray, bounds: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Whether each of N boxes is not its mask's, where it has one."""
+    inside = np.clip(corners, 0, np.tile(sides, 2))
+    mask = np.clip(bounds, 0, np.tile(sides, 2))
+    slack = np.maximum(_ROUNDING, _SLACK * (mask[:, 2:] - mask[:, :2]).max(1))
+    return (np.abs(inside - mask) > slack[:, None]).any(1)  # of NaN nothing is greater
+
+
+def _why(corners: np.ndarray, bounds: np.ndarray, sides: np.ndarray) -> str:
+    """A phrase on a box that leaves its image or disagrees with its mask."""
+    if _leave(corners[None], sides[None]).any():
+        return f"box to {corners[2]:g}, {corners[3]:g} in an image of {sides[0]}x{sides[1]}"
+    both = (np.clip(one, 0, np.tile(sides, 2)) for one in (bounds, corners))
+    mask, box = (",".join(f"{value:g}" for value in one) for one in both)
+    return f"box {box}, mask {mask}"
 
 
 def confined(folder: Path, name: str, source: Path) -> Path:

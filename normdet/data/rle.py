@@ -1,5 +1,6 @@
 """COCO's run lengths, and masks kept as the piece that holds them: cheap in images of any size."""
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -30,7 +31,62 @@ def runs(counts: str | bytes) -> list[int] | None:
             value -= (bits >> 4 & 1) << shift
             lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
             value = shift = 0
-    return lengths
+    # Where the last number does not end, pycocotools reads on behind the text.
+    return None if shift else lengths
+
+
+def fills(counts: Sequence[str], pixels: np.ndarray) -> np.ndarray:
+    """Whether the runs of each compressed RLE make up an image, `(N,)` bool.
+
+    The same as `min(runs(text)) >= 0 and sum(runs(text)) == pixels`, of many at once.
+
+    Args:
+        counts: N texts.
+        pixels: `(N,)`, of each image, below 2**31.
+    """
+    full = np.zeros(len(counts), bool)
+    sizes = np.fromiter(map(len, counts), int, len(counts))
+    text = "".join(counts)
+    if not text.isascii() or not sizes.all():
+        return np.array([_fills(*one) for one in zip(counts, pixels.tolist(), strict=True)], bool)
+    data = np.frombuffer(text.encode(), np.uint8).astype(np.int64) - 48
+    owner = np.repeat(np.arange(len(counts)), sizes)
+    sound = np.ones(len(counts), bool)
+    sound[owner[(data < 0) | (data >= 64)]] = False
+    is_last = data & 32 == 0
+    ends = np.cumsum(sizes) - 1
+    sound &= is_last[ends]
+    is_last[ends] = True
+    lasts = np.flatnonzero(is_last)
+    firsts = np.append(0, lasts[:-1] + 1)
+    digits = lasts - firsts + 1
+    sound[owner[lasts[digits > _MOST_BITS // 5]]] = False
+    place = np.arange(len(data)) - np.repeat(firsts, digits)
+    values = np.add.reduceat((data & 31) << np.minimum(5 * place, _MOST_BITS), firsts)
+    values -= (data[lasts] >> 4 & 1) << np.minimum(5 * digits, _MOST_BITS)
+    of = owner[lasts]
+    # So small that no sum of them leaves 64 bits; no run of a sound RLE is longer.
+    sound[of[np.abs(values) >= 1 << 31]] = False
+    values[~sound[of]] = 0
+    # Each run from the fourth on adds to the one before the last: sums along odd and even places.
+    begins = np.flatnonzero(np.diff(of, prepend=-1))
+    index = np.arange(len(of)) - np.repeat(begins, np.diff(np.append(begins, len(of))))
+    chain = 3 * of + np.where(index == 0, 0, 1 + index % 2)
+    order = np.argsort(chain, kind="stable")
+    sums = np.cumsum(values[order])
+    heads = np.flatnonzero(np.diff(chain[order], prepend=-1))
+    before = np.append(0, sums)[heads]
+    lengths = sums - np.repeat(before, np.diff(np.append(heads, len(of))))
+    sound[of[order][(lengths < 0) | (lengths >= 1 << 31)]] = False
+    lengths[~sound[of[order]]] = 0
+    # A mask's chains lie side by side, so its runs begin where they did.
+    full[sound] = (np.add.reduceat(lengths, begins) == pixels)[sound]
+    return full
+
+
+def _fills(counts: str, pixels: int) -> bool:
+    lengths = runs(counts)
+    return bool(lengths) and min(lengths) >= 0 and sum(lengths) == pixels
 
 
 @dataclass(frozen=True)

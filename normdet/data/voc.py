@@ -6,6 +6,7 @@ import xml.etree.ElementTree as ET
 from collections.abc import Callable, Container, Iterator, Mapping
 from pathlib import Path, PurePath
 
+import numpy as np
 from detectron2.structures import BoxMode
 
 from normdet.data.image_file import SUFFIXES, read_header
@@ -139,9 +140,6 @@ def _record(
         if reason := box_fault(x0, y0, x1, y1, width, height):
             dropped.append(f"{name} in {stem}.xml ({reason})")
             continue
-        boxes.see(
-            [x0 - 1, y0 - 1, x1 - x0 + 1, y1 - y0 + 1], None, (height, width), f"{stem}.xml"
-        )
         objects.append(
             {
                 "bbox": [x0 - 1, y0 - 1, x1, y1],
@@ -149,6 +147,12 @@ def _record(
                 "category_id": classes.index(name),
             }
         )
+    corners = np.reshape([entry["bbox"] for entry in objects], (-1, 4))
+    corners[:, 2:] -= corners[:, :2]
+    boxes.see(
+        corners, np.full_like(corners, np.nan), [(height, width)] * len(objects),
+        lambda row: f"{stem}.xml",
+    )  # fmt: skip
     record = {"file_name": str(image), "height": height, "width": width, "annotations": objects}
     return record, dropped
 
@@ -195,7 +199,5 @@ def read_objects(
                 float(item.findtext(f"bndbox/{key}")) for key in ("xmin", "ymin", "xmax", "ymax")
             )
         except (TypeError, ValueError) as error:
-            raise NormdetError(
-                f"{name} has an object without a bndbox of four numbers"
-            ) from error
+            raise NormdetError(f"{name} has an object without a bndbox of four numbers") from error
         yield _name(item), (x0, y0, x1, y1)
