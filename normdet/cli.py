@@ -68,7 +68,8 @@ def _parser() -> argparse.ArgumentParser:
         added.set_defaults(run=run)
         return added
 
-    for name, text in (_TRAINING | _DELEGATED).items():
+    delegated = {name: text for name, (text, _) in DELEGATED.items()}
+    for name, text in (TRAINING | delegated).items():
         commands.add_parser(name, help=text, add_help=False)
     command("norms", "list the norms, activations and weight methods of an option", _norms)
     configs = commands.add_parser("configs", help="list and copy the configs that come along")
@@ -95,35 +96,37 @@ def _prepend(variable: str, rules: list[str]) -> None:
 
 
 # Not parsed as argparse's own subcommands: those take no KEY VALUE pairs on both sides of a flag.
-_TRAINING = {
+TRAINING = {
     "train": "train a detector and evaluate it",
     "eval": "evaluate the weights of a detector",
 }
-# Subcommands that parse their own arguments, and the modules whose `main(argv)` they are.
-_DELEGATED = {
-    "demo": "train FRN+TLU and GN on real microscopy, and report",
-    "prepare": "make images of labs and hospitals ready to train on",
-    "predict": "find objects in images: COCO JSON, overlays, label images, counts",
-    "doctor": "say whether stored batch statistics fit your images",
-    "convert": "give a trained model another norm and keep its function",
-    "export": "write a model as ONNX, TorchScript, pt2 or plain detectron2, and check the file",
-    "inspect": "say what a weights file is, and which config keys it needs",
-    "compare": "train norms against each other on your data, and report with intervals",
-    "bench": "measure the layers and their fast forms",
-    "tool": "run a script made for detectron2, such as its tools/, on configs with our keys",
-}
-_MODULES = {
-    "demo": "normdet.lab.demo",
-    "prepare": "normdet.medical.prepare",
-    "predict": "normdet.medical.predict",
-    "doctor": "normdet.lab.doctor",
-    "convert": "normdet.convert",
-    "export": "normdet.export",
-    "inspect": "normdet.weights.command",
-    "compare": "normdet.lab.compare",
-    "bench": "normdet.lab.bench",
-    "tool": "normdet.tool",
-}
+# Subcommands that parse their own arguments: what they do, and the module whose `main(argv)` runs.
+DELEGATED = {
+    "demo": ("train FRN+TLU and GN on real microscopy, and report", "normdet.lab.demo"),
+    "prepare": ("make images of labs and hospitals ready to train on", "normdet.medical.prepare"),
+    "predict": (
+        "find objects in images: COCO JSON, overlays, label images, counts",
+        "normdet.medical.predict",
+    ),
+    "doctor": ("say whether stored batch statistics fit your images", "normdet.lab.doctor"),
+    "convert": ("give a trained model another norm and keep its function", "normdet.convert"),
+    "export": (
+        "write a model as ONNX, TorchScript, pt2 or plain detectron2, and check the file",
+        "normdet.export",
+    ),
+    "inspect": (
+        "say what a weights file is, and which config keys it needs", "normdet.weights.command",
+    ),
+    "compare": (
+        "train norms against each other on your data, and report with intervals",
+        "normdet.lab.compare",
+    ),
+    "bench": ("measure the layers and their fast forms", "normdet.lab.bench"),
+    "tool": (
+        "run a script made for detectron2, such as its tools/, on configs with our keys",
+        "normdet.tool",
+    ),
+}  # fmt: skip
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -135,11 +138,12 @@ def main(argv: Sequence[str] | None = None) -> int:
     argv = list(sys.argv[1:] if argv is None else argv)
     _keep_workers_quiet()
     try:
-        if argv and argv[0] in _TRAINING:
-            _train(train_arguments(argv[1:], argv[0], _sentence(_TRAINING[argv[0]])))
+        if argv and argv[0] in TRAINING:
+            _train(train_arguments(argv[1:], argv[0], _sentence(TRAINING[argv[0]])))
             return 0
-        if argv and argv[0] in _DELEGATED:
-            return importlib.import_module(_MODULES[argv[0]]).main(argv[1:]) or 0
+        if argv and argv[0] in DELEGATED:
+            _, module = DELEGATED[argv[0]]
+            return importlib.import_module(module).main(argv[1:]) or 0
         args = _parser().parse_args(argv)
         args.run(args)
     except NormdetError as error:

@@ -23,11 +23,11 @@ CONFIG = ["--config-file", "a.yaml"]
     [
         (train_arguments, CONFIG, ["--norm", "GN"]),
         (lambda argv: train_arguments(argv, "eval"), CONFIG, ["--norm", "GN"]),
-        (inspect_weights._parse, [*CONFIG, "w.pth"], ["--norm", "GN"]),
-        (convert._parse, [*CONFIG, "w.pth", "--to", "GN", "--out", "x.pth"], ["--norm", "BN"]),
-        (doctor._parse, [*CONFIG, "--weights", "w.pth"], ["--norm", "BN"]),
-        (compare._parse, [*CONFIG, "--out", "x"], ["--norms", "GN"]),
-        (demo._parse, [], ["--output", "x"]),
+        (inspect_weights.parse_arguments, [*CONFIG, "w.pth"], ["--norm", "GN"]),
+        (convert.parse_arguments, [*CONFIG, "w", "--to", "GN", "--out", "x.pth"], ["--norm", "BN"]),
+        (doctor.parse_arguments, [*CONFIG, "--weights", "w.pth"], ["--norm", "BN"]),
+        (compare.parse_arguments, [*CONFIG, "--out", "x"], ["--norms", "GN"]),
+        (demo.parse_arguments, [], ["--output", "x"]),
     ],
 )
 def test_keys_may_stand_around_a_flag(parse, words, flag):
@@ -37,7 +37,8 @@ def test_keys_may_stand_around_a_flag(parse, words, flag):
 
 
 def test_images_may_stand_around_a_flag():
-    args = predict._parse(["a.png", "--weights", "w", "b.png", "--out", "x", "--opts", "SEED", "1"])
+    words = ["a.png", "--weights", "w", "b.png", "--out", "x", "--opts", "SEED", "1"]
+    args = predict.parse_arguments(words)
     assert args.images == ["a.png", "b.png"] and args.opts == ["SEED", "1"]
 
 

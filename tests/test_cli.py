@@ -76,10 +76,10 @@ def test_bad_input_is_one_line(capsys):
     ],
 )
 def test_exit_codes(monkeypatch, capsys, raised, code, text):
-    def fail(args):
+    def fail():
         raise raised
 
-    monkeypatch.setattr(cli, "_norms", fail)
+    monkeypatch.setattr("normdet.options.table", fail)
     assert cli.main(["norms"]) == code
     assert capsys.readouterr().err == text
 
@@ -87,13 +87,13 @@ def test_exit_codes(monkeypatch, capsys, raised, code, text):
 @pytest.mark.parametrize("command", ["train", "eval"])
 def test_evaluation_is_training_that_only_evaluates(monkeypatch, command):
     seen = []
-    monkeypatch.setattr(cli, "_train", seen.append)
+    monkeypatch.setattr("normdet.engine.train", seen.append)
     assert cli.main([command, "--config-file", "a.yaml", "A", "b"]) == 0
     assert seen[0].config_file == "a.yaml" and seen[0].opts == ["A", "b"]
     assert seen[0].eval_only == (command == "eval")
 
 
-@pytest.mark.parametrize("name", sorted(cli._TRAINING | cli._DELEGATED))
+@pytest.mark.parametrize("name", sorted(cli.TRAINING | cli.DELEGATED))
 def test_every_command_has_a_help(name, capsys):
     with pytest.raises(SystemExit) as end:
         cli.main([name, "--help"])
@@ -105,7 +105,7 @@ def test_a_full_disk_is_a_sentence_wherever_it_strikes(monkeypatch, capsys):
     def full(args):
         raise OSError(errno.ENOSPC, "No space left on device", "run/metrics.json")
 
-    monkeypatch.setattr(cli, "_train", full)
+    monkeypatch.setattr("normdet.engine.train", full)
     assert cli.main(["train", "--config-file", "quickstart/gn.yaml"]) == 2
     assert "the disk is full for run/metrics.json (No space left" in capsys.readouterr().err
 
@@ -119,10 +119,10 @@ def test_a_full_disk_is_a_sentence_wherever_it_strikes(monkeypatch, capsys):
     ],
 )
 def test_a_full_disk_is_a_sentence(monkeypatch, capsys, error):
-    def fails(args):
+    def fails():
         raise error
 
-    monkeypatch.setattr(cli, "_norms", fails)
+    monkeypatch.setattr("normdet.options.table", fails)
     assert cli.main(["norms"]) == 2
     told = capsys.readouterr().err
     assert told.startswith("normdet: error: the disk is full") and "--resume goes on" in told

@@ -38,7 +38,7 @@ BLOCKS = {
     "reports": from_results.reports,
     "step": from_results.step,
 }
-_BLOCK = re.compile(r"<!-- (?P<name>\w+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
+BLOCK = re.compile(r"<!-- (?P<name>\w+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)
 
 
 def pages() -> list[Path]:
@@ -60,7 +60,7 @@ def filled(text: str, page: Path) -> str:
         table = _table(name).replace("](results/", f"]({here}/")
         return f"<!-- {name} -->\n\n{table}\n\n<!-- /{name} -->"
 
-    return _BLOCK.sub(block, text)
+    return BLOCK.sub(block, text)
 
 
 def report_pages() -> dict[Path, str]:

@@ -34,7 +34,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         NormdetError: what cannot be converted, read or written.
     """
-    args = _parse(argv)
+    args = parse_arguments(argv)
     option = parse(args.to)
     opts = ["MODEL.WEIGHTS", args.weights, *args.opts]
     cfg = load_config(args.config_file, opts, args.norm, args.norm_parts)
@@ -158,7 +158,8 @@ def _print(done: Conversion, args: argparse.Namespace) -> None:
         print(f"  {line}")
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command's words."""
     parser = argparse.ArgumentParser(
         prog="normdet convert",
         description="Give a trained model another norm and keep its function.",

@@ -18,7 +18,7 @@ from .sites import Site
 from .views import Views
 
 # Steps between two saves of the state.
-_SAVE_EVERY = 25
+SAVE_EVERY = 25
 
 
 @dataclass(frozen=True)
@@ -100,7 +100,7 @@ def distill(
             loss.backward()
             optimizer.step()
             after_step(model)
-            if (step + 1) % _SAVE_EVERY == 0:
+            if (step + 1) % SAVE_EVERY == 0:
                 state = {"model": model.state_dict(), "optimizer": optimizer.state_dict()}
                 save_file({**state, "step": step + 1, "schedule": str(schedule)}, state_file)
     finally:

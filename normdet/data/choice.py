@@ -45,7 +45,7 @@ class Choice:
         if max(places) > count:
             raise NormdetError(f"{name} has {count} channels, and channel {max(places)} is chosen")
         if count > 1 and not self.channels:
-            _tell(count, places)
+            tell_of_channels(count, places)
         taken = [channels[place - 1] for place in places]
         return taken[0] if len(taken) == 1 else np.stack(taken, axis=-1)
 
@@ -90,7 +90,7 @@ def parse_choice(channels: str = "", planes: str = "all") -> Choice:
 
 
 @functools.cache
-def _tell(count: int, places: tuple[int, ...]) -> None:
+def tell_of_channels(count: int, places: tuple[int, ...]) -> None:
     taken = ",".join(map(str, places))
     logger.warning(
         "images have %d channels: %s become red, green and blue; --channels, or INPUT.CHANNELS in "

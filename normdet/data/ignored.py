@@ -5,7 +5,12 @@ from torch import Tensor
 
 
 class PartlyIgnored(Instances):
-    """The objects of an image, and its ignored pixels, `ignored` `(H, W)` bool."""
+    """The objects of an image with a mask of its ignored pixels."""
+
+    @property
+    def ignored(self) -> Tensor:
+        """Where the image is neither object nor background: `(H, W)` bool."""
+        return self._ignored
 
     @classmethod
     def of(cls, instances: Instances, ignored: Tensor) -> "PartlyIgnored":

@@ -49,7 +49,7 @@ def prepare(folder: str | Path | None = None) -> Path:
     except OSError as error:
         raise NormdetError(f"{folder.parent} cannot be written: {error.strerror}") from error
     try:
-        _write(workshop / "data", *_image_and_labels())
+        _write(workshop / "data", *image_and_labels())
         try:
             os.rename(workshop / "data", folder)
         except OSError:
@@ -61,7 +61,7 @@ def prepare(folder: str | Path | None = None) -> Path:
     return folder
 
 
-def _image_and_labels() -> list[np.ndarray]:
+def image_and_labels() -> list[np.ndarray]:
     """The image and a number for each of its nuclei, each `(512, 512)` of 8 bits."""
     folder = importlib.resources.files("normdet.data") / "nuclei"
     arrays = []

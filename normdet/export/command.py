@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         NormdetError: bad arguments, or a model that the format cannot hold.
     """
     argv = list(argv or ())
-    args = _parse(argv)
+    args = parse_arguments(argv)
     cfg = load_config(args.config_file, [*args.opts, "MODEL.DEVICE", "cpu"], args.norm,
                       args.norm_parts)  # fmt: skip
     if not cfg.MODEL.WEIGHTS:
@@ -167,7 +167,8 @@ def _use(args) -> list[str]:
     }[args.format]  # fmt: skip
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command's words."""
     parser = argparse.ArgumentParser(
         prog="normdet export",
         description="Write a trained model as a file that runs without normdet, and check it.",

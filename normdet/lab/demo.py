@@ -57,7 +57,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         NormdetError: no data, or an output folder that cannot be used.
     """
-    args = _parse(argv)
+    args = parse_arguments(argv)
     runs = [
         Training(norm, args.output / folder, tuple(args.opts)) for norm, folder in NORMS.items()
     ]
@@ -78,7 +78,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     return 0
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command's words."""
     parser = argparse.ArgumentParser(
         prog="normdet demo",
         description="Train Mask R-CNN with GN and with FRN+TLU on real microscopy, and report.",

@@ -29,11 +29,11 @@ class PerLevelNorm(NormLayer, nn.ModuleList):
         self.num_features = self[0].num_features
         self._init_affine(self.num_features)
         self._init_activation(self.num_features, activation)
-        self._level = 0
+        self.level = 0
 
     def forward(self, x: Tensor) -> Tensor:
-        x = self[self._level](x)
-        self._level = (self._level + 1) % len(self)
+        x = self[self.level](x)
+        self.level = (self.level + 1) % len(self)
         y = x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
         return act(y.to(x.dtype), self.tau, activation=self.activation)
 

@@ -25,7 +25,7 @@ def in_ignored(boxes: Tensor, target: Instances) -> Tensor | None:
 
     Cost: one running sum over the image and four look-ups a box.
     """
-    ignored = getattr(target, "_ignored", None)
+    ignored = getattr(target, "ignored", None)
     if ignored is None:
         return None
     height, width = ignored.shape

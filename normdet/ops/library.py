@@ -51,7 +51,7 @@ def _triton() -> ModuleType | None:
     return triton_backend
 
 
-def _resolve(backend: str, x: Tensor) -> ModuleType:
+def resolve(backend: str, x: Tensor) -> ModuleType:
     if backend == "auto":
         if x.device.type == "cpu":
             return cpp if cpp.available() else eager
@@ -76,7 +76,7 @@ def _resolve(backend: str, x: Tensor) -> ModuleType:
 def _norm_act(
     x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype, backend
 ):
-    run = _resolve(backend, x).norm_forward
+    run = resolve(backend, x).norm_forward
     return run(
         x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype
     )
@@ -85,16 +85,16 @@ def _norm_act(
 def _norm_act_backward(dy, x, out, mean, rstd, weight, bias, tau, kind, *options):
     *options, backend = options
     mean = None if kind == "rms" else mean  # the operator's is empty
-    run = _resolve(backend, x).norm_backward
+    run = resolve(backend, x).norm_backward
     return run(dy, x, out, mean, rstd, weight, bias, tau, kind, *options)
 
 
 def _point_act(x, residual, scale, shift, tau, activation, backend):
-    return _resolve(backend, x).point_forward(x, residual, scale, shift, tau, activation)
+    return resolve(backend, x).point_forward(x, residual, scale, shift, tau, activation)
 
 
 def _point_act_backward(dy, y, scale, joined, tau, backend):
-    return _resolve(backend, y).point_backward(dy, y, scale, joined, tau)
+    return resolve(backend, y).point_backward(dy, y, scale, joined, tau)
 
 
 def _full(run):

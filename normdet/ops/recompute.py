@@ -22,6 +22,11 @@ from torch import Tensor
 _local = threading.local()
 
 
+def current() -> "recomputed | None":
+    """The innermost context of this thread."""
+    return getattr(_local, "current", None)
+
+
 class recomputed(torch.autograd.graph.saved_tensors_hooks):
     """Context in which the outputs of fused norms are not kept for backward.
 
@@ -34,7 +39,7 @@ class recomputed(torch.autograd.graph.saved_tensors_hooks):
 
     def __enter__(self):
         super().__enter__()
-        self._outer = getattr(_local, "current", None)
+        self._outer = current()
         _local.current = self
 
     def __exit__(self, *exception):
@@ -58,16 +63,15 @@ def enter() -> None:
 
 def leave() -> None:
     """Leave the innermost context; without one nothing happens."""
-    current = getattr(_local, "current", None)
-    if current is not None:
-        current.__exit__(None, None, None)
+    if (context := current()) is not None:
+        context.__exit__(None, None, None)
 
 
 def made(y: Tensor, again: Callable[..., Tensor]) -> Tensor:
     """Tell the context around, if any, that `again(y.grad_fn)` computes `y` once more."""
-    current = getattr(_local, "current", None)
-    if current is not None and y.requires_grad and y.numel():
-        current._made[y.data_ptr()] = weakref.ref(y), again
+    context = current()
+    if context is not None and y.requires_grad and y.numel():
+        context._made[y.data_ptr()] = weakref.ref(y), again
     return y
 
 

@@ -43,7 +43,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         NormdetError: the file cannot be read, is of a network that detectron2 cannot build, or the
             config would misuse it.
     """
-    args = _parse(argv)
+    args = parse_arguments(argv)
     checkpoint = unwrap(_read(args.weights, args.allow_unsafe_weights), args.weights)
     imported = import_weights(checkpoint, args.weights)
     bad = unusable(checkpoint["model"])
@@ -156,7 +156,8 @@ def _config(args: argparse.Namespace) -> CfgNode:
     return cfg
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command's words."""
     parser = argparse.ArgumentParser(
         prog="normdet inspect",
         description="Say what a weights file is, which config it needs, and what a model takes.",

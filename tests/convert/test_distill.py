@@ -29,7 +29,7 @@ def test_distillation_nears_the_original(all_weights, small_cfg, pictures, tmp_p
 def test_distillation_repeats_and_resumes(small_cfg, pictures, tmp_path, monkeypatch):
     from normdet.convert import distill
 
-    monkeypatch.setattr(distill, "_SAVE_EVERY", 2)
+    monkeypatch.setattr(distill, "SAVE_EVERY", 2)
     settings = Settings("GN", "distilled", size=SIZE, batch=2, schedule=Schedule(6, 1e-4, True))
     whole = convert(small_cfg(), settings, pictures, state_file=tmp_path / "a.pth")
 

@@ -56,7 +56,7 @@ def test_channels_and_planes_are_chosen(tmp_path, axes):
 def test_two_channels_and_what_is_said_of_them(tmp_path, caplog):
     from normdet.data import choice
 
-    choice._tell.cache_clear()
+    choice.tell_of_channels.cache_clear()
     tiff(tmp_path / "a.tif", STACK[0, :2], imagej=True, metadata={"axes": "CYX"})
     (pixels,) = read_pages(tmp_path / "a.tif", max_pixels=1 << 20)
     assert np.array_equal(pixels, STACK[0][[0, 1, 1]].transpose(1, 2, 0))

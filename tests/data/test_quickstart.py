@@ -13,7 +13,7 @@ from normdet.errors import NormdetError
 
 
 def test_tiles_hold_the_pixels_and_masks_of_their_place(tmp_path):
-    image, mask = quickstart._image_and_labels()
+    image, mask = quickstart.image_and_labels()
     folder = quickstart.prepare(tmp_path / "quickstart")
     for part in ("train", "test"):
         dataset = load_coco(folder / f"{part}.json", folder / "images")

@@ -21,7 +21,7 @@ def test_tables_are_those_of_the_code_and_the_results(tables):
     found = []
     for page in tables.pages():
         text = page.read_text()
-        found += tables._BLOCK.findall(text)
+        found += tables.BLOCK.findall(text)
         assert tables.filled(text, page) == text, f"{page.relative_to(REPO)}: run `make tables`"
     assert set(found) == set(tables.BLOCKS)
 

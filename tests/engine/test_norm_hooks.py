@@ -1,11 +1,14 @@
 """The trainer tells norms of each step and logs what they have to tell."""
 
 import json
+import os
 import re
+import signal
 from pathlib import Path
 
 import pytest
 import torch
+from detectron2.engine import hooks
 from torch import nn
 
 from normdet import layers
@@ -146,12 +149,16 @@ def test_measuring_changes_no_weight(tiny_cfg):
 
 
 @pytest.mark.slow
-def test_a_stopped_run_leaves_its_page_and_doctor_draws_it_again(tiny_cfg, capsys, monkeypatch):
+def test_a_stopped_run_leaves_its_page_and_doctor_draws_it_again(tiny_cfg, capsys):
+    def interrupt(trainer):
+        if trainer.iter == 1:
+            os.kill(os.getpid(), signal.SIGINT)
+
     cfg = tiny_cfg("MODEL.NORMDET.STATISTICS_PERIOD", 1, "DATASETS.TEST", (), norm="FRN+TLU")
     folder = Path(cfg.OUTPUT_DIR)
     folder.mkdir()
     trainer = Trainer(cfg)
-    monkeypatch.setattr(trainer, "_stopping", lambda: trainer.iter == 1)
+    trainer.register_hooks([hooks.CallbackHook(before_step=interrupt)])
     with pytest.raises(Interrupted):
         trainer.train()
     page = folder / "norms.html"

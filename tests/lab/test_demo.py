@@ -5,6 +5,7 @@ import re
 
 import pytest
 
+from normdet.errors import NormdetError
 from normdet.lab import demo
 
 SHORT = ("SOLVER.MAX_ITER", "2", "SOLVER.WARMUP_ITERS", "1", "SOLVER.CHECKPOINT_PERIOD", "1")
@@ -40,7 +41,7 @@ def test_it_leaves_metrics_pictures_and_a_page_that_stands_alone(finished):
 def test_a_second_run_trains_nothing_and_reports_again(finished, capsys, monkeypatch):
     before = (finished / "report.html").read_text()
     (finished / "report.html").unlink()
-    monkeypatch.setattr(demo, "_train", lambda run: pytest.fail("trained again"))
+    monkeypatch.setattr("normdet.engine.train", lambda args: pytest.fail("trained again"))
     demo.main(["--output", str(finished), *SHORT])
     assert "finished demo" in capsys.readouterr().out
     assert (finished / "report.html").read_text() == before
@@ -56,8 +57,8 @@ def test_an_interrupted_run_goes_on_and_restart_begins_anew(finished, monkeypatc
     assert "training from iteration 2 to 2" in (run / "log.txt").read_text()
     assert (finished / "gn" / "model_final.pth").stat().st_mtime_ns == first
 
-    trained = []
-    monkeypatch.setattr(demo, "_train", lambda run: trained.append(run.folder.exists()))
-    with pytest.raises(FileNotFoundError):
+    there = []
+    monkeypatch.setattr("normdet.engine.train", lambda args: there.append(run.exists()))
+    with pytest.raises(NormdetError, match="gn holds no results"):
         demo.main(["--output", str(finished), "--restart", *SHORT])
-    assert trained == [False, False]
+    assert there == [False]

@@ -124,7 +124,7 @@ def test_the_mapper_turns_what_is_ignored_with_the_image(cfg, tmp_path):
     }  # fmt: skip
     cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.RANDOM_FLIP = (80,), "none"
     example = build_mapper(cfg, True)(record)
-    ignored = example["instances"].to("cpu")._ignored
+    ignored = example["instances"].to("cpu").ignored
     assert ignored.shape == (80, 120) and len(example["instances"]) == 1
     mask[:4, :6] = 1
     assert torch.equal(ignored, torch.as_tensor(mask.repeat(2, 0).repeat(2, 1) > 0))

@@ -54,7 +54,7 @@ def test_a_failing_forward_leaves_no_context():
     model = backbone("GN", True)
     with pytest.raises(RuntimeError):
         model(torch.zeros(1, 5, 64, 64))
-    assert getattr(recompute._local, "current", None) is None
+    assert recompute.current() is None
 
 
 def in_two_processes(rank, recompute):

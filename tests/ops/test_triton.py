@@ -148,6 +148,6 @@ def test_a_broken_triton_is_told_of_once_and_plain_torch_serves(monkeypatch, cap
             def get_device(self):
                 return 0
 
-        assert library._resolve("auto", Fake()) is library.eager
+        assert library.resolve("auto", Fake()) is library.eager
     finally:
         triton_backend.works.cache_clear()

@@ -118,7 +118,7 @@ def _predict(folder: Path, size: int) -> Callable[[], Any]:
         return [{"instances": found} for _ in inputs]
 
     words = [str(folder / "in"), "--weights", "none", "--out", str(folder / "out")]
-    args = command._parse(words)
+    args = command.parse_arguments(words)
     cfg = load_config("quickstart/gn.yaml", ["MODEL.MASK_ON", False, "INPUT.MIN_SIZE_TEST", 0])
     cfg.INPUT.TILE = 0
     return lambda: command.predict(args, cfg, InputRecord(["cell"], [1], window="none"), model)

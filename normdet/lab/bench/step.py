@@ -47,13 +47,13 @@ def rows(
         del steps  # the models leave the device
     for norm in missing("largest batch") if device == "cuda" or budget else ():
         largest = _largest_batch(norm, device, size, budget, freeze_at)
-        yield _row("largest batch", norm, device, f"Nx3x{size}x{_width(size)}") | {
+        yield row_of("largest batch", norm, device, f"Nx3x{size}x{_width(size)}") | {
             "mode": "both" if budget is None else f"both, within {budget:g} GB",
             "largest_batch": largest,
         }
 
 
-def _row(op: str, norm: str, device: str, shape: str) -> dict:
+def row_of(op: str, norm: str, device: str, shape: str) -> dict:
     return {
         "op": op,
         "shape": shape,
@@ -74,7 +74,7 @@ def _timings(op: str, steps: dict[str, "_Step"], seconds: float) -> Iterator[dic
     for norm, step in steps.items():
         low, median, high = measure.quartiles(times[norm])
         first = first or median
-        yield _row(op, norm, device, f"2x3x{step.size}x{step.width}") | {
+        yield row_of(op, norm, device, f"2x3x{step.size}x{step.width}") | {
             "mode": "both" if training else "forward",
             "median_ms": round(median, 2),
             "q25_ms": round(low, 2),

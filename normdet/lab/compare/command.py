@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Interrupted: SIGINT or SIGTERM; the runs in flight are saved.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
-    args = _parse(argv)
+    args = parse_arguments(argv)
     stats.scipy_stats()  # before hours of training, not after
     plan = _plan(args)
     if args.dry_run:
@@ -143,7 +143,8 @@ def _seeds(text: str) -> tuple[int, ...]:
     return seeds
 
 
-def _parse(argv: Sequence[str]) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str]) -> argparse.Namespace:
+    """Read the command's words."""
     parser = argparse.ArgumentParser(
         prog="normdet compare", epilog=_EPILOG,
         description="Train norms against each other on your data, and report with intervals.",

@@ -123,7 +123,7 @@ class LocalPool:
             if process.pid and _logged_since(task, process.begun):
                 self.learn(*_kind(task), held_memory(process.pid))
 
-    def _expected(self, task: Task) -> float | None:
+    def expected(self, task: Task) -> float | None:
         """The memory a cell may need: that of its kind, or of other norms at the nearest size."""
         norm, size = _kind(task)
         if (norm, size) in self._peaks or not self._peaks:
@@ -137,11 +137,11 @@ class LocalPool:
         available = self._available()
         if not self._running or available is None:
             return True
-        need = self._expected(task)
+        need = self.expected(task)
         if need is None:
             return False
         for other, process in self._running.items():
-            available -= max(0.0, (self._expected(other) or 0.0) - held_memory(process.pid))
+            available -= max(0.0, (self.expected(other) or 0.0) - held_memory(process.pid))
         return available >= HEADROOM * need
 
 

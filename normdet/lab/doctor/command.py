@@ -42,7 +42,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         NormdetError: files that cannot be read or written, no images, a model that was never
             trained or has no stored statistics.
     """
-    args = _parse(argv)
+    args = parse_arguments(argv)
     if args.run:
         print(f"norms of the run: {write_norm_page(args.run)}")
         return 0
@@ -149,7 +149,8 @@ def _folder(out: Path) -> Path:
     return out
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command's words."""
     parser = argparse.ArgumentParser(
         prog="normdet doctor",
         description="Say how far images lie from the statistics that a BN or FrozenBN model has "

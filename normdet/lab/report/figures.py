@@ -193,14 +193,14 @@ def draw_over_batch(panels: Sequence[Panel], path: Path) -> None:
         axes.set(title=panel.title, xlabel=panel.xlabel, ylabel=panel.ylabel)
         axes.set_xticks(range(len(sizes)), [str(size) for size in sizes])
         axes.set_xlim(-0.6, len(sizes) - 0.4)
-        axes.set_ylim(*_frame(panel))
+        axes.set_ylim(*frame(panel))
         axes.grid(alpha=0.3)
         axes.spines[["top", "right"]].set_visible(False)
-    _legend_below(figure, *figure.axes[0].get_legend_handles_labels())
+    legend_below(figure, *figure.axes[0].get_legend_handles_labels())
     save(figure, path)
 
 
-def _legend_below(figure: Figure, handles: Sequence[Line2D], names: Sequence[str]) -> None:
+def legend_below(figure: Figure, handles: Sequence[Line2D], names: Sequence[str]) -> None:
     """A legend in as many columns as the figure is wide enough for."""
     for columns in range(len(names), 0, -1):
         legend = figure.legend(
@@ -211,7 +211,7 @@ def _legend_below(figure: Figure, handles: Sequence[Line2D], names: Sequence[str
         legend.remove()
 
 
-def _frame(panel: Panel) -> tuple[float, float]:
+def frame(panel: Panel) -> tuple[float, float]:
     points = [point for series in panel.series.values() for point in series]
     means = [mean for _, mean, *_ in points]
     ends = [end for _, _, *interval in points for end in interval if end is not None]
@@ -266,5 +266,5 @@ def draw_training(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
     grid[0, 0].set_xlim(0, None)
     if rows == 2:
         grid[1, 0].set(ylabel="AP", ylim=(0, None))
-    _legend_below(figure, list(handles.values()), list(handles))
+    legend_below(figure, list(handles.values()), list(handles))
     save(figure, path)

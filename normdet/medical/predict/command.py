@@ -50,7 +50,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         NormdetError: weights, config or folders that cannot be used; under `--on-error stop` the
             first image that cannot be read.
     """
-    args = _parse(argv)
+    args = parse_arguments(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
     cfg, record = _config(args)
     return predict(args, cfg, record, _load(cfg, args.allow_unsafe_weights))
@@ -300,7 +300,8 @@ def _summary(images: _Images, totals: dict[str, int], skipped: int, out: Path) -
     return f"{len(images.names)} images{before}: {found}{faults}\nresults: {out}"
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command's words."""
     parser = argparse.ArgumentParser(
         prog="normdet predict",
         description="Find objects with a trained detector. An interrupted run goes on where it "

@@ -16,7 +16,7 @@ _ALL_NAMED = 6
 # The longer side of a picture: smaller images are enlarged, larger ones reduced.
 SMALLEST, LARGEST = 1000, 2400
 _FONT_SIZE = 13
-_BAR = 28
+BAR = 28
 
 
 def draw(
@@ -86,22 +86,22 @@ def _with_bar(
     picture: Image.Image, detections: Sequence[Detection], classes: Sequence[str], title: str
 ) -> Image.Image:
     """The picture under a bar that tells its title and the count of each class in its colour."""
-    canvas = Image.new("RGB", (picture.width, picture.height + _BAR), "#202020")
-    canvas.paste(picture, (0, _BAR))
+    canvas = Image.new("RGB", (picture.width, picture.height + BAR), "#202020")
+    canvas.paste(picture, (0, BAR))
     pen, font = ImageDraw.Draw(canvas), _font(15)
     x = 8.0
     for index, name in enumerate(classes):
         count = sum(one.category == index for one in detections)
         if count or len(classes) <= _ALL_NAMED:
             text = f"{count} {name}"
-            pen.text((x, _BAR / 2), text, class_colour(index), font, "lm")
+            pen.text((x, BAR / 2), text, class_colour(index), font, "lm")
             x += font.getlength(text) + 18
     room = picture.width - x - 8
     if font.getlength(title) > room:
         while title and font.getlength(title + "…") > room:
             title = title[:-1]
         title += "…"
-    pen.text((picture.width - 8, _BAR / 2), title, "#C0C0C0", font, "rm")
+    pen.text((picture.width - 8, BAR / 2), title, "#C0C0C0", font, "rm")
     return canvas
 
 

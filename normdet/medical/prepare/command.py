@@ -54,7 +54,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     Raises:
         NormdetError: a source that cannot be read, or an output folder that cannot be written.
     """
-    args = _parse(argv)
+    args = parse_arguments(argv)
     if args.anonymize is None:
         args.kind = args.kind or detect(args.source)
         args.anonymize = args.kind == "dicom"  # named after patients more often than not
@@ -411,7 +411,8 @@ def _replace(folder: Path, out: Path, old: Path) -> None:
     os.rename(folder, out)
 
 
-def _parse(argv: Sequence[str] | None) -> argparse.Namespace:
+def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
+    """Read the command's words."""
     parser = argparse.ArgumentParser(
         prog="normdet prepare",
         description=__doc__,

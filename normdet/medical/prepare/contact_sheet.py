@@ -70,7 +70,7 @@ def _choose(parts: Mapping[str, Sequence[Written]]) -> list[tuple[str, Written]]
 
 
 def _cell(folder: Path, split: str, item: Written, colours: Mapping[str, str]) -> Image.Image:
-    picture = _picture(folder / item.file_name)
+    picture = picture_of(folder / item.file_name)
     scale = min(_CELL / item.width, _CELL / item.height)
     size = max(1, round(item.width * scale)), max(1, round(item.height * scale))
     picture = picture.resize(size, Image.Resampling.BICUBIC if scale > 1 else Image.Resampling.BOX)
@@ -98,7 +98,7 @@ def _cell(folder: Path, split: str, item: Written, colours: Mapping[str, str]) -
     return cell
 
 
-def _picture(path: Path) -> Image.Image:
+def picture_of(path: Path) -> Image.Image:
     """An image of any depth, in 8 bits for the eye: dark ones are brightened."""
     pixels = read_pages(path, max_pixels=1 << 40)[0]
     # The steps below need many times the image's memory: sample a large image.

@@ -31,7 +31,7 @@ from normdet.medical.readers import dicom
 from normdet.medical.readers.find import each_file
 
 # Mask pixels held at a time: a slice of cells may have thousands of segments.
-_BLOCK = 1 << 26
+BLOCK = 1 << 26
 
 
 def dicom_stacks(
@@ -135,16 +135,16 @@ class Segmentation:
                 image it belongs to.
         """
         check_fit(self._shape, item, self.path)
-        step = max(1, _BLOCK // max(1, self._shape[0] * self._shape[1]))
+        step = max(1, BLOCK // max(1, self._shape[0] * self._shape[1]))
         for start in range(0, len(self.numbers), step):
             numbers = self.numbers[start : start + step]
-            values = self._values(item.frame, header, numbers)
+            values = self.values(item.frame, header, numbers)
             for number, value in zip(numbers, np.moveaxis(values, -1, 0), strict=True):
                 mask = value >= self._most / 2
                 if mask.any():
                     yield self._categories[number], mask
 
-    def _values(self, frame: int, header: dicom.Header, numbers: Sequence[int]) -> np.ndarray:
+    def values(self, frame: int, header: dicom.Header, numbers: Sequence[int]) -> np.ndarray:
         """`(H, W, S)` of S segments in one frame of an image; 0 where it has none."""
         options: dict[str, Any] = {
             "segment_numbers": numbers,

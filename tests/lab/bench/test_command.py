@@ -103,7 +103,7 @@ def test_a_stopped_run_is_resumed(tmp_path, monkeypatch):
         for op in ("training step", "inference"):
             for norm in norms:
                 if (op, norm) not in done:
-                    yield step._row(op, norm, device, "2x3x64x96") | {"mode": "both"}
+                    yield step.row_of(op, norm, device, "2x3x64x96") | {"mode": "both"}
             if len(asked) == 1:
                 raise KeyboardInterrupt
 

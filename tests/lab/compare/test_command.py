@@ -43,7 +43,7 @@ def compare(tmp_path, monkeypatch):
     script.write_text(FAKE)
     go = tmp_path / "go"
     go.touch()
-    real = comparison.Comparison._task
+    real = comparison.Comparison.task
     scores = {}
 
     def task(self, cell):
@@ -52,7 +52,7 @@ def compare(tmp_path, monkeypatch):
         words = (sys.executable, str(script), str(made.folder), str(ap), str(go))
         return Task(made.title, made.folder, words, made.run)
 
-    monkeypatch.setattr(comparison.Comparison, "_task", task)
+    monkeypatch.setattr(comparison.Comparison, "task", task)
 
     def run(*words):
         return command.main([*GRID, "--out", str(tmp_path / "out"), "--jobs", "2", *words])

@@ -90,7 +90,7 @@ def test_each_norm_needs_what_it_needed(tmp_path):
         pool.learn(norm, size, peak)
 
     def expected(norm, size):
-        return pool._expected(Task("", tmp_path, (), Run(name="", norm=norm, batch_size=size)))
+        return pool.expected(Task("", tmp_path, (), Run(name="", norm=norm, batch_size=size)))
 
     assert expected("BN", 2) == 100 and expected("GN", 2) == 900
     assert expected("IN", 2) == 900 and expected("IN", 3) == 1800  # as others, not in proportion

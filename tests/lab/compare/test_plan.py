@@ -5,7 +5,7 @@ import pytest
 from normdet import NormdetError
 from normdet.arguments import train_arguments
 from normdet.config import load_config
-from normdet.lab.compare.command import _seeds
+from normdet.lab.compare.command import parse_arguments
 from normdet.lab.compare.plan import Arm, Cell, Plan, config_hash, parse_arms, scaled
 
 
@@ -143,14 +143,19 @@ def test_slips_are_named(norms, variants, inits, said):
         parse_arms(norms, variants, inits)
 
 
+def seeds_of(text):
+    words = ["--config-file", "a.yaml", "--out", "x", f"--seeds={text}"]
+    return parse_arguments(words).seeds
+
+
 @pytest.mark.parametrize(
     "text, seeds", [("3", (1, 2, 3)), ("4-6", (4, 5, 6)), ("1,5", (1, 5)), ("7-7", (7,))]
 )
 def test_seeds_are_a_count_a_range_or_a_list(text, seeds):
-    assert _seeds(text) == seeds
+    assert seeds_of(text) == seeds
 
 
 @pytest.mark.parametrize("text", ["0", "x", "5-4", "0,1", "", "1,", "-3"])
 def test_other_seeds_are_refused(text):
     with pytest.raises(NormdetError, match="a count such as 3"):
-        _seeds(text)
+        seeds_of(text)

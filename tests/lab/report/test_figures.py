@@ -73,7 +73,7 @@ def test_a_legend_of_long_names_stays_in_the_picture():
     axes = figure.subplots()
     names = [f"a norm with a long name, {index}" for index in range(7)]
     lines = [axes.plot([0, 1], [0, index])[0] for index in range(7)]
-    figures._legend_below(figure, lines, names)
+    figures.legend_below(figure, lines, names)
     figure.draw_without_rendering()
     (legend,) = figure.legends
     box = legend.get_window_extent()
@@ -82,7 +82,7 @@ def test_a_legend_of_long_names_stays_in_the_picture():
 
 def test_a_very_wide_interval_does_not_flatten_the_means():
     panel = figures.Panel("", "", {"a": [(1, 30.0, 0.0, 90.0)], "b": [(1, 32.0, 31.0, 33.0)]})
-    low, high = figures._frame(panel)
+    low, high = figures.frame(panel)
     assert 20 < low < 30 and 32 < high < 45
     costs = figures.Panel("", "", {"a": [(1, 30.0, None, None)]}, from_zero=True)
-    assert figures._frame(costs)[0] == 0
+    assert figures.frame(costs)[0] == 0

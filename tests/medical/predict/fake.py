@@ -47,7 +47,8 @@ def box_of(mask):
 
 def run(images, out, *flags, model=None, masks=True, opts=(), trained="auto"):
     """`normdet predict` with a Seer, trained under a window, in place of what --weights hold."""
-    args = command._parse([str(images), "--weights", "none.pth", "--out", str(out), *flags])
+    words = [str(images), "--weights", "none.pth", "--out", str(out), *flags]
+    args = command.parse_arguments(words)
     cfg = load_config(
         "quickstart/gn.yaml",
         ["INPUT.MIN_SIZE_TEST", 0, "MODEL.ROI_HEADS.NUM_CLASSES", 2, "MODEL.MASK_ON", masks, *opts],

@@ -7,7 +7,7 @@ from PIL import ImageColor
 from normdet.data.rle import Piece
 from normdet.evaluation.tiles import Detection
 from normdet.files.style import CLASS_COLOURS
-from normdet.medical.predict.overlay import _BAR, LARGEST, SMALLEST, draw
+from normdet.medical.predict.overlay import BAR, LARGEST, SMALLEST, draw
 
 
 def disk(x, y, radius, score=0.9, category=0, has_mask=True):
@@ -17,7 +17,7 @@ def disk(x, y, radius, score=0.9, category=0, has_mask=True):
 
 
 def painted(picture, colour) -> np.ndarray:
-    pixels = np.asarray(picture)[_BAR:]
+    pixels = np.asarray(picture)[BAR:]
     return (pixels == ImageColor.getrgb(colour)).all(-1)
 
 
@@ -25,7 +25,7 @@ def test_the_outline_lies_on_the_edge_in_the_colour_of_the_class():
     grey = np.full((125, 125), 60, np.uint8)
     one = disk(50, 40, 30, category=1)
     picture = draw(grey, grey.shape, [one], ["a", "b"], "name")
-    assert picture.size == (1000, 1000 + _BAR)
+    assert picture.size == (1000, 1000 + BAR)
     rows, columns = np.nonzero(painted(picture, CLASS_COLOURS[1]))
     distance = np.hypot(columns / 8 - 50.5, rows / 8 - 40.5)
     assert len(rows) > 500 and np.abs(distance - 30).max() < 1.2
@@ -35,7 +35,7 @@ def test_the_outline_lies_on_the_edge_in_the_colour_of_the_class():
 @pytest.mark.parametrize("radius, written", [(30, True), (2, False)])
 def test_scores_are_written_where_there_is_room(radius, written):
     grey = np.full((400, 400), 60, np.uint8)
-    inside = np.s_[_BAR + 480 : _BAR + 520, 480:520]
+    inside = np.s_[BAR + 480 : BAR + 520, 480:520]
     picture = draw(grey, grey.shape, [disk(200, 200, radius)], ["a"], "")
     assert (np.asarray(picture)[inside].min(-1) == 255).any() == written
 
@@ -53,7 +53,7 @@ def test_any_size_becomes_a_picture_of_a_size_to_look_at(shape):
     rng = np.random.default_rng(0)
     pixels = rng.integers(0, 255, shape, dtype=np.uint8)
     picture = draw(pixels, shape[:2], [], ["a"], "ein sehr langer Name " * 40)
-    longest = max(picture.width, picture.height - _BAR)
+    longest = max(picture.width, picture.height - BAR)
     assert min(8 * max(shape[:2]), SMALLEST) <= longest <= LARGEST
 
 
@@ -87,7 +87,7 @@ def test_no_two_of_the_colours_are_alike():
 def test_the_class_is_written_where_there_are_several():
     grey = np.full((250, 250), 60, np.uint8)
     white = [
-        (np.asarray(draw(grey, grey.shape, [disk(125, 125, radius)], names, ""))[_BAR:] == 255)
+        (np.asarray(draw(grey, grey.shape, [disk(125, 125, radius)], names, ""))[BAR:] == 255)
         .all(-1).sum()
         for names in (["nucleus"], ["nucleus", "cell"])
         for radius in (60, 8)

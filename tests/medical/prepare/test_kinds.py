@@ -262,19 +262,19 @@ def test_segments_are_read_a_few_at_a_time(tmp_path, monkeypatch):
     cases = [blobs(0), blobs(1)]
     slices = write_series(tmp_path / "in", cases)
     write_segmentation(tmp_path / "in" / "seg.dcm", slices, cases)
-    monkeypatch.setattr(prepare_dicom, "_BLOCK", 4 * cases[0].pixels.size)
+    monkeypatch.setattr(prepare_dicom, "BLOCK", 4 * cases[0].pixels.size)
     sizes = []
-    read = prepare_dicom.Segmentation._values
+    read = prepare_dicom.Segmentation.values
 
     def counted(*args):
         values = read(*args)
         sizes.append(values.size)
         return values
 
-    monkeypatch.setattr(prepare_dicom.Segmentation, "_values", counted)
+    monkeypatch.setattr(prepare_dicom.Segmentation, "values", counted)
     assert main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 0
     expect(tmp_path / "out", cases)
-    assert max(sizes) == prepare_dicom._BLOCK
+    assert max(sizes) == prepare_dicom.BLOCK
 
 
 @pytest.mark.slow
