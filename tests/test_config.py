@@ -1,7 +1,4 @@
-"""The flag, the keys, the files, and what is refused."""
-
-import subprocess
-import sys
+"""Configs: read by name, merged with the flag, and refused by key or by file."""
 
 import pytest
 from detectron2.config import get_cfg
@@ -9,9 +6,6 @@ from detectron2.config import get_cfg
 import normdet
 from normdet.config import config_names, load_config
 from normdet.errors import NormdetError
-from normdet.keys import BUILDERS, USUAL_PARTS, get, norm_option, normdet_name
-from normdet.options import METHODS
-from normdet.parts import NORMED
 
 
 @pytest.fixture
@@ -19,131 +13,6 @@ def cfg():
     cfg = get_cfg()
     normdet.add_normdet_config(cfg)
     return cfg
-
-
-def norms(cfg) -> dict[str, str]:
-    return {name: get(cfg, part.key) for name, part in NORMED.items()}
-
-
-def test_the_flag_fills_every_usual_part(cfg):
-    normdet.set_norm(cfg, "FRN+TLU")
-    filled = {part for part, norm in norms(cfg).items() if norm == "FRN+TLU"}
-    assert filled == set(USUAL_PARTS) - {"sem_seg_head"}  # which no Mask R-CNN has
-    cfg.MODEL.META_ARCHITECTURE = "PanopticFPN"
-    normdet.set_norm(cfg, "FRN+TLU")
-    assert cfg.MODEL.SEM_SEG_HEAD.NORM == "FRN+TLU"
-    normdet.set_norm(cfg, "FrozenBN")
-    assert cfg.MODEL.SEM_SEG_HEAD.NORM == "GN"  # detectron2's own
-    assert str(norm_option(cfg, "res5_head")) == "FrozenBN"  # as the backbone
-
-
-def test_the_flag_names_our_builders(cfg):
-    cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
-    cfg.MODEL.ROI_BOX_HEAD.NAME = "FastRCNNConvFCHead"
-    normdet.set_norm(cfg, "GN")
-    assert cfg.MODEL.BACKBONE.NAME == "build_normdet_resnet_fpn_backbone"
-    assert cfg.MODEL.ROI_BOX_HEAD.NAME == "NormdetFastRCNNConvFCHead"
-    assert cfg.MODEL.RPN.HEAD_NAME == "NormdetStandardRPNHead"
-
-
-def test_every_builder_of_ours_is_registered():
-    from detectron2.modeling import (
-        BACKBONE_REGISTRY,
-        META_ARCH_REGISTRY,
-        ROI_HEADS_REGISTRY,
-        SEM_SEG_HEADS_REGISTRY,
-        roi_heads,
-    )
-    from detectron2.modeling.proposal_generator import (
-        PROPOSAL_GENERATOR_REGISTRY,
-        RPN_HEAD_REGISTRY,
-    )
-
-    registries = {
-        "MODEL.PROPOSAL_GENERATOR.NAME": PROPOSAL_GENERATOR_REGISTRY,
-        "MODEL.META_ARCHITECTURE": META_ARCH_REGISTRY,
-        "MODEL.BACKBONE.NAME": BACKBONE_REGISTRY,
-        "MODEL.RPN.HEAD_NAME": RPN_HEAD_REGISTRY,
-        "MODEL.ROI_HEADS.NAME": ROI_HEADS_REGISTRY,
-        "MODEL.ROI_BOX_HEAD.NAME": roi_heads.ROI_BOX_HEAD_REGISTRY,
-        "MODEL.ROI_MASK_HEAD.NAME": roi_heads.ROI_MASK_HEAD_REGISTRY,
-        "MODEL.ROI_KEYPOINT_HEAD.NAME": roi_heads.ROI_KEYPOINT_HEAD_REGISTRY,
-        "MODEL.SEM_SEG_HEAD.NAME": SEM_SEG_HEADS_REGISTRY,
-    }
-    for key, stock in BUILDERS.items():
-        for name in stock:
-            assert normdet_name(name) in registries[key]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "imports",
-    [
-        "import normdet",
-        pytest.param("import detectron2.modeling, normdet", marks=pytest.mark.slow),
-        pytest.param("import normdet, detectron2.engine", marks=pytest.mark.slow),
-    ],
-)
-def test_importing_normdet_registers_in_any_order_and_is_cheap(imports):
-    code = (
-        f"import sys\n{imports}\n"
-        "import normdet\n"
-        "assert 'detectron2' in sys.modules or not {'torch', 'triton'} & set(sys.modules)\n"
-        "from detectron2.modeling import BACKBONE_REGISTRY\n"
-        "assert 'build_normdet_resnet_fpn_backbone' in BACKBONE_REGISTRY\n"
-        "from normdet import add_normdet_config, set_norm\n"
-        "assert normdet.solver.build_optimizer\n"
-    )
-    subprocess.run([sys.executable, "-W", "ignore", "-c", code], check=True)
-
-
-def test_frozen_bn_freezes_the_backbone_and_leaves_the_heads_bare(cfg):
-    normdet.set_norm(cfg, "GN")
-    normdet.set_norm(cfg, "FrozenBN")
-    assert norms(cfg)["backbone"] == "FrozenBN"
-    heads = set(USUAL_PARTS) - {"backbone", "sem_seg_head"}
-    assert {norms(cfg)[part] for part in heads} == {""}
-
-
-def test_chosen_parts_alone(cfg):
-    before = norms(cfg)
-    normdet.set_norm(cfg, "GN", ["rpn_head", "box_fc"])
-    changed = {part for part, norm in norms(cfg).items() if norm != before[part]}
-    assert changed == {"rpn_head", "box_fc"}
-    normdet.set_norm(cfg, "GN", ["all"])
-    assert {norm for part, norm in norms(cfg).items() if not NORMED[part].of} == {"GN"}
-    assert {str(norm_option(cfg, part)) for part in NORMED} == {"GN"}
-
-
-@pytest.mark.parametrize(
-    ("text", "parts", "says"),
-    [("FRN_TLU", None, "did you mean 'FRN\\+TLU'"), ("GN", ["neck"], "unknown part 'neck'")],
-)
-def test_bad_flags_change_nothing(cfg, text, parts, says):
-    before = cfg.dump()
-    with pytest.raises(NormdetError, match=says):
-        normdet.set_norm(cfg, text, parts)
-    assert cfg.dump() == before
-
-
-def test_every_parameter_of_every_method_has_its_key(cfg):
-    for method in METHODS.values():
-        for name, value in method.params.items():
-            assert cfg.MODEL.NORMDET[method.name][name] == value
-    cfg.MODEL.NORMDET.GN.NUM_GROUPS = 8
-    cfg.MODEL.RESNETS.NORM = "GN"
-    assert norm_option(cfg, "backbone").build_norm(64).num_groups == 8
-
-
-def test_adding_the_keys_twice_keeps_what_was_set(cfg):
-    cfg.MODEL.NORMDET.GN.NUM_GROUPS = 8
-    normdet.add_normdet_config(cfg)
-    assert cfg.MODEL.NORMDET.GN.NUM_GROUPS == 8
-
-
-def test_a_config_without_our_keys_says_what_to_call():
-    with pytest.raises(NormdetError, match="add_normdet_config"):
-        norm_option(get_cfg(), "backbone")
 
 
 @pytest.mark.parametrize(
@@ -230,20 +99,3 @@ def test_anchor_sizes_that_the_zoo_spells_for_eval_are_read_safely(tmp_path):
     file.write_text(file.read_text().replace("os.getcwd []", 'eval ["open(0)"]'))
     with pytest.raises(NormdetError, match="no list of numbers"):
         load_config(file)
-
-
-@pytest.mark.slow
-def test_a_start_without_notices_of_other_packages():
-    code = """
-import normdet, torch
-from detectron2.config import get_cfg
-from detectron2.engine import DefaultTrainer
-from detectron2.modeling import build_model
-cfg = get_cfg()
-normdet.add_normdet_config(cfg)
-cfg.MODEL.DEVICE = "cpu"
-normdet.set_norm(cfg, "GN")
-build_model(cfg).backbone(torch.rand(1, 3, 64, 64))
-"""
-    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
-    assert done.stderr == ""

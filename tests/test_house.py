@@ -1,10 +1,10 @@
-"""The rules between rooms: who may import whom, and what works without detectron2."""
+"""The rules of the house: who may import whom, what works without detectron2, what tests what."""
 
 import ast
-import importlib
 import subprocess
 import sys
 from collections.abc import Iterator
+from fnmatch import fnmatch
 from functools import cache
 from pathlib import Path
 
@@ -200,27 +200,145 @@ except SystemExit as done:
     assert "quickstart/base.yaml" in told and told.endswith("exit 0\n")
 
 
-@pytest.mark.parametrize(
-    "old, new",
-    [
-        ("normdet.predict", "normdet.medical.predict"),
-        ("normdet.predict.overlay", "normdet.medical.predict.overlay"),
-        ("normdet.data.readers", "normdet.medical.readers"),
-        ("normdet.data.readers.dicom", "normdet.medical.readers.dicom"),
-        ("normdet.eval_norm", "normdet.convert.blend"),
-        ("normdet.inference.tiled_model", "normdet.evaluation.tiled_model"),
-        ("normdet.compare", "normdet.lab.compare"),
-    ],
-)
-def test_a_moved_module_is_found_by_its_old_name(old, new):
-    assert importlib.import_module(old) is importlib.import_module(new)
+TESTS = PACKAGE.parent / "tests"
+# Test files of no single module: what they are about.
+ACROSS = {
+    "test_every_config": "each config file",
+    "test_fuzz": "each reader of files",
+    "test_house": "the whole tree",
+    "data/test_bombs": "each reader of images",
+    "engine/test_faults": "whole runs that are killed, stopped and restarted",
+    "export/test_detectron2": "what detectron2's own export tests ask",
+    "export/test_scripting": "each norm under torch.jit.script",
+    "lab/doctor/test_examples": "results/scripts/doctor_examples.py",
+    "layers/test_every_option": "each option",
+    "layers/test_formulas": "each norm against its formula",
+    "medical/predict/test_from_training": "training, then predicting",
+    "medical/prepare/test_faults": "bad input of each kind",
+    "medical/prepare/test_privacy": "each kind of input that names a patient",
+    "medical/prepare/test_train": "preparing, then training",
+    "medical/readers/test_one_reader": "each route by which an image is read",
+    "modeling/test_parts": "each norm in each part of a detector",
+    "modeling/test_same_as_stock": "our detectors beside detectron2's",
+    "modeling/test_ways": "each norm in each way to run",
+    "ops/test_backends": "each operator on each backend",
+    "ops/test_triton": "the four modules of Triton kernels",
+    "weights/test_weight_methods": "plain checkpoints under each weight method",
+}
+# Modules without a test file of their name, and the one that tests them through their users.
+THROUGH = {
+    "convert/*": "convert/test_run",
+    "data/ignored": "modeling/test_ignored",
+    "data/records": "data/test_coco",
+    "data/rle": "evaluation/test_tiles",
+    "data/slices": "medical/readers/test_dicom",
+    "data/tiff": "medical/readers/test_one_reader",
+    "engine/log": "engine/test_run",
+    "engine/precise": "engine/test_trainer",
+    "engine/progress": "engine/test_run",
+    "engine/signals": "engine/test_launch",
+    "engine/watch": "engine/test_faults",
+    "evaluation/detector": "medical/predict/test_command",
+    "evaluation/truth": "evaluation/test_measure",
+    "export/*": "export/test_command",
+    "files/atomic": "weights/test_files",
+    "files/faults": "test_cli",
+    "files/lock": "lab/compare/test_command",
+    "files/stamp": "data/test_check",
+    "files/versions": "lab/compare/test_cell",
+    "lab/bench/*": "lab/bench/test_command",
+    "lab/compare/*": "lab/compare/test_command",
+    "lab/doctor/*": "lab/doctor/test_command",
+    "layers/*": "layers/test_formulas",
+    "medical/predict/output": "medical/predict/test_command",
+    "medical/prepare/formats/*": "medical/prepare/test_formats",
+    "medical/prepare/*": "medical/prepare/test_kinds",
+    "medical/readers/find": "medical/prepare/test_faults",
+    "medical/readers/neighbours": "medical/readers/test_nifti",
+    "medical/windowed": "medical/readers/test_one_reader",
+    "modeling/*": "modeling/test_parts",
+    "ops/triton_*": "ops/test_triton",
+    "ops/*": "ops/test_backends",
+    "option_text": "test_options",
+    "surgery/*": "surgery/test_normalize",
+    "weights/facts": "weights/test_checks",
+    "weights/importers/*": "weights/test_importers",
+    "weights/seal": "weights/test_integrity",
+}
 
 
-def test_what_was_in_config_is_still_there():
-    import normdet.config
-    import normdet.keys
+def tested_files() -> list[Path]:
+    """Those of the package; `tests/docs` and `tests/tools` mirror other folders."""
+    return [f for f in sorted(TESTS.rglob("test_*.py")) if f.parent.name not in ("docs", "tools")]
 
-    assert normdet.config.norm_option is normdet.keys.norm_option
-    assert normdet.config.PARTS is normdet.keys.PARTS
-    with pytest.raises(AttributeError, match="no attribute 'nothing'"):
-        _ = normdet.config.nothing
+
+def test_a_test_file_is_named_after_a_module():
+    """After a module or a package, which may be followed by what of it is tested."""
+    strange = []
+    for file in tested_files():
+        room = PACKAGE / file.parent.relative_to(TESTS)
+        modules = {path.stem for path in room.iterdir() if path.suffix in ("", ".py")}
+        about = file.stem.removeprefix("test_")
+        named = any(f"{about}_".startswith(f"{module}_") for module in modules)
+        if named == (str(file.relative_to(TESTS).with_suffix("")) in ACROSS):
+            strange.append(file.name)
+    assert not strange
+
+
+def test_each_module_has_a_test_file():
+    used, without = set(), []
+    for file in files():
+        module = file.relative_to(PACKAGE).with_suffix("")
+        tests = TESTS / module.parent
+        if not _has_public_functions(file) or list(tests.glob(f"test_{module.name}*.py")):
+            continue
+        pattern = next((one for one in THROUGH if fnmatch(str(module), one)), None)
+        used.add(pattern)
+        if pattern is None or not (TESTS / f"{THROUGH[pattern]}.py").is_file():
+            without.append(str(module))
+    assert not without and used == set(THROUGH)
+
+
+def _has_public_functions(file: Path) -> bool:
+    return file.stem != "__init__" and any(
+        (isinstance(node, ast.FunctionDef) and not node.name.startswith("_"))
+        or (isinstance(node, ast.ClassDef) and any(map(_is_function, node.body)))
+        for node in _parsed(file).body
+    )  # fmt: skip
+
+
+def test_tests_use_public_names():
+    ours = {name for file in files() for name in _defined(_parsed(file)) if _is_private(name)}
+    used = []
+    for file in TESTS.rglob("*.py"):
+        for node in ast.walk(_parsed(file)):
+            names = []
+            if isinstance(node, ast.ImportFrom) and (node.module or "").startswith("normdet"):
+                names = [alias.name for alias in node.names]
+            elif isinstance(node, ast.Attribute) and not _is_own(node):
+                names = [node.attr]
+            elif isinstance(node, ast.Call) and getattr(node.func, "attr", "") == "setattr":
+                names = [arg.value for arg in node.args[1:2] if isinstance(arg, ast.Constant)]
+            used += [f"{file.name}:{node.lineno} {name}" for name in names if name in ours]
+    assert not used
+
+
+def _defined(tree: ast.Module) -> Iterator[str]:
+    """Names of the functions, classes, variables and attributes that a file makes."""
+    for node in ast.walk(tree):
+        if isinstance(node, ast.FunctionDef | ast.ClassDef):
+            yield node.name
+        elif isinstance(node, ast.Name) and isinstance(node.ctx, ast.Store):
+            yield node.id
+        elif isinstance(node, ast.Attribute) and isinstance(node.ctx, ast.Store) and _is_own(node):
+            yield node.attr
+
+
+def _is_own(node: ast.Attribute) -> bool:
+    """Whether this is `self.name`."""
+    return isinstance(node.value, ast.Name) and node.value.id == "self"
+
+
+def _is_private(name: str) -> bool:
+    # `_metadata` is an attribute of torch's state dicts too.
+    return name.startswith("_") and not name.startswith("__") and name not in ("_", "_metadata")

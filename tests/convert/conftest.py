@@ -70,7 +70,7 @@ def small_weights(small_config, pictures, tmp_path_factory):
             torch.nn.init.normal_(parameter, 1.0 if name.endswith("weight") else 0.0, 0.2)
         if name.endswith("conv3.norm.weight"):  # branches weigh little, as in trained networks
             parameter.data *= 0.3
-    norms = [m for m in model.modules() if isinstance(m, torch.nn.modules.batchnorm._BatchNorm)]
+    norms = [m for m in model.modules() if hasattr(m, "reset_running_stats")]
     # Averages over all that was seen: layers settle one after another.
     views = Views(model, [name for name, _ in model.named_parameters()])
     images = torch.stack(pictures).float()

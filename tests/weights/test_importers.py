@@ -1,6 +1,7 @@
 """Other libraries' ResNets load under their own names and compute the same."""
 
 import pickle
+import random
 
 import pytest
 import timm
@@ -13,8 +14,15 @@ from torch import nn
 
 from normdet.config import load_config
 from normdet.errors import NormdetError
-from normdet.weights import Checkpointer, files, import_weights, required_config
-from tests.weights.networks import group_norm, standardize, stride_in_1x1, trained
+from normdet.weights import Checkpointer, check_weights, files, import_weights, required_config
+from normdet.weights.importers.layout import CLASSIFIER
+from tests.weights.networks import (
+    MMDetection,
+    group_norm,
+    standardize,
+    stride_in_1x1,
+    trained,
+)
 
 
 def backbone(norm: str, depth: int = 50, *opts) -> Backbone:
@@ -254,3 +262,51 @@ def test_a_real_imagenet_resnet_names_what_it_loaded(real_data):
     assert keys["MODEL.PIXEL_STD"] == [1.0, 1.0, 1.0] and keys["INPUT.FORMAT"] == "BGR"
     assert keys["MODEL.RESNETS.STRIDE_IN_1X1"] is True
     assert "MODEL.RESNETS.STRIDE_IN_1X1" in imported.facts.assumed
+
+
+@pytest.mark.parametrize("layout", ["mmdetection", "torchvision"])
+def test_what_is_left_out_has_the_files_names(layout):
+    if layout == "mmdetection":
+        state, backbone = MMDetection(nn.Conv2d).published(), "backbone."
+    else:
+        theirs = torchvision.models.get_model("fasterrcnn_resnet50_fpn", weights_backbone=None)
+        state, backbone = theirs.state_dict(), "backbone.body."
+    more = {f"{backbone}fc.bias": torch.zeros(3), "roi_heads.else.bias": torch.zeros(3)}
+    imported = import_weights({**state, **more}, "w.pth")
+    assert imported.left_out == {
+        f"{backbone}fc.bias": CLASSIFIER,
+        "roi_heads.else.bias": "this part has no exact counterpart in detectron2",
+    }
+
+
+def odd_tensors():
+    return [torch.tensor(1.0), torch.ones(0), torch.ones(3, dtype=torch.bool), torch.ones(2, 2),
+            torch.ones(4, dtype=torch.int64), torch.ones(0, 0, 0, 0)]  # fmt: skip
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("layout", ["mmdetection", "torchvision", "resnet", "detectron2"])
+def test_odd_shapes_never_end_in_anything_but_a_sentence(layout):
+    """Anyone may have written the file: one to three of its tensors are of another kind."""
+    torch.manual_seed(0)
+    state = {
+        "mmdetection": lambda: MMDetection(nn.Conv2d).published(),
+        "torchvision": lambda: torchvision.models.get_model(
+            "maskrcnn_resnet50_fpn", weights=None, weights_backbone=None
+        ).state_dict(),
+        "resnet": lambda: torchvision.models.resnet18().state_dict(),
+        "detectron2": lambda: import_weights(MMDetection(nn.Conv2d).published(), "w.pth").model,
+    }[layout]()
+    cfg = load_config("coco/mask_rcnn_R_50_FPN_1x.yaml")
+    rng, names = random.Random(0), list(state)
+    for _ in range(150):
+        damaged = dict(state)
+        # The last tensors and the stem's are those that something is read from.
+        for name in rng.sample(names[:8] + names[-24:] + rng.sample(names, 8), rng.randint(1, 3)):
+            damaged[name] = rng.choice(odd_tensors())
+        try:
+            imported = import_weights(damaged, "w.pth")
+            required_config(imported.facts, imported.model)
+            check_weights(cfg, imported, "w.pth")
+        except NormdetError as error:
+            assert "w.pth" in str(error) and "\n" not in str(error)

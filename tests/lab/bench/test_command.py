@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from normdet.errors import NormdetError
-from normdet.lab.bench import layers, main, measure
+from normdet.lab.bench import main
 
 
 def table(folder):
@@ -33,64 +33,12 @@ def test_one_table_with_every_peer(tmp_path):
         assert float(row["q25_ms"]) <= float(row["median_ms"]) <= float(row["q75_ms"])
 
 
-@pytest.mark.parametrize("compiled", [False, pytest.param(True, marks=pytest.mark.slow)])
-def test_providers_of_an_operation_compute_the_same(compiled):
-    other_layers = ("nn.BatchNorm2d", "nn.GroupNorm+ReLU", "FrozenBN+ReLU")
-    for shape, operations in (
-        ((2, 32, 5, 7), layers.providers),
-        ((32, 16, 3, 3), layers.weight_providers),
-    ):
-        case = layers.Input(shape, torch.float32, False, "cpu")
-        x = case.tensor()
-        for op, group in operations(case, compiled):
-            skipped = other_layers[: 3 if "FRN" in op else 1]
-            # The dialects of WS differ by their epsilon, and by n against n - 1.
-            close = {"rtol": 1e-2 if op == "WS" else 1e-4, "atol": 1e-4}
-            expected = group[0].call(x)
-            for provider in group[1:]:
-                if not provider.name.startswith(skipped):
-                    torch.testing.assert_close(provider.call(x), expected, **close)
-
-
-@pytest.mark.slow
-def test_weight_standardization_has_rows():
-    case = layers.Input((32, 16, 3, 3), torch.float32, False, "cpu")
-    rows = list(layers.rows(case, 1e6, 0.01, False, layers.weight_providers))
-    assert {row["provider"] for row in rows} >= {"normdet auto", "normdet reference", "timm"}
-    assert {row["mode"] for row in rows} == {"forward", "backward", "both"}
-
-
 def test_bad_arguments_are_one_sentence(tmp_path):
     with pytest.raises(NormdetError, match="'2x30x5x7' is not NxCxHxW"):
         main(["--output", str(tmp_path), "--shapes", "2x30x5x7"])
     if not torch.cuda.is_available():
         with pytest.raises(NormdetError, match="CUDA"):
             main(["--gpu"])
-
-
-def test_steps_take_turns():
-    order = []
-    steps = {name: (lambda name=name: order.append(name)) for name in "ab"}
-    times = measure.interleaved(steps, "cpu", 0.0)
-    assert order[:4] == ["a", "a", "b", "b"]  # warming up
-    assert order[4:] == ["a", "b"] * 5
-    assert len(times["a"]) == len(times["b"]) == 5
-
-
-def test_kept_bytes_count_each_buffer_once():
-    x = torch.randn(10, 10, requires_grad=True)
-    weight = torch.randn(10, requires_grad=True)
-    assert measure.kept_bytes(lambda: x * weight + x * x, [weight]) == 400
-
-
-def test_memory_is_counted_by_the_allocator():
-    x = torch.randn(100, 100, requires_grad=True)
-
-    def forward():
-        return (x * 2).relu().mul(3).exp().sum()
-
-    assert measure.held_bytes(forward, "cpu") // 1000 == 80  # relu's output and exp's
-    assert measure.peak_bytes(forward, "cpu") // 1000 == 120  # and mul's, for a moment
 
 
 def test_a_stopped_run_is_resumed(tmp_path, monkeypatch):

@@ -10,8 +10,7 @@ from torch import Tensor, nn
 from normdet import layers
 from normdet.errors import NormdetError
 from normdet.lab.doctor.examination import examine, layers_to_watch, stage_of, untrained_layers
-from normdet.lab.doctor.rows import wasserstein
-from normdet.lab.doctor.traces import Moments, trace
+from normdet.lab.doctor.traces import trace
 
 
 def images(count: int = 8, channels: int = 3) -> list[Tensor]:
@@ -85,21 +84,6 @@ def test_a_known_spread_and_a_constant_channel_come_back():
     assert row.variance_ratio == pytest.approx(9, rel=1e-4)
     (row,) = examine(model, [x * 0 + mean for x in batch]).stages
     assert row.distance == pytest.approx(1, abs=0.01) and math.isfinite(row.distance)
-
-
-def test_a_channel_that_never_varied_is_judged_by_what_its_layer_divides_by():
-    found = Moments(10, torch.tensor([0.01]).double(), torch.zeros(1).double())
-    zero = torch.zeros(1).double()
-    assert wasserstein(found, zero, zero, 1e-4).item() == pytest.approx(1)
-
-
-def test_moments_of_images_pool_to_those_of_all_values():
-    batch = images()
-    pooled = Moments.pool([Moments.of(x) for x in batch])
-    values = all_values(batch)
-    assert pooled.count == values.shape[1]
-    torch.testing.assert_close(pooled.mean, values.mean(1), rtol=1e-5, atol=1e-6)
-    torch.testing.assert_close(pooled.var, values.var(1, correction=0), rtol=1e-5, atol=1e-6)
 
 
 @pytest.mark.parametrize("kind", [layers.BatchNorm2d, layers.FrozenBatchNorm2d])

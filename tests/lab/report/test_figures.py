@@ -63,11 +63,6 @@ def test_intervals_and_courses_are_drawn(tmp_path):
             assert len(np.unique(np.asarray(picture.convert("L")))) > 10
 
 
-def test_many_series_can_be_told_apart():
-    styles = [tuple(figures.run_style(index).values()) for index in range(24)]
-    assert len(set(styles)) == 24
-
-
 def test_a_legend_of_long_names_stays_in_the_picture():
     figure = figures.Figure(figsize=(6, 4), dpi=100, layout="constrained")
     axes = figure.subplots()

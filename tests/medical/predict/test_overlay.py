@@ -76,14 +76,6 @@ def test_twenty_classes_have_twenty_colours_in_every_picture():
         assert abs(columns.mean() / 2 - x) < 2 and abs(rows.mean() / 2 - y) < 2
 
 
-def test_no_two_of_the_colours_are_alike():
-    color = pytest.importorskip("skimage.color")
-    rgb = np.array([ImageColor.getrgb(name) for name in CLASS_COLOURS]) / 255
-    lab = color.rgb2lab(rgb[None])[0]
-    apart = color.deltaE_ciede2000(lab[:, None], lab[None])
-    assert apart[~np.eye(len(lab), dtype=bool)].min() > 17
-
-
 def test_the_class_is_written_where_there_are_several():
     grey = np.full((250, 250), 60, np.uint8)
     white = [
