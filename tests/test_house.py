@@ -228,6 +228,7 @@ ACROSS = {
 # Modules without a test file of their name, and the one that tests them through their users.
 THROUGH = {
     "convert/*": "convert/test_run",
+    "data/annotation": "data/test_coco_in_the_wild",
     "data/ignored": "modeling/test_ignored",
     "data/records": "data/test_coco",
     "data/rle": "evaluation/test_tiles",

@@ -42,7 +42,7 @@ _MOST_PIXELS = (1 << 31) - 1
 # Digits of an id that is taken for a number.
 _LONGEST_ID = 19
 # Annotations that are looked at side by side: many, and few enough that an odd one costs little.
-_AT_ONCE = 512
+AT_ONCE = 512
 
 
 def load_coco(
@@ -174,8 +174,8 @@ class _Objects:
     def read(self, annotations: Sequence[dict], boxes: BoxCheck) -> None:
         """Read all of a file's annotations, and show `boxes` those that are no crowd's."""
         owners, classes = _as_written(self._records), _as_written(self._classes)
-        for start in range(0, len(annotations), _AT_ONCE):
-            part = annotations[start : start + _AT_ONCE]
+        for start in range(0, len(annotations), AT_ONCE):
+            part = annotations[start : start + AT_ONCE]
             found = columns(part, owners, classes)
             plain, seen = found.plain.tolist(), np.zeros(len(part), bool)
             for place, (annotation, plain) in enumerate(

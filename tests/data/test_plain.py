@@ -72,7 +72,7 @@ def test_side_by_side_is_one_by_one(tmp_path, monkeypatch, seed):
         "annotations": annotations, "categories": [{"id": 1, "name": "cell"}],
     }  # fmt: skip
     (tmp_path / "c.json").write_text(json.dumps(content))
-    monkeypatch.setattr(coco, "_AT_ONCE", 1 + seed % 9)
+    monkeypatch.setattr(coco, "AT_ONCE", 1 + seed % 9)
 
     def read():
         told = []
