@@ -2,6 +2,9 @@
 
 from collections.abc import Iterable
 
+# The norm with the statistics of a pretrained backbone, fixed: what other norms are compared with.
+FROZEN = "FrozenBN"
+
 
 def words_of(text: str) -> list[str]:
     """`["GN", "WS"]` of `"GN+WS"`; none of `""`."""

@@ -17,7 +17,7 @@ from torch import nn
 from . import layers
 from .errors import NormdetError
 from .files.words import listed
-from .option_text import text_of, words_of
+from .option_text import FROZEN, text_of, words_of
 
 
 @dataclass(frozen=True)
@@ -40,6 +40,7 @@ class Method:
         needs_batch: whether training needs more than one value per channel in a worker's batch.
         needs_statistics: whether it normalizes by fixed statistics, which come with the weights.
         needs_space: whether it cannot normalize fully connected layers: nothing to average there.
+        own_activation: whether a norm has an activation of its own in place of the option's.
         excludes: methods it cannot be combined with, and why.
         takes_plain: whether a weight that was trained without a weight method keeps its function
             when it is loaded under this one.
@@ -59,6 +60,7 @@ class Method:
     needs_batch: bool = False
     needs_statistics: bool = False
     needs_space: bool = False
+    own_activation: bool = False
     excludes: Mapping[str, str] = field(default_factory=dict)
     takes_plain: bool = False
     traceless: bool = False
@@ -148,13 +150,13 @@ def _frn(channels, dims, activation, eps: float, learned_eps: str) -> nn.Module:
     return cls(channels, eps, learned, activation)
 
 
-_OWN_ACTIVATION = "EvoNorm is its own activation: there is nothing for TLU to replace"
+_EVONORM_AND_TLU = "EvoNorm is its own activation: there is nothing for TLU to replace"
 
 METHODS: dict[str, Method] = {
     method.name: method
     for method in (
         Method(
-            "FrozenBN", "norm",
+            FROZEN, "norm",
             paper="Batch Normalization, 1502.03167; frozen as in detectron2",
             statistics="none: the pretrained running averages, fixed",
             cost="nothing kept, one multiply-add",
@@ -242,7 +244,8 @@ METHODS: dict[str, Method] = {
             cost="keeps x; computes the rest anew in backward",
             when="as GN, with an activation of its own like SiLU",
             build=_own_activation(_evonorm_s0, "EvoNorm"),
-            params={"NUM_GROUPS": 32, "EPS": 1e-5}, excludes={"TLU": _OWN_ACTIVATION},
+            params={"NUM_GROUPS": 32, "EPS": 1e-5}, own_activation=True,
+            excludes={"TLU": _EVONORM_AND_TLU},
         ),
         Method(
             "BRN", "norm",
@@ -296,7 +299,7 @@ METHODS: dict[str, Method] = {
             when="batches as for BN, with an activation of its own",
             build=_own_activation(_running(layers.EvoNormB0), "EvoNorm"),
             params={"EPS": 1e-5, "MOMENTUM": 0.1, "SYNC": False},
-            needs_batch=True, excludes={"TLU": _OWN_ACTIVATION},
+            needs_batch=True, own_activation=True, excludes={"TLU": _EVONORM_AND_TLU},
         ),
         Method(
             "EvalNorm", "norm",
@@ -318,7 +321,7 @@ METHODS: dict[str, Method] = {
             params={
                 "EPS": 1e-5, "MOMENTUM": 0.1, "ACT": "leaky_relu", "SLOPE": 0.01, "SYNC": False,
             },
-            needs_batch=True,
+            needs_batch=True, own_activation=True,
             excludes={"TLU": "InPlaceABN inverts its activation in backward, which TLU does not "
                       "allow: all values below its threshold become one"},
         ),
@@ -457,7 +460,7 @@ class NormOption:
     @property
     def brings_activation(self) -> bool:
         """Whether its norm has an activation of its own in place of the option's."""
-        return "TLU" in self._method.excludes
+        return self._method.own_activation
 
     @property
     def _method(self) -> Method:

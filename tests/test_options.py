@@ -111,3 +111,9 @@ def test_the_table_has_a_full_row_for_every_method():
     rows = table()
     assert [row["name"] for row in rows] == list(METHODS)
     assert all(text for row in rows for text in row.values())
+
+
+@pytest.mark.parametrize("name", names("norm"))
+def test_the_table_and_the_layer_agree_on_what_tests_as_bn(name):
+    option = parse(name)
+    assert option.build_norm(32).tests_as_bn == option.tests_as_bn

@@ -7,15 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normdet.errors import NormdetError
-from normdet.layers import (
-    BatchStatistics,
-    EvalNorm,
-    FrozenBatchNorm2d,
-    MovingAverageBatchNorm,
-    NormLayer,
-)
-from normdet.layers.batch_norm import _BatchNorm
-from normdet.layers.batch_renorm import BatchRenorm
+from normdet.layers import BatchStatistics, FrozenBatchNorm2d, NormLayer
 from normdet.layers.batch_statistics import of_no_data
 from normdet.layers.per_example import PerExampleNorm
 from normdet.layers.per_level import PerLevelNorm
@@ -23,9 +15,6 @@ from normdet.layers.reparametrized import Reparametrized
 from normdet.modeling.normalized import layer_before
 from normdet.modeling.resnet import BasicBlock, DeformBottleneckBlock
 from normdet.ops.reference import frozen_affine
-
-# Norms that are one affine per channel at test time, by stored moments.
-STORED = (FrozenBatchNorm2d, _BatchNorm, EvalNorm, BatchRenorm, MovingAverageBatchNorm)
 
 NORMS = (PerExampleNorm, BatchStatistics, FrozenBatchNorm2d, PerLevelNorm)
 
@@ -94,12 +83,12 @@ def _readers(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 def stored_moments(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
     """Mean and mean square `(C,)` of what a norm saw in training, if it has them."""
-    if isinstance(norm, PerLevelNorm) and isinstance(norm[0], STORED):
+    if isinstance(norm, PerLevelNorm) and norm[0].tests_as_bn:
         levels = [stored_moments(level) for level in norm]
         if None in levels:
             return None
         return tuple(torch.stack(parts).mean(0) for parts in zip(*levels, strict=True))
-    if not isinstance(norm, STORED):
+    if norm is None or not norm.tests_as_bn:
         return None
     # Of a frozen norm they may be folded into its affine.
     if isinstance(norm, FrozenBatchNorm2d) and of_no_data(norm.running_mean, norm.running_var):
@@ -115,7 +104,7 @@ def affine_of(site: Site, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]
     bias = torch.zeros_like(mean) if bias is None else bias
     if norm is None:
         return torch.ones_like(mean), bias
-    if isinstance(norm, STORED):
+    if norm.tests_as_bn:
         statistics = norm.running_mean, norm.running_var
         return frozen_affine(norm.weight, norm.bias, *statistics, norm.eps)
     if isinstance(norm, PerLevelNorm):
@@ -128,5 +117,5 @@ def affine_of(site: Site, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]
 
 def as_before(site: Site) -> bool:
     """Whether the original's state can be copied as it is: both sides have stored moments."""
-    both = isinstance(site.old_norm, STORED) and isinstance(site.norm, STORED)
-    return both and not isinstance(site.layer, Reparametrized)
+    before = site.old_norm is not None and site.old_norm.tests_as_bn
+    return before and site.norm.tests_as_bn and not isinstance(site.layer, Reparametrized)

@@ -11,18 +11,11 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..layers import TLU, BatchRenorm, MovingAverageBatchNorm, NormLayer, Reparametrized
-from ..layers import FrozenBatchNorm2d as OurFrozenBatchNorm2d
+from ..layers import TLU, EvalNorm, NormLayer, Reparametrized
 from ..layers.reparametrized import out_dim, plain_class
 from ..ops.reference import frozen_affine
 from ..surgery.known import is_per_level
 from ..surgery.sites import Finder, Site
-
-# Norms that are `(x - mean) / sqrt(var + eps) * weight + bias` at test time.
-_AFFINE = (
-    nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d, OurFrozenBatchNorm2d, BatchRenorm,
-    MovingAverageBatchNorm,
-)  # fmt: skip
 
 
 @torch.no_grad()
@@ -67,9 +60,9 @@ def plain_weight(module: nn.Module) -> None:
 def fold_norm(site: Site) -> None:
     """Fold a norm into the convolution before it, in place, if it is fixed and there is one."""
     norm, conv = site.norm, site.conv
-    fixed = isinstance(norm, _AFFINE) and not is_per_level(norm)
     alone = len(site.places) == 1 == len(site.conv_places)
-    if not (fixed and alone and isinstance(conv, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)):
+    linear = isinstance(conv, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    if not (_is_affine(norm) and alone and linear):
         return
     if norm.running_mean is None or (out_dim(conv) == 1 and conv.groups > 1):
         return
@@ -85,6 +78,13 @@ def fold_norm(site: Site) -> None:
         conv.activation = conv.activation if activation is None else activation
     else:
         owner._modules[name] = nn.Identity() if activation is None else activation
+
+
+def _is_affine(norm: nn.Module) -> bool:
+    """Whether a norm is `(x - mean) / sqrt(var + eps) * weight + bias` at test time."""
+    stock = isinstance(norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d)
+    ours = isinstance(norm, NormLayer) and norm.tests_as_bn and not isinstance(norm, EvalNorm)
+    return (stock or ours) and not is_per_level(norm)
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:

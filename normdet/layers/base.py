@@ -24,11 +24,14 @@ class NormLayer(nn.Module):
     Attributes:
         ranks: the input ranks it takes, or `None` for any `(N, C, *S)`.
         batch_statistics: whether an example's output depends on the rest of its batch in training.
+        tests_as_bn: whether test time computes what BN does: an affine of its running averages.
+            An :class:`EvalNorm` does until it is fitted.
         scriptable: whether `torch.jit.script` can compile it.
     """
 
     ranks: tuple[int, ...] | None = None
     batch_statistics = False
+    tests_as_bn = False
     scriptable = False
 
     def _init_activation(self, channels: int, activation: str | None) -> None:

@@ -5,7 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ops import frozen_bn_act, scripted
-from ..option_text import with_norm
+from ..option_text import FROZEN, with_norm
 from .base import NormLayer
 from .batch_statistics import BatchStatistics
 
@@ -13,6 +13,7 @@ from .batch_statistics import BatchStatistics
 class _BatchNorm(BatchStatistics):
     """torch's BatchNorm with a fused activation: tools that look for torch's class find it."""
 
+    tests_as_bn = True
     scriptable = True
 
     def __init__(
@@ -52,7 +53,7 @@ class _BatchNorm(BatchStatistics):
         frozen.num_batches_tracked = self.num_batches_tracked
         frozen.load_state_dict(self.state_dict())
         if hasattr(self, "option"):
-            frozen.option = with_norm(self.option, "FrozenBN")
+            frozen.option = with_norm(self.option, FROZEN)
         if frozen.tau is not None:
             frozen.tau.requires_grad = self.tau.requires_grad
         return frozen.to(self.running_mean.device).train(self.training)
@@ -85,6 +86,7 @@ class FrozenBatchNorm2d(NormLayer):
     """
 
     _version = 3
+    tests_as_bn = True
     scriptable = True
 
     def __init__(

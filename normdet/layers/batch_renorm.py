@@ -27,6 +27,8 @@ class BatchRenorm(RunningNorm):
         kwargs: see :class:`RunningNorm`.
     """
 
+    tests_as_bn = True
+
     def __init__(
         self,
         num_features: int,

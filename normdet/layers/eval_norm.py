@@ -30,6 +30,8 @@ class EvalNorm(RunningNorm):
         kwargs: see :class:`RunningNorm`.
     """
 
+    tests_as_bn = True
+
     def __init__(self, num_features: int, **kwargs):
         super().__init__(num_features, **kwargs)
         self.register_buffer("blend", torch.zeros(1))

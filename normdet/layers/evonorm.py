@@ -4,11 +4,10 @@ import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..ops import recording
+from ..ops import check_groups, recording
 from ..ops.reference import affine, wide
 from .base import NormLayer
 from .batch_statistics import RunningNorm
-from .group_norm import check_groups
 from .moments import group_moments, instance_moments, spread
 
 

@@ -5,7 +5,7 @@ import math
 import torch
 
 from ..errors import NormdetError
-from ..ops import group_norm_act, scripted
+from ..ops import check_groups, group_norm_act, scripted
 from ..ops.reference import over_groups
 from .moments import group_moments
 from .per_example import PerExampleNorm
@@ -20,17 +20,6 @@ def groups_for(channels: int, num_groups: int) -> int:
     (80 channels: 16 groups of 5), never more.
     """
     return math.gcd(channels, num_groups)
-
-
-def check_groups(num_groups: int, channels: int) -> int:
-    """The number of groups, given back.
-
-    Raises:
-        NormdetError: it does not divide the channels.
-    """
-    if num_groups < 1 or channels % num_groups:
-        raise NormdetError(f"{num_groups} groups do not divide {channels} channels")
-    return num_groups
 
 
 class GroupNorm(PerExampleNorm):

@@ -2,9 +2,9 @@
 
 import torch
 
+from ..ops import check_groups
 from ..ops.reference import over_groups
 from .frn import FilterResponseNorm
-from .group_norm import check_groups
 from .moments import instance_moments
 
 

@@ -60,6 +60,8 @@ class MovingAverageBatchNorm(RunningNorm):
         kwargs: see :class:`RunningNorm`.
     """
 
+    tests_as_bn = True
+
     def __init__(
         self,
         num_features: int,

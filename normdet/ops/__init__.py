@@ -62,7 +62,7 @@ def frn_tlu(
     """
     _check(x, tau, activation)
     if num_groups is not None:
-        _check_groups(x, num_groups)
+        check_groups(num_groups, x.shape[1])
     if _plain(backend, x, residual):
         return reference.frn_tlu(
             x, weight, bias, tau, eps=eps, num_groups=num_groups, activation=activation,
@@ -98,7 +98,7 @@ def group_norm_act(
         dtype: the output's, by default the input's. A wider one costs no pass of its own.
     """
     _check(x, tau, activation)
-    _check_groups(x, num_groups)
+    check_groups(num_groups, x.shape[1])
     if _plain(backend, x, residual, dtype):
         return reference.group_norm_act(
             x, num_groups, weight, bias, tau, eps=eps, activation=activation, residual=residual,
@@ -221,9 +221,15 @@ def _check(x: Tensor, tau: Tensor | None, activation: str | None) -> None:
         raise NormdetError(f"expected an input (N, C, ...), got one of shape {tuple(x.shape)}")
 
 
-def _check_groups(x: Tensor, num_groups: int) -> None:
-    if num_groups < 1 or x.shape[1] % num_groups:
-        raise NormdetError(f"{x.shape[1]} channels do not divide into {num_groups} groups")
+def check_groups(num_groups: int, channels: int) -> int:
+    """The number of groups, given back.
+
+    Raises:
+        NormdetError: the channels do not divide into so many.
+    """
+    if num_groups < 1 or channels % num_groups:
+        raise NormdetError(f"{channels} channels do not divide into {num_groups} groups")
+    return num_groups
 
 
 def _split_eps(eps: float | Tensor) -> tuple[float, Tensor | None]:

@@ -19,6 +19,7 @@ from normdet.errors import NormdetError
 from normdet.keys import AS_BACKBONE, has_part
 from normdet.layers import batch_statistics
 from normdet.layers.batch_statistics import of_no_data
+from normdet.option_text import FROZEN
 from normdet.options import read_stated
 from normdet.parts import NORMED, PARTS, Part, belongs
 
@@ -298,7 +299,7 @@ def required_config(facts: Facts, state: Mapping[str, Any]) -> dict[str, Any]:
         if tensors_of(state, part):
             option = read_stated(norm)
             if option.norm == "BN" and (part.is_stage or key == BACKBONE):
-                option = replace(option, norm="FrozenBN")
+                option = replace(option, norm=FROZEN)
             keys[key] = str(option)
     return keys | settings
 

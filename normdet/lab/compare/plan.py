@@ -16,6 +16,7 @@ from detectron2.config import CfgNode
 from normdet.config import load_config
 from normdet.engine.summary import flat
 from normdet.errors import NormdetError
+from normdet.option_text import FROZEN
 from normdet.options import METHODS, parse
 
 # The seed of runs that pick rates; no reported run has it.
@@ -135,7 +136,7 @@ class Plan:
     def baseline(self) -> str:
         """The norm that differences are taken to, unless another is named."""
         names = [arm.name for arm in self.arms]
-        return "FrozenBN" if "FrozenBN" in names else names[0]
+        return FROZEN if FROZEN in names else names[0]
 
     @property
     def tuned(self) -> bool:

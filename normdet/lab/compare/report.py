@@ -19,6 +19,7 @@ from normdet.lab.compare.plan import Plan
 from normdet.lab.compare.runs import CRASHED, DIVERGED, DONE, TEST, TUNING, Run, primary_metric
 from normdet.lab.compare.stats import Estimate, least_errors, signed
 from normdet.lab.report import figures, markdown
+from normdet.option_text import FROZEN, words_of
 
 _METHOD = (
     "Runs of one seed see the same images in the same order whatever their norm, so norms are "
@@ -238,9 +239,9 @@ class _Report:
                 " Two seeds give intervals of 12.7 standard errors: only gross differences can "
                 "show, and where none shows there may well be one."
             )
-        frozen = [run for run in self._tested if run.option.startswith("FrozenBN")]
+        frozen = [run for run in self._tested if words_of(run.option)[:1] == [FROZEN]]
         if any(run.init == "random" for run in frozen):
-            text += " From random weights FrozenBN has the statistics of no data: no norm at all."
+            text += f" From random weights {FROZEN} has the statistics of no data: no norm at all."
         return text
 
     def _choices(self, form: ModuleType) -> Iterable[str]:

@@ -5,6 +5,8 @@ from collections.abc import Collection, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from normdet.option_text import FROZEN
+
 from .examination import Examination
 from .rows import FITS, NOISY, OFF, Row
 
@@ -102,7 +104,7 @@ def _advice(found: Examination, call: Invocation) -> str:
 def _unsteady(found: Examination, call: Invocation) -> bool:
     """Whether the model's norm would train on batches that differ too much from each other."""
     # SyncBN's batches are those of all GPUs, however many.
-    if call.norm in ("FrozenBN", "EvalNorm", "SyncBN"):
+    if call.norm in (FROZEN, "EvalNorm", "SyncBN"):
         return False
     noise = _noise(found, call)
     return noise is not None and noise >= NOISY
@@ -146,14 +148,14 @@ def next_commands(found: Examination, call: Invocation) -> list[str]:
     if known and not poor:
         if _unsteady(found, call):
             parts = ",".join(call.norm_parts) or "backbone"
-            given = ["--norm", "FrozenBN", "--norm-parts", parts]
+            given = ["--norm", FROZEN, "--norm-parts", parts]
         return [_line("train", *config, *given, *weights, *call.opts)]
     frozen = ("stem", "res2", "res3", "res4", "res5")[: call.freeze_at]
     thaw = ["MODEL.BACKBONE.FREEZE_AT", "0"] if any(row.name in frozen for row in poor) else []
     lines = []
     noise = _noise(found, call)
     if noise is not None and noise < NOISY and known:
-        bn = ["--norm", "BN", "--norm-parts", "backbone"] if call.norm == "FrozenBN" else given
+        bn = ["--norm", "BN", "--norm-parts", "backbone"] if call.norm == FROZEN else given
         lines.append(_line("train", *config, *bn, *weights, *thaw, *call.opts))
     named = ["--dataset", call.dataset] if call.dataset else None
     source = named or [word for path in call.images for word in ("--images", path)]
