@@ -1,7 +1,7 @@
 """Any normalization as a detectron2 option: `--norm GN`, `GN+WS`, `FRN+TLU`, `SyncBN`.
 
-Importing this registers our backbones and heads with detectron2, as soon as detectron2's are there.
-It is cheap: what a name needs is imported when the name is first used.
+Importing this registers our backbones and heads with detectron2 as soon as detectron2's registries
+exist. The import is cheap: what a name needs is imported when the name is first used.
 """
 
 import importlib

@@ -7,7 +7,7 @@ from normdet.errors import NormdetError
 
 
 def names(text: str) -> list[str] | None:
-    """What `A,B` names; None where it names nothing."""
+    """The names in `A,B`; None if there are none."""
     return text.split(",") if text else None
 
 
@@ -32,7 +32,7 @@ _COMMON = {
 
 
 def add_common(parser: argparse.ArgumentParser, name: str, **own) -> None:
-    """Add an argument that other commands have too; `own` is what this one says of it.
+    """Add an argument that several commands share; `own` replaces settings of it.
 
     A parser with `opts` must read by `parse_intermixed_args`: keys may stand around flags.
     """
@@ -55,7 +55,7 @@ def check_counts(args: argparse.Namespace, *counts: str) -> None:
 def train_arguments(
     argv: Sequence[str], command: str = "train", description: str | None = None
 ) -> argparse.Namespace:
-    """What `normdet train`, or `eval`, is told by words that follow it; detectron2's names."""
+    """The arguments of `normdet train` or `eval`, under detectron2's names."""
     parser = argparse.ArgumentParser(prog=f"normdet {command}", description=description)
     add = parser.add_argument
     add_common(parser, "--config-file", required=True)

@@ -1,4 +1,4 @@
-"""The command `normdet`. What a subcommand needs is imported when it runs: `--help` is quick."""
+"""The command `normdet`. A subcommand imports what it needs when it runs, so `--help` is quick."""
 
 import argparse
 import importlib
@@ -95,7 +95,8 @@ def _prepend(variable: str, rules: list[str]) -> None:
         os.environ[variable] = ",".join(rules + ([users] if users else []))
 
 
-# Not parsed as argparse's own subcommands: those take no KEY VALUE pairs on both sides of a flag.
+# argparse's own subcommands take no KEY VALUE pairs on both sides of a flag, so these are parsed
+# by functions of ours.
 TRAINING = {
     "train": "train a detector and evaluate it",
     "eval": "evaluate the weights of a detector",
@@ -133,7 +134,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run the command line `argv` and return its exit code.
 
     0 is success, 2 bad input, 3 a loss that is not finite, 128 plus the signal's number a run that
-    was stopped. Other exceptions pass: they are bugs, and their traceback is wanted.
+    was stopped. Other exceptions are bugs: they pass, with their traceback.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _keep_workers_quiet()

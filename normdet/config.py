@@ -27,7 +27,7 @@ def __getattr__(name: str):
 
 
 def config_folder() -> Path:
-    """Where normdet's YAML files are: inside the installed package, or the checkout beside it."""
+    """The folder of normdet's YAML files: in the installed package, or beside it in a checkout."""
     package = Path(str(importlib.resources.files("normdet")))
     inside = package / "configs"
     return inside if inside.is_dir() else package.parent / "configs"
@@ -101,7 +101,7 @@ class _File(CfgNode):
 
     @classmethod
     def load_yaml_with_base(cls, filename: str, allow_unsafe: bool = False) -> dict:
-        """As detectron2 does, which calls this for each base too, with the base's own path."""
+        """Load as detectron2 does. It calls this for each base too, with the base's own path."""
         content = super().load_yaml_with_base(filename, allow_unsafe=allow_unsafe)
         datasets = content.get("DATASETS")
         if isinstance(datasets, dict) and "ROOT" in datasets:
@@ -125,13 +125,13 @@ def load_config(
 
     Args:
         path: a YAML file, or the name of one of normdet's own.
-        opts: `KEY VALUE` pairs, flat. A batch size or accumulation among them holds as it is: the
-            file's `SOLVER.REFERENCE_WORLD_SIZE` then rescales nothing.
+        opts: `KEY VALUE` pairs, flat. If they set the batch size or accumulation, the file's
+        `SOLVER.REFERENCE_WORLD_SIZE` rescales nothing.
         norm: what `--norm` says; `None` leaves the file's choice.
         norm_parts: see :func:`set_norm`.
 
     Returns:
-        The config, not frozen, its builders ours.
+        The config. It is not frozen, and it names our builders.
 
     Raises:
         NormdetError: on a missing or unsafe file, unknown keys and unfit values.
@@ -157,8 +157,8 @@ def load_config(
     if {"SOLVER.IMS_PER_BATCH", "SOLVER.ACCUMULATE_STEPS"} & set(opts[::2]) and (
         "SOLVER.REFERENCE_WORLD_SIZE" not in opts[::2]
     ):
-        cfg.SOLVER.REFERENCE_WORLD_SIZE = 0  # a batch that is asked for is not rescaled
-    # Absolute from here on: the config may be saved into another folder.
+        cfg.SOLVER.REFERENCE_WORLD_SIZE = 0  # do not rescale a batch size that the user gave
+    # The config may be saved into another folder, so the path becomes absolute.
     cfg.DATASETS.ROOT = _placed(cfg.DATASETS.ROOT, Path())
     use_normdet_parts(cfg)
     check_values(cfg)

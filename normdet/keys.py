@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 # detectron2 normalize, so that a row of ours differs from theirs in the norm alone.
 USUAL_PARTS = ("backbone", "fpn", "box_head", "mask_head", "retinanet_head", "sem_seg_head")
 
-# The parts whose new norms start from data: what follows them was made for the scale that their
+# The parts whose new norms start from data: the layers after them expect the scale that their
 # layers have without a norm. The box head is left out: unit scale suits its predictor better.
 START_PARTS = ("fpn", "mask_head")
 
@@ -65,16 +65,16 @@ def add_normdet_config(cfg: CfgNode) -> None:
     node.KEYPOINT_HEAD_NORM = ""
     # The convolutions of RetinaNet's p6 and p7.
     node.FPN_TOP_NORM = ""
-    # A norm of its own for the backbone's stem or for a stage.
+    # The norm of the backbone's stem, or of one stage.
     node.STEM_NORM = AS_BACKBONE
     node.RES2_NORM = AS_BACKBONE
     node.RES3_NORM = AS_BACKBONE
     node.RES4_NORM = AS_BACKBONE
     node.RES5_NORM = AS_BACKBONE
-    # res5 on the regions of a C4 detector.
+    # The norm of res5 on the regions of a C4 detector.
     node.RES5_HEAD_NORM = AS_BACKBONE
-    # Iterations between two looks at the norms (curves, and norms.html at the end); 0 for none.
-    # Curves are written every 20 iterations: fewer than that show no more.
+    # Iterations between two measurements of the norms (curves, and norms.html at the end); 0 for
+    # none. Curves are written every 20 iterations, so a smaller number shows no more.
     node.STATISTICS_PERIOD = 100
     # The share of training over which norms leave the moments that
     # `normdet convert --rung annealed` stored: `(1 - t) * stored + t * own`, t from 0 to 1.
@@ -84,8 +84,8 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # change the function of the network least (normdet.start_from_data); 0 leaves weight 1, bias 0.
     node.START.IMAGES = 8
     node.START.PARTS = START_PARTS
-    # If such norms learn their epsilon (LEARNED_EPS), it starts so that this share of their divisor
-    # is the same for every image. 0 is the norm as its authors have it.
+    # If such norms learn their epsilon (LEARNED_EPS), its start value makes this share of their
+    # divisor the same for every image. 0 is the norm as its authors define it.
     node.START.KEEP = 0.0
     # Do not keep the output of a fused norm (GN, LN, IN, FRN) for backward; compute it again there.
     # This saves memory, costs one more elementwise pass per norm, and gives the same gradients to
@@ -120,14 +120,14 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # checks that pretrained weights see images at the scale they were trained on. () stands for
     # images of 8 bits. `normdet prepare` measures it.
     cfg.DATASETS.PIXEL_STD = ()
-    # How many unreadable images training replaces by others; each is named. One more, and training
-    # stops with a checkpoint.
+    # Training replaces up to this many unreadable images by others and names each. At one more it
+    # saves a checkpoint and stops.
     cfg.DATALOADER.MAX_BROKEN_IMAGES = 10
     # The largest share of a dataset's boxes that may disagree with their masks, or leave their
     # image, by more than rounding.
     cfg.DATASETS.MAX_BOX_FAULTS = 0.1
-    # The channels to take from image files whose channels are no colours, counted from 1: "1" makes
-    # a grey image, "1,2,3" a red, green and blue one. "" takes "1,2,2" of two, "1,2,3" of more.
+    # The channels to take from image files whose channels are not colours, counted from 1: "1"
+    # makes a grey image, "1,2,3" a colour one. "" is "1,2,2" for two channels, "1,2,3" for more.
     cfg.INPUT.CHANNELS = ""
     # The plane to take from files with several (depth, time, pages): "middle", "max" (the brightest
     # value at each pixel) or a number from 1. Training refuses "all" if a file has several.
@@ -135,10 +135,10 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # Crowds count as neither object nor background. False trains on them as background, as
     # detectron2 does.
     cfg.INPUT.IGNORE_CROWDS = True
-    # Flip and turn training images at random, in 8 ways: for images without an up.
+    # Flip and turn training images at random, in 8 ways: for images without a natural top.
     cfg.INPUT.RANDOM_D4 = False
-    # Large images: train on random squares of this many pixels of them, evaluate and predict in
-    # tiles of this size whose objects are merged across seams. 0 takes images whole.
+    # For large images: train on random squares of this many pixels; evaluate and predict in tiles
+    # of this size and merge objects across seams. 0 takes images whole.
     cfg.INPUT.TILE = 0
     # Pixels that neighbouring tiles have in common: more than most objects measure.
     cfg.INPUT.TILE_OVERLAP = 64
@@ -183,7 +183,7 @@ def stage_options(cfg: CfgNode) -> dict[str, NormOption]:
 
 
 def use_normdet_parts(cfg: CfgNode) -> None:
-    """Name our form of every stock builder the config names; others stay.
+    """Replace every stock builder that the config names by ours; other builders stay.
 
     With an option that detectron2 knows, ours compute the same under the same state-dict keys.
     """
@@ -231,7 +231,7 @@ def has_part(cfg: CfgNode, name: str) -> bool:
 def check_config(cfg: CfgNode) -> None:
     """Refuse norms that cannot be parsed, or that a named stock builder would drop or fail on.
 
-    What a value may be is told by the table of :mod:`normdet.values`.
+    The table of :mod:`normdet.values` says what a value may be.
 
     Raises:
         NormdetError: naming the key.

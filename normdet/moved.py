@@ -5,7 +5,7 @@ import importlib.abc
 import importlib.machinery
 import sys
 
-# Packages stand for all they hold; the longest name counts.
+# A package stands for its modules too; the longest name counts.
 MOVED = {
     "bench": "lab.bench",
     "compare": "lab.compare",
@@ -35,7 +35,7 @@ MOVED = {
 
 
 class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
-    """Gives an old name the same module as the new one."""
+    """Finds the module of the new name under the old name."""
 
     def find_spec(self, name, path=None, target=None):
         package, _, old = name.partition(".")
@@ -54,7 +54,7 @@ class _Moved(importlib.abc.MetaPathFinder, importlib.abc.Loader):
 
 
 def keep_old_names() -> None:
-    """Let `import normdet.predict` and the like go on working. Idempotent."""
+    """Let `import normdet.predict` and other old names work. Idempotent."""
     if not any(isinstance(finder, _Moved) for finder in sys.meta_path):
         # Before Python's own finders, which would load a file of an old package a second time.
         sys.meta_path.insert(0, _Moved())

@@ -4,7 +4,7 @@ import logging
 import re
 import warnings
 
-# How they begin.
+# How the notices begin.
 NOISE = (
     ("`torch.jit.script", FutureWarning),
     ("`torch.jit.script", DeprecationWarning),
@@ -24,7 +24,7 @@ def _is_news(record: logging.LogRecord) -> bool:
 
 
 def keep_quiet() -> None:
-    """Silence them in this process; a user's own rules go before these. Idempotent."""
+    """Silence the notices in this process; a user's own rules come first. Idempotent."""
     for prefix, category in NOISE:
         warnings.filterwarnings("ignore", re.escape(prefix), category, append=True)
     logging.getLogger("torch.fx._symbolic_trace").addFilter(_is_news)

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable
 
-# The norm with the statistics of a pretrained backbone, fixed: what other norms are compared with.
+# The norm that keeps a pretrained backbone's statistics; other norms are compared with it.
 FROZEN = "FrozenBN"
 
 

@@ -125,7 +125,7 @@ def _per_example(cls: type, *groups: int) -> Callable[..., nn.Module]:
 
 
 def _running(cls: type) -> Callable[..., nn.Module]:
-    """A norm of batch statistics with one class for any number of spatial dimensions."""
+    """A norm of batch statistics; one class takes any number of spatial dimensions."""
     return lambda channels, dims, activation, **params: cls(
         channels, dims=dims, activation=activation, **params
     )

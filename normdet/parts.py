@@ -17,9 +17,9 @@ class Part:
         key: the config key of its norm, detectron2's where it has one; `""` for a part that has no
             norm of its own, such as a predictor.
         builder: the config key that names what builds it.
-        of: the part whose norm it has while its own key says so: a stage is of the backbone.
-        stock_norm: what detectron2 has there where no norm is asked for.
-        detectors: the architectures that have it, where others are built without it.
+        of: the part whose norm it takes unless its own key names another: for a stage, `backbone`.
+        stock_norm: the norm that detectron2 has there by default.
+        detectors: the architectures that have it, if not all do.
     """
 
     name: str

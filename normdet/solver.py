@@ -1,4 +1,4 @@
-"""The optimizer: detectron2's, with every norm's parameters where they belong."""
+"""detectron2's optimizer, with every norm's parameters in the group for norms."""
 
 from collections.abc import Iterator
 
@@ -34,7 +34,7 @@ def get_default_optimizer_params(
     """detectron2's parameter groups, but `weight_decay_norm` holds for every norm's parameters.
 
     detectron2's own knows a closed tuple of torch's norms and decays the rest with the weights.
-    What a norm's `rates` names trains at that multiple of the learning rate. For LazyConfig:
+    Parameters in a norm's `rates` train at that multiple of the learning rate. For LazyConfig:
     `L(normdet.get_default_optimizer_params)(base_lr=0.02, weight_decay_norm=0.0)`.
 
     Args:
@@ -78,7 +78,7 @@ def _own_rates(model: nn.Module) -> dict[nn.Parameter, float]:
 
 
 def _merged(groups: list[dict]) -> list[dict]:
-    """One group per set of hyperparameters: the fused optimizers like few."""
+    """One group per set of hyperparameters; the fused optimizers are faster with few groups."""
     merged: dict[tuple, dict] = {}
     for group in groups:
         settings = tuple(sorted((k, v) for k, v in group.items() if k != "params"))

@@ -1,7 +1,7 @@
 """`normdet tool SCRIPT`: a script made for detectron2, such as one of its `tools/`, on our configs.
 
-The script runs as it is. Its `get_cfg()` has our keys, and the config files and datasets that it
-names may be ours; LazyConfig files need nothing.
+The script runs unchanged. Its `get_cfg()` has our keys, and it may name our config files and
+datasets. LazyConfig files work without this.
 """
 
 import argparse
@@ -21,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         Its exit code.
 
     Raises:
-        NormdetError: there is no such script, or what the script comes to in our parts.
+        NormdetError: there is no such script, or the script raises one in our code.
     """
     parser = argparse.ArgumentParser(
         prog="normdet tool",
@@ -65,7 +65,7 @@ def _teach_configs() -> None:
             use_normdet_parts(self)
 
         def freeze(self) -> None:
-            """The config is whole now: register the datasets that it describes in our words."""
+            """Register the datasets that the finished config names in our way."""
             described = self.clone()
             described.defrost()
             for key in ("TRAIN", "TEST"):

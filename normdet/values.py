@@ -1,6 +1,6 @@
-"""What config keys may be set to: a table of rules, checked before anything is built.
+"""The values that config keys may have: a table of rules, checked before anything is built.
 
-detectron2 checks types at best, and meets a wrong value where it is used: in a traceback out of a
+detectron2 checks types at best. A wrong value shows where it is used: as a traceback from a
 library, after an hour, or never.
 """
 
@@ -19,7 +19,7 @@ from .options import METHODS
 
 @dataclass(frozen=True)
 class Rule:
-    """What a value has to be, in words that follow "must be", and whether it is."""
+    """A condition on a value, and its words, which follow "must be"."""
 
     words: str
     holds: Callable[[Any], bool]
@@ -54,7 +54,7 @@ def one_of(*values: Any) -> Rule:
 
 
 def each(rule: Rule, least: int = 0) -> Rule:
-    """A list, of at least so many, each of which keeps `rule`."""
+    """A list with a minimum length, each member of which keeps `rule`."""
     words = f"a list{f' of at least {least}' if least else ''}, each {rule.words}"
     return Rule(words, lambda v: _is_list(v) and len(v) >= least and all(map(rule.holds, v)))
 
@@ -223,7 +223,7 @@ _OF_METHODS = {
     "EPS": _POSITIVE, "MOMENTUM": number(0, 1), "NUM_GROUPS": _COUNT, "WARMUP": _AMOUNT,
     "OPEN": _AMOUNT, "R_MAX": number(1), "D_MAX": number(0), "RATE": number(0),
 }  # fmt: skip
-# Keys whose values are names of parts that somebody registers, and the registry of each.
+# Keys whose values are names in a registry, and the registry of each.
 _REGISTRIES = {
     "MODEL.META_ARCHITECTURE": "META_ARCH_REGISTRY",
     "MODEL.BACKBONE.NAME": "BACKBONE_REGISTRY",

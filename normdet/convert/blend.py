@@ -15,7 +15,7 @@ from normdet.layers.moments import instance_moments, pool
 
 @dataclass
 class BlendRow:
-    """What was learned for one layer.
+    """The result for one layer.
 
     Attributes:
         layer: its name in the model.
@@ -32,13 +32,13 @@ class BlendRow:
 
 
 class _Trial:
-    """Stands in for a layer's `normalize`: does what training does, and tries every blend.
+    """Replaces a layer's `normalize`: normalizes as training does, and tries every blend.
 
-    How far two affine functions of an example are apart follows from its mean and variance. So a
-    trial works on `(N, C)` numbers and needs no pass over the activations.
+    The distance between two affine functions of an example follows from its mean and variance. So
+    a trial works on `(N, C)` numbers and needs no pass over the activations.
     """
 
-    # Denser near 0, where the shares of large batches lie.
+    # Denser near 0, because large batches give small shares.
     BLENDS = torch.linspace(0, 1, 65, dtype=torch.float64).square()
 
     def __init__(self, layer: EvalNorm):
@@ -50,7 +50,7 @@ class _Trial:
     def __call__(self, x: Tensor) -> Tensor:
         layer = self.layer
         own = instance_moments(x)
-        if len(x) < 2:  # the batch is the example: no blend to learn
+        if len(x) < 2:  # a batch of one example gives nothing to learn
             return layer.normalize_with(x, *layer.blended_moments(*own, layer.blend))
         batch = pool(*own, dim=0)
         for k, blend in enumerate(self.BLENDS.tolist()):
@@ -108,7 +108,7 @@ def fit_eval_norm(
     Args:
         batches: inputs of the model, each of as many images as a worker had in a training step;
             some 50 do. They are not kept.
-        forward: what runs a batch; the model itself by default.
+        forward: the function that runs a batch; by default the model itself.
 
     Returns:
         A row per layer, in the model's order.

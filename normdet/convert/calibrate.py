@@ -1,4 +1,4 @@
-"""The second rung: how the moments before each norm differ between images, from a few unlabelled.
+"""The second rung: measure on a few unlabelled images how the moments before each norm vary.
 
 With these the closed form arranges channels (:mod:`.channels`) and chooses how filters are
 standardized (:mod:`.standardized`). We tried to fit each norm's affine on the converted network's
@@ -24,7 +24,7 @@ from .views import Views
 
 @contextmanager
 def _watched(sites: list[Site], act: Callable[[Site, Tensor], None]) -> Iterator[None]:
-    """Calls `act(site, x)` with the input of each of the original's layers."""
+    """Call `act(site, x)` with the input of each of the original's layers."""
 
     def hook(site: Site):
         return lambda layer, inputs: act(site, inputs[0])
@@ -41,7 +41,7 @@ def _watched(sites: list[Site], act: Callable[[Site, Tensor], None]) -> Iterator
 def measure(
     original: nn.Module, converted: nn.Module, views: Views, images: Tensor
 ) -> tuple[dict[str, Samples], dict[str, Patches]]:
-    """The moments of single examples before each norm of the original, or where it would stand.
+    """Measure the moments of single examples before each norm of the original, or in its place.
 
     Args:
         original: in test mode.

@@ -14,7 +14,7 @@ from torch import Tensor
 from normdet.layers import GroupNorm, InPlaceABN
 from normdet.layers.per_example import PerExampleNorm
 
-# The most a channel is scaled up relative to the layer's others: a dead channel stays dead.
+# The most that a channel is scaled up relative to the layer's others, so a dead channel stays dead.
 _RANGE = 100.0
 # The weight of a group's mean square, relative to its mean, when channels are arranged.
 _SQUARES = 0.25
@@ -50,7 +50,7 @@ def _ones(like: Tensor) -> Tensor:
 
 
 def _even(size: Tensor) -> Tensor:
-    """The factors that bring channels to one size, that of the layer on (geometric) average."""
+    """The factors that scale all channels to the layer's (geometric) mean size."""
     positive = size.clamp(min=float(size.max()) / _RANGE)
     if not float(size.max()):
         return _ones(size)
@@ -62,9 +62,9 @@ def arrange(
 ) -> tuple[Tensor, Tensor]:
     """An order and signs of the channels that keep each group's moments steady.
 
-    Channels are taken in turn, the largest first. Each goes to the group, and gets the sign, that
-    keep the group's deviations smallest. A channel's deviations are those of single examples from
-    the average. Without examples its mean stands for them, since a change of contrast changes all
+    Channels are taken in turn, the largest first. Each joins the group, with the sign, that keeps
+    the group's deviations smallest. A channel's deviations are those of single examples from the
+    average. Without examples its mean is used instead, since a change of contrast scales all
     means alike.
 
     Args:
@@ -95,7 +95,7 @@ def arrange(
     for channel in largest.tolist():
         own = slice(None) if reorder else slice(channel // size, channel // size + 1)
         now, now_fixed = sums[own], fixed_sums[own]
-        # The growth of the group's squared deviation, up to terms that do not depend on the choice.
+        # The growth of the squared deviation, without terms that do not depend on the choice.
         grows = 2 * (now_fixed @ fixed[channel]) - 2 * (now @ signed[channel]).abs()
         grows = grows.masked_fill(full[own], torch.inf)
         group = int(grows.argmin()) + (own.start or 0)

@@ -1,4 +1,4 @@
-"""The first rung: the affine with which the new norm computes, on average, what the old one did.
+"""The first rung: an affine with which the new norm computes on average what the old one did.
 
 The original is `scale * x + shift` per channel. The new norm subtracts `M` and divides by the root
 of `V`, which follow from the moments of its input
@@ -41,10 +41,10 @@ def convert_norms(
         samples: by a norm's name, the moments of single examples there
             (:func:`.calibrate.measure`); else the original's stored statistics are used.
         patches: by a norm's name, the inputs of its layer, if that will be standardized.
-        keep: how much of a per-example norm's divisor is the same for all examples, by its learned
-            epsilon: 0 for the norm as its authors have it, towards 1 for the original's function.
+        keep: the share of a per-example norm's divisor that its learned epsilon makes the same for
+        all examples: 0 for the norm as its authors define it, near 1 for the original's function.
             The norms must be built with `LEARNED_EPS "always"`.
-        leave_later: keep the original's statistics in the norms, at `t = 0`; training anneals them.
+        leave_later: keep the original's statistics in the norms at `t = 0`; training anneals them.
 
     Returns:
         The norms that were converted.
@@ -151,10 +151,10 @@ def _per_output(weight: Tensor, factors: Tensor, dim: int) -> Tensor:
 
 
 def _effect(layer: nn.Module, weight: Tensor, mean: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """What a weight method does to outputs: `(gain, removed)`, `new = gain * old + removed`.
+    """The effect of a weight method on outputs: `(gain, removed)`, `new = gain * old + removed`.
 
     Standardization removes each filter's mean, and with it a multiple of the sum of the inputs. The
-    inputs' average follows from that of the outputs, which are the filters' products with it.
+    inputs' average follows from the outputs' average, which is its product with the filters.
     """
     used = used_weight(layer).movedim(dim, 0).flatten(1)
     old = weight.movedim(dim, 0).flatten(1)

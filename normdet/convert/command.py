@@ -83,7 +83,7 @@ def _eval_norm(cfg: CfgNode, args: argparse.Namespace) -> None:
 
 
 def _evaluate(cfg: CfgNode, done: Conversion) -> None:
-    """AP of both on `DATASETS.TEST`."""
+    """AP of both networks on `DATASETS.TEST`."""
     register_datasets(cfg)
     if not cfg.DATASETS.TEST:
         raise NormdetError("--evaluate: DATASETS.TEST names no images with annotations")
@@ -97,7 +97,7 @@ def _evaluate(cfg: CfgNode, done: Conversion) -> None:
 
 
 def _write(done: Conversion, args: argparse.Namespace) -> None:
-    """Beside the weights, the config that reads them, what was achieved, and the model's card."""
+    """Write the config, the achieved errors and the model's card beside the weights."""
     cfg = done.cfg.clone()
     cfg.MODEL.WEIGHTS = str(args.out)
     record = {

@@ -9,12 +9,12 @@ from torch import Tensor
 
 from normdet.errors import NormdetError
 
-# A window is up to this many times smaller or larger than the size it is brought to.
+# A window is up to this many times smaller or larger than the size it is resized to.
 _ZOOM = 2**0.5
 
 
 def held_out(images: Sequence[Tensor]) -> tuple[list[Tensor], list[Tensor]]:
-    """Images to fit to and every fourth one to measure on; of fewer than 8 all serve for both."""
+    """The images to fit to, and every fourth to measure on; fewer than 8 serve for both."""
     if len(images) < 8:
         return list(images), list(images)
     fitted = [image for k, image in enumerate(images) if k % 4 != 3]
@@ -27,7 +27,7 @@ def centre_crops(images: Sequence[Tensor], size: int) -> Tensor:
 
 
 def random_crops(images: Sequence[Tensor], size: int, count: int, seed: int, step: int) -> Tensor:
-    """The batch `(count, C, size, size)` of a step: random windows, flips and zooms of images."""
+    """A step's batch `(count, C, size, size)`: random windows of images, flipped and zoomed."""
     rng = np.random.default_rng((seed, step))
     crops = []
     for _ in range(count):
@@ -39,7 +39,7 @@ def random_crops(images: Sequence[Tensor], size: int, count: int, seed: int, ste
 
 
 def _window(image: Tensor, size: int, top: float, left: float, side: int) -> Tensor:
-    """A square of `side` pixels, at a place given as shares, brought to `size`."""
+    """A square of `side` pixels at a place given as shares, resized to `size`."""
     height, width = image.shape[1:]
     side = min(side, height, width)
     y, x = round(top * (height - side)), round(left * (width - side))

@@ -38,7 +38,7 @@ class Schedule:
 
 
 def relative_errors(ours: dict[str, Tensor], theirs: dict[str, Tensor]) -> dict[str, Tensor]:
-    """Squared distance of each output from the original's, as a share of the latter's square."""
+    """Squared distance of each output from the original's, relative to the original's square."""
     return {
         name: (ours[name] - value).square().sum() / value.square().sum().clamp(min=1e-12)
         for name, value in theirs.items()
@@ -60,7 +60,7 @@ def distill(
     for given batches. A stopped run resumes from `state_file`, which is removed at the end.
 
     Args:
-        original: what to fit to.
+        original: the network to fit to.
         converted: fitted in place.
         sites: its norms.
         batch: the pixels `(N, 3, H, W)` of a step, a function of the step alone.

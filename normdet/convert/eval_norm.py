@@ -1,4 +1,4 @@
-"""BN to EvalNorm: no weight changes, the blend is learned from images."""
+"""From BN to EvalNorm: the weights stay, and the blend is learned from images."""
 
 import itertools
 from collections.abc import Iterator

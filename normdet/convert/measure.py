@@ -1,4 +1,4 @@
-"""What a conversion achieved: relative errors of features, and agreement of a classifier."""
+"""Measure a conversion: relative errors of features, and agreement of a classifier."""
 
 from dataclasses import dataclass
 
@@ -28,7 +28,7 @@ def compare(
     classifier: Classifier | None = None,
     size: int = 8,
 ) -> dict[str, float]:
-    """Distances between two networks on images `(N, 3, H, W)` that neither was fitted on.
+    """Distances between two networks on images `(N, 3, H, W)` to which neither was fitted.
 
     Returns:
         `error STAGE` for each of a ResNet's stages and each other output: the norm of the

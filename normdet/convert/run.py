@@ -61,7 +61,7 @@ class Settings:
 
 @dataclass
 class Conversion:
-    """A converted network, and what is known of it.
+    """A converted network, and how it was made.
 
     Attributes:
         cfg: the config of the converted network.
@@ -111,14 +111,14 @@ def convert(
 
     Args:
         cfg: of the network as it is.
-        settings: what to make of it.
+        settings: how to convert it.
         images: `(C, H, W)` pixels in the config's channel order, unlabelled; some 16 to 64.
         check: images to measure on; by default every fourth of `images`, which is then not fitted.
         state_file: where distillation keeps its state while it runs.
         allow_unsafe: see :func:`normdet.weights.load_file`.
 
     Raises:
-        NormdetError: what is asked for cannot be done, and why.
+        NormdetError: the conversion cannot be done, with the reason.
     """
     target = target_config(cfg, settings)
     if not cfg.MODEL.WEIGHTS:
@@ -171,7 +171,7 @@ def target_config(cfg: CfgNode, settings: Settings) -> CfgNode:
     """The config of the converted network.
 
     Raises:
-        NormdetError: the network cannot be taken over, or not into the option asked for.
+        NormdetError: the network cannot be converted, or not to this option.
     """
     option = parse(settings.to)
     if option.init:
@@ -225,7 +225,7 @@ def _unfrozen(cfg: CfgNode) -> CfgNode:
 def classifier_of(
     cfg: CfgNode, original: nn.Module, allow_unsafe: bool = False
 ) -> Classifier | None:
-    """The classifier that an ImageNet file has beside the backbone, if there is one that fits."""
+    """The classifier in an ImageNet file, if it has one that fits the backbone."""
     path = cfg.MODEL.WEIGHTS
     if not Path(path).is_file():
         return None

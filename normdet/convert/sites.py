@@ -1,4 +1,4 @@
-"""Where a network is normalized: each norm of the converted network and its counterpart."""
+"""The sites where a network is normalized: each new norm and its counterpart in the original."""
 
 import itertools
 from dataclasses import dataclass
@@ -82,7 +82,7 @@ def _readers(model: nn.Module) -> dict[nn.Module, nn.Module]:
 
 
 def stored_moments(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
-    """Mean and mean square `(C,)` of what a norm saw in training, if it has them."""
+    """Mean and mean square `(C,)` of a norm's inputs in training, if it stores them."""
     if isinstance(norm, PerLevelNorm) and norm[0].tests_as_bn:
         levels = [stored_moments(level) for level in norm]
         if None in levels:
@@ -90,7 +90,7 @@ def stored_moments(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
         return tuple(torch.stack(parts).mean(0) for parts in zip(*levels, strict=True))
     if norm is None or not norm.tests_as_bn:
         return None
-    # Of a frozen norm they may be folded into its affine.
+    # A frozen norm's statistics may be folded into its affine.
     if isinstance(norm, FrozenBatchNorm2d) and of_no_data(norm.running_mean, norm.running_var):
         return None
     mean = norm.running_mean.clone()
@@ -99,7 +99,7 @@ def stored_moments(norm: nn.Module | None) -> tuple[Tensor, Tensor] | None:
 
 @torch.no_grad()
 def affine_of(site: Site, mean: Tensor, square: Tensor) -> tuple[Tensor, Tensor]:
-    """Scale and shift `(C,)` of the original there, for inputs with the moments given."""
+    """Scale and shift `(C,)` of the original's norm for inputs with these moments."""
     norm, bias = site.old_norm, site.old_layer.bias
     bias = torch.zeros_like(mean) if bias is None else bias
     if norm is None:

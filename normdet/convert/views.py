@@ -1,4 +1,4 @@
-"""What each part of a detector computes on given regions, so that two detectors can be compared."""
+"""The outputs of each part of a detector on given regions, to compare two detectors."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from normdet.parts import owner
 
-# Regions per image that heads are compared on: the detector's best proposals.
+# The number of regions per image on which heads are compared: the detector's best proposals.
 REGIONS = 32
 
 
@@ -52,7 +52,7 @@ class Views:
         return [found.proposal_boxes[:REGIONS] for found in proposals]
 
     def __call__(self, images: Tensor, regions: Sequence[Boxes]) -> dict[str, Tensor]:
-        """What each part computes on `(N, 3, H, W)` pixels and on the regions of each image."""
+        """The outputs of each part on `(N, 3, H, W)` pixels and on the regions of each image."""
         with self._recorded() as outputs:
             features = self.model.backbone(self._preprocess(images).tensor)
             if not self._fpn:

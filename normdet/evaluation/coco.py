@@ -1,4 +1,4 @@
-"""COCO AP through pycocotools, of any dataset: its records are the truth, not its file.
+"""COCO AP through pycocotools for any dataset. The truth is its records, not its file.
 
 Semantic and panoptic datasets are measured by detectron2's evaluators.
 """
@@ -31,16 +31,16 @@ from normdet.evaluation.truth import truth_of
 
 logger = logging.getLogger(__name__)
 
-# How many detections count in an image that is evaluated in tiles.
+# The most detections that count in an image that is evaluated in tiles.
 MOST_IN_TILES = 100_000
 # A detection with more than this share in ignored pixels is neither right nor wrong.
 IGNORED_SHARE = 0.5
 
 
 class Evaluator(COCOEvaluator):
-    """detectron2's, on records that we number; also of a :class:`TiledModel`, in its RLE.
+    """detectron2's evaluator, on records that we number. It also takes a :class:`TiledModel`'s RLE.
 
-    Files have the user's ids. Detections that lie mostly in ignored pixels of an image
+    Written files have the user's ids. Detections that lie mostly in the ignored pixels of an image
     (`record["ignore"]`) do not count.
 
     Args:
@@ -51,7 +51,7 @@ class Evaluator(COCOEvaluator):
         output_dir: where predictions are written.
         max_dets_per_image: how many detections of an image count.
         kpt_oks_sigmas: see detectron2; () for COCO's.
-        measure: whether there is a truth; else predictions are written alone.
+        measure: whether there is a truth; if not, only predictions are written.
     """
 
     def __init__(
@@ -66,8 +66,8 @@ class Evaluator(COCOEvaluator):
         kpt_oks_sigmas: Sequence[float] = (),
         measure: bool = True,
     ):
-        # detectron2's own would have pycocotools read the user's file. It is given no ids to map
-        # categories to: the truth has the contiguous ones.
+        # detectron2's constructor would make pycocotools read the user's file. We give it no ids
+        # to map categories to, because the truth has contiguous ones.
         self._logger = logging.getLogger(__name__)
         self._distributed, self._output_dir = True, output_dir
         self._use_fast_impl, self._cpu_device = False, torch.device("cpu")
@@ -107,8 +107,8 @@ class Evaluator(COCOEvaluator):
             for result in self._counted(one)
         ]
         for task in sorted(self._tasks):
-            # A model that finds nothing has 0 where there is something to find; detectron2 would
-            # call all its metrics not a number.
+            # A model that finds nothing gets an AP of 0 if there are objects; detectron2 would
+            # report "not a number".
             found = measured(
                 self._coco_api,
                 numbered,
@@ -159,11 +159,11 @@ class Evaluator(COCOEvaluator):
 def build_evaluator(
     cfg: CfgNode, dataset_name: str, output_dir: str | Path | None = None
 ) -> DatasetEvaluator:
-    """What a dataset is measured by: COCO AP, for semantic ones IoU, for panoptic ones both and PQ.
+    """The evaluator of a dataset: COCO AP; IoU for semantic ones; both and PQ for panoptic ones.
 
     AP is of boxes, and of masks and keypoints where the model has them. These tasks are taken from
     `cfg`. detectron2 would take them from the predictions, and a model that finds nothing would
-    then have no mask AP in place of 0. PQ needs the package panopticapi; without it the rest is
+    then have no mask AP instead of 0. PQ needs the package panopticapi; without it the rest is
     measured.
 
     Args:
@@ -203,7 +203,7 @@ def _of_instances(cfg: CfgNode, dataset_name: str, output_dir: Path) -> "Evaluat
     tasks = ["bbox"]
     tasks += ["segm"] if cfg.MODEL.MASK_ON else []
     tasks += ["keypoints"] if cfg.MODEL.KEYPOINT_ON else []
-    # COCO counts 100 detections an image; where a model is asked for more, all of them count.
+    # COCO counts 100 detections per image. If the config asks for more, all of them count.
     most = max(100, cfg.TEST.DETECTIONS_PER_IMAGE)
     return Evaluator(
         records,
@@ -211,7 +211,7 @@ def _of_instances(cfg: CfgNode, dataset_name: str, output_dir: Path) -> "Evaluat
         sorted(ids, key=ids.get) if isinstance(ids, Mapping) else list(ids),
         tasks=tasks,
         output_dir=str(output_dir),
-        # The config's number is for one tile, and a large image has many.
+        # The config's number is for one tile; a large image has many.
         max_dets_per_image=MOST_IN_TILES if cfg.INPUT.TILE else most,
         kpt_oks_sigmas=cfg.TEST.KEYPOINT_OKS_SIGMAS,
         # Test sets of challenges come without a truth.
@@ -223,7 +223,7 @@ def _records(dataset_name: str) -> list[dict]:
     metadata = MetadataCatalog.get(dataset_name)
     if not metadata.get("json_file"):
         return DatasetCatalog.get(dataset_name)
-    # Registered by detectron2 or its user: the same records, with the areas that the file states.
+    # Registered by detectron2 or its user: the same records, and the areas from the file.
     return load_coco_json(
         metadata.json_file,
         metadata.get("image_root", ""),

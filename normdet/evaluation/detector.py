@@ -18,7 +18,7 @@ from normdet.evaluation.tiles import Box, Detection, merge, tile_boxes
 
 # detectron2's model interface: dicts with an image (C, H, W) in, dicts with "instances" out.
 Model = Callable[[list[dict]], list[dict]]
-# The values that become black and white, or None for those that stay.
+# The values that become black and white; None if values stay as they are.
 Limits = tuple[float, float] | None
 Windowed = tuple[Slice, Limits]
 
@@ -31,7 +31,7 @@ class Detector:
         cfg: how its input looks (`INPUT.FORMAT`, `INPUT.MIN_SIZE_TEST`, ...).
         tile: pixels of a tile's side, 0 for whole images.
         overlap: pixels that neighbouring tiles have in common.
-        batch: images or tiles a step.
+        batch: images or tiles per step.
         threshold: objects with lower scores are left out.
     """
 
@@ -59,9 +59,9 @@ class Detector:
         return detections
 
     def stream(self, slices: Iterable[Windowed]) -> Iterator[tuple[Slice, Limits, list[Detection]]]:
-        """Each slice with its limits and its objects, in order; slices share a batch.
+        """Yield each slice with its limits and its objects, in order; slices share batches.
 
-        Memory: the slices whose tiles are in the batch, not more.
+        Only the slices whose tiles are in the batch are in memory.
 
         Args:
             slices: with limits, of :func:`normdet.medical.windowed.read_windowed`.

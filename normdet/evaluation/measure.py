@@ -28,13 +28,13 @@ def measured(
     sigmas: Sequence[float] = (),
     fast: bool = True,
 ) -> COCOeval:
-    """Detections held against a truth: an evaluation with its `stats` and its `eval`.
+    """Compare detections with a truth; the evaluation returned has `stats` and `eval`.
 
     Args:
         truth: with an index.
         results: in COCO's form; may be empty.
         task: `"bbox"`, `"segm"` or `"keypoints"`.
-        max_dets: how many of an image count, in three steps.
+        max_dets: three numbers of detections per image that count, rising.
         sigmas: of keypoints; () for COCO's.
         fast: use the compiled evaluator where it is installed.
 
@@ -42,11 +42,11 @@ def measured(
         NormdetError: keypoints of another number than sigmas.
     """
     if task == "segm":
-        # With a box, COCO takes its area for the mask's.
+        # Given a box, COCO would use its area as the mask's.
         results = [{key: one[key] for key in one if key != "bbox"} for one in results]
     found = _loaded(truth, results)
     compiled = fast and COCOeval_faster is not None and task != "keypoints" and len(results)
-    # A number of detections of one's own is COCOevalMaxDets' business.
+    # COCOevalMaxDets handles another number of detections than 100.
     usual = max_dets[2] == 100
     kind = COCOeval_faster if compiled and usual else COCOeval if usual else COCOevalMaxDets
     measure = kind(truth, found, task)

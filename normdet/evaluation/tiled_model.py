@@ -1,4 +1,4 @@
-"""A model that the evaluation can call like any other, and that takes images in tiles."""
+"""A model that takes images in tiles; the evaluation calls it like any other."""
 
 from detectron2.config import CfgNode
 from torch import nn
@@ -19,7 +19,7 @@ class TiledModel(nn.Module):
         batch: tiles at a time.
 
     Raises:
-        NormdetError: tiles and overlap that do not go together.
+        NormdetError: the tiles and the overlap do not fit together.
     """
 
     def __init__(self, model: nn.Module, cfg: CfgNode, batch: int = 1):

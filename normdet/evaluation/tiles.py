@@ -1,4 +1,4 @@
-"""Large images in overlapping tiles, and the merging of what is found in them.
+"""Large images in overlapping tiles, and the merging of the objects found in them.
 
 Detections of two tiles are one object if their masks agree inside the overlap. The parts of an
 object that a seam cuts are joined. An object that is found twice counts once. If one tile sees an
@@ -15,7 +15,7 @@ from normdet.errors import NormdetError
 
 Box = tuple[int, int, int, int]
 
-# Two masks are one object from this IoU of what both tiles see.
+# Two masks are one object from this IoU on, inside the region that both tiles see.
 SAME_IOU = 0.5
 # A mask mostly inside another tile's mask of the same class is not an object of its own.
 INSIDE = 0.5
@@ -51,7 +51,7 @@ class Detection:
 
 
 def check_tiling(size: int, overlap: int) -> None:
-    """Refuse sizes that leave nothing to recognize objects by.
+    """Refuse a tile or an overlap too small to recognize objects in.
 
     Raises:
         NormdetError: naming the numbers.
@@ -64,7 +64,7 @@ def check_tiling(size: int, overlap: int) -> None:
 
 
 def tile_boxes(height: int, width: int, size: int, overlap: int) -> list[Box]:
-    """Tiles of `size` pixels that cover an image, evenly spread; one where it is no larger.
+    """Tiles of `size` pixels that cover an image evenly; one tile if the image is no larger.
 
     Neighbours overlap by `overlap` pixels or more. A `size` of 0 means the whole image.
     """
@@ -85,7 +85,7 @@ def _starts(length: int, size: int, overlap: int) -> list[int]:
 
 
 def merge(tiles: Sequence[Box], found: Sequence[Sequence[Detection]]) -> list[Detection]:
-    """The objects of an image from those of its tiles, best score first.
+    """Merge the objects of tiles into those of the image, best score first.
 
     Args:
         tiles: of :func:`tile_boxes`.
@@ -121,7 +121,7 @@ def _common(a: Box, b: Box) -> Box | None:
 
 
 def _clear(box: Box, tile: Box, image: Box) -> bool:
-    """Whether a tile shows a box with a margin around it; none is needed at the image's edge."""
+    """Whether a tile shows a box with a margin around it. The image's edge needs no margin."""
     margins = box[0] - tile[0], box[1] - tile[1], tile[2] - box[2], tile[3] - box[3]
     return all(
         margin >= (0 if edge == end else TOUCH)

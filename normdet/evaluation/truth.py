@@ -1,7 +1,7 @@
-"""What predictions are measured against: a dataset's records, numbered by us.
+"""The truth that predictions are compared with: a dataset's records, numbered by us.
 
-pycocotools takes an annotation of id 0 for none, needs an area and a crowd mark for each, and
-compares ids as they are. So it gets our own ids, areas and marks, not those of the user's file.
+pycocotools treats an annotation of id 0 as missing, needs an area and a crowd mark for each, and
+compares ids as they are. So we give it our own ids, areas and marks, not those of the user's file.
 """
 
 import contextlib
@@ -17,8 +17,8 @@ from pycocotools.coco import COCO
 def truth_of(records: Sequence[dict], classes: Sequence[str]) -> COCO:
     """The objects of records in detectron2's format, for pycocotools.
 
-    Images are numbered from 1 in their order, annotations too, and a category's number is its
-    contiguous one.
+    Images and annotations are numbered from 1 in their order; a category keeps its contiguous
+    number.
     """
     images, annotations = [], []
     for number, record in enumerate(records, start=1):

@@ -21,7 +21,7 @@ from typing import Any
 from normdet.errors import NormdetError
 from normdet.files.atomic import atomic_file
 
-# Names of folders that tell nobody; and no name is shorter than this.
+# Names of folders that identify nobody. Shorter names than this are not hidden.
 _USUAL = frozenset(
     """annotations data dataset image images imagesets img imgs instances jpegimages label labels
     main mask masks obj_train_data test train training tmp val valid validation""".split()
@@ -39,10 +39,10 @@ class Numbers:
     """A number for each file and folder below some roots.
 
     Args:
-        roots: files and folders whose names are hidden, and those of all that lies below them.
+        roots: files and folders whose names are hidden, with all names below them.
         key: the CSV file of numbers and names; those of an earlier run stay.
-        own: folders whose files are named as they are: what the command itself writes.
-        alone: more paths whose names are hidden, without what lies below them.
+        own: folders whose files keep their names: what the command itself writes.
+        alone: more paths whose names are hidden, without the names below them.
 
     Raises:
         NormdetError: the key cannot be written.
@@ -63,7 +63,7 @@ class Numbers:
         for root in roots:
             for path in (root, *_below(root)):
                 self.number(path)
-                # Relative paths are told from where the command runs.
+                # Relative paths start from the current folder.
                 self._learn(os.path.relpath(path), path.name, self._token(path))
         for path in alone:
             self.number(path)
@@ -95,12 +95,12 @@ class Numbers:
         for name in sorted(found, key=len, reverse=True):
             # A long line is broken where a name has a space.
             pattern = r"\s+".join(map(re.escape, re.split(r"\s+", name)))
-            # Not within a word: `in` is no part of `image`.
+            # Whole words alone: `in` must not be found in `image`.
             text = re.sub(rf"(?<!\w){pattern}(?!\w)", lambda m, t=found[name]: t, text)
         return _FILE.sub(self._hide_file, text)
 
     def _hide_file(self, match: re.Match) -> str:
-        """A file that is named and not there, as annotations do; our own are not hidden."""
+        """Hide a file that is missing, such as one that annotations name; keep our own files."""
         text = match[0]
         plain = text.strip("\"'")
         own = plain.startswith(self._own) if self._own else False
@@ -142,16 +142,16 @@ class Numbers:
 
 
 def key_beside(out: Path) -> Path:
-    """Where the key to a folder of results lies: not in it, for the folder is passed on."""
+    """The path of the key to a folder of results: outside it, because the folder is passed on."""
     return out.parent / f"{out.name}-names.csv"
 
 
 @contextlib.contextmanager
 def hiding(numbers: Numbers | None) -> Iterator[None]:
-    """All that is printed, logged and raised inside names files by their numbers.
+    """Inside, everything that is printed, logged or raised names files by their numbers.
 
     Raises:
-        NormdetError: as the block does, in other words.
+        NormdetError: as the block raises it, with names hidden.
     """
     if numbers is None:
         yield
@@ -177,7 +177,7 @@ def hiding(numbers: Numbers | None) -> Iterator[None]:
         interrupt.args = tuple(numbers.hide(str(one)) for one in interrupt.args)
         raise
     except Exception:
-        # A bug: its traceback is wanted, without the names in its message.
+        # A bug: print its traceback, without the names in its message.
         sys.stderr.write(numbers.hide(traceback.format_exc()))
         raise SystemExit(1) from None
     finally:
@@ -191,7 +191,7 @@ class _Hidden(io.TextIOBase):
         self._stream, self._numbers = stream, numbers
 
     def write(self, text: str) -> int:
-        """Write what the text is without names."""
+        """Write the text without names."""
         self._stream.write(self._numbers.hide(text))
         return len(text)
 
@@ -221,7 +221,7 @@ def _below(root: Path) -> Iterator[Path]:
 
 
 def _stems(name: str) -> Iterator[str]:
-    """The name without one ending, two, and so on."""
+    """The name without its last ending, its last two, and so on."""
     while "." in name.strip("."):
         name = name.rpartition(".")[0]
         yield name

@@ -1,4 +1,4 @@
-"""Faults in the data: each is named when it is met, and refused or counted."""
+"""Faults in the data: each is named when it is found, and refused or counted."""
 
 import errno
 import re
@@ -8,7 +8,7 @@ from typing import NoReturn
 
 from normdet.errors import NormdetError
 
-# Takes a sentence for each fault that a reader can continue after; it may raise.
+# Is called with a sentence for each fault after which a reader can continue. It may raise.
 Report = Callable[[str], None]
 
 
@@ -29,18 +29,18 @@ def fault(sentence: str, report: Callable[[str], None] | None) -> None:
 
 
 def unreadable(path: str | Path, error: OSError) -> NormdetError:
-    """The error for a file or folder that the system does not let be read."""
+    """The error for a file or folder that the system does not allow us to read."""
     return NormdetError(f"{path} cannot be read: {error.strerror or error}")
 
 
-# How torch says that a file takes no more; it keeps neither the system's number nor its words.
+# torch's messages for a full disk; they have neither the system's error number nor its words.
 _NOT_WRITTEN = re.compile(
     r"PytorchStreamWriter failed|file write failed|No space left|inline_container.*unexpected pos"
 )
 
 
 def full_disk(error: BaseException) -> NormdetError | None:
-    """The error for a disk that takes no more; None where something else is wrong."""
+    """The error for a full disk; None if something else is wrong."""
     if isinstance(error, OSError):
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):
             return None

@@ -6,9 +6,9 @@ from filelock import lock_descriptor
 
 
 def hold(file: int | IO) -> bool:
-    """Whether this process now holds the lock of an open file, until all that inherit it close it.
+    """Take the lock of an open file and return whether this process has it.
 
-    Does not wait. On a file system without locks everyone has it.
+    Does not wait. On a file system without locks every process gets it.
     """
     try:
         return lock_descriptor(file if isinstance(file, int) else file.fileno(), blocking=False)

@@ -11,7 +11,7 @@ _GROUP = Path("/sys/fs/cgroup")
 
 
 def available_memory() -> float:
-    """The MB that are still free, on the machine or in the container that limits us."""
+    """The MB that are still free on this machine, or in the container that limits us."""
     free = psutil.virtual_memory().available / 2**20
     try:
         limit = (_GROUP / "memory.max").read_text().strip()
@@ -24,7 +24,7 @@ def available_memory() -> float:
 def held_memory(pid: int) -> float:
     """The MB that a process and its children hold; 0 if it has ended.
 
-    What several of them share is counted once where the system tells each one's share.
+    Shared memory is counted once if the system says how much of it each process has.
     """
     try:
         leader = psutil.Process(pid)
@@ -35,9 +35,10 @@ def held_memory(pid: int) -> float:
 
 @contextlib.contextmanager
 def no_collection() -> Iterator[None]:
-    """Make millions of objects without Python's search for cycles among them.
+    """Inside, Python does not search for cycles of objects.
 
-    There are none in what a file holds, and the search takes longer than reading it.
+    The contents of a file have no cycles, and searching millions of objects takes longer than
+    reading them.
     """
     was_on = gc.isenabled()
     gc.disable()

@@ -21,7 +21,7 @@ _OPERATIONS = {
     ast.UAdd: operator.pos,
     ast.USub: operator.neg,
 }
-# No list of sizes or angles comes near these.
+# No list of sizes or angles is nearly as long or as large.
 _LONGEST_TEXT = 2000
 _MOST_STEPS = 10_000
 _LARGEST = 1e15

@@ -7,8 +7,8 @@ from pathlib import Path
 
 # A cell with more characters than this is read as text.
 _SENTENCE = 40
-# Nothing is cut at any width: text and commands wrap; tables scroll under a shadow, their first
-# column in place; on a phone pictures scroll too, so that they can be read.
+# Nothing is cut off at any width. Text and commands wrap. Tables scroll under a shadow while their
+# first column stays. On a phone pictures scroll too, so that they stay readable.
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; color: #1a1a1a; background: #fff;
   max-width: 66rem; margin: 2rem auto; padding: 0 1rem; overflow-wrap: anywhere; }
@@ -75,18 +75,18 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
     body = "\n".join(line(row, "td") for row in rows)
     inner = f"<thead>{line(head, 'th')}</thead>\n<tbody>\n{body}\n</tbody>"
-    # The keyboard scrolls what it can reach.
+    # An element that can have the focus can be scrolled with the keyboard.
     return f"<div class=scroll tabindex=0>\n<table>\n{inner}\n</table>\n</div>"
 
 
 def commands(lines: Iterable[str]) -> str:
-    """What to type, a command a line; a long one wraps, and is copied as one line."""
+    """Commands to type, one per line; a long one wraps, but is copied as one line."""
     typed = "\n".join(f"<code>{escape(line)}</code>" for line in lines)
     return f"<pre>{typed}</pre>"
 
 
 def picture(png: Path | bytes, text: str) -> str:
-    """A PNG, its bytes in the page, or those of the file; `text` says what it shows."""
+    """A PNG, from bytes or a file, stored in the page; `text` says what it shows."""
     data = base64.b64encode(png if isinstance(png, bytes) else png.read_bytes()).decode()
     image = f'<img alt="{escape(text)}" src="data:image/png;base64,{data}">'
     return f"<div class=picture tabindex=0>{image}</div>"

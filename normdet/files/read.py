@@ -1,4 +1,4 @@
-"""Files of strangers, read whole: regular ones alone, and of no more than a stated size."""
+"""Read files of strangers whole, if they are regular files of no more than a stated size."""
 
 import os
 import stat
@@ -8,17 +8,17 @@ from pathlib import Path
 from normdet.errors import NormdetError
 from normdet.files.faults import unreadable
 
-# Annotations of one image have some kB; elements nest four deep.
+# The annotations of one image take some kB, and their elements nest four deep.
 _LARGEST_XML = 32 << 20
 _DEEPEST_XML = 64
 _BLOCK = 1 << 16
 
 
 def check_regular(path: Path) -> int:
-    """The size of a regular file: a pipe or a device would be waited for, or never end.
+    """The size of a regular file. Reading a pipe or a device could wait or go on for ever.
 
     Raises:
-        NormdetError: anything else, by name.
+        NormdetError: naming a path that is no regular file.
     """
     try:
         status = os.stat(path)
@@ -41,7 +41,7 @@ def read_bytes(path: Path, largest: int) -> bytes:
         raise NormdetError(f"{path} is larger than {_size(largest)}: not read")
     try:
         with open(path, "rb") as file:
-            return file.read(size)  # sets aside as much memory as it is asked for
+            return file.read(size)  # allocates as much memory as it is asked for
     except OSError as error:
         raise unreadable(path, error) from error
 
@@ -50,7 +50,7 @@ def read_text(path: Path, largest: int) -> str:
     """The text of a regular file in UTF-8; see :func:`read_bytes`.
 
     Raises:
-        NormdetError: as :func:`read_bytes`, or it is no text in UTF-8.
+        NormdetError: as :func:`read_bytes`, or the text is not UTF-8.
     """
     try:
         return read_bytes(path, largest).decode("utf-8-sig")

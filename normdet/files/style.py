@@ -10,9 +10,9 @@ from matplotlib.figure import Figure
 # Okabe and Ito's colours, which colour-blind people can tell apart too.
 RUN_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#000000")
 
-# Okabe and Ito's that stand out from grey and from stains: people tell them apart whatever colours
-# they see. Then, one after another, the bright or saturated colour that is farthest from all before
-# it: any two of these 24 differ by 17 or more in CIEDE2000.
+# First those of Okabe and Ito's colours that stand out from grey and from stains. Each later colour
+# is the bright or saturated one that is farthest from all before it. Any two of these 24 differ by
+# 17 or more in CIEDE2000.
 CLASS_COLOURS = (
     "#56B4E9", "#E69F00", "#F0E442", "#009E73", "#D55E00", "#CC79A7",
     "#0044FF", "#666600", "#88FFEE", "#BB1144", "#00EE44", "#FFBBAA",
@@ -22,7 +22,7 @@ CLASS_COLOURS = (
 
 
 def class_colour(index: int) -> str:
-    """`"#RRGGBB"` of the class with this number, from 0; they repeat after 24."""
+    """The colour `"#RRGGBB"` of a class, by its number from 0; colours repeat after 24."""
     return CLASS_COLOURS[index % len(CLASS_COLOURS)]
 
 
