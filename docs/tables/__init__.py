@@ -36,6 +36,7 @@ BLOCKS = {
     "operators": from_results.operators,
     "planned": partial(from_results.contrasts, planned_alone=True),
     "reports": from_results.reports,
+    "starts": from_results.starts,
     "step": from_results.step,
 }
 BLOCK = re.compile(r"<!-- (?P<name>\w+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)

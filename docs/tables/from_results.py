@@ -383,6 +383,44 @@ def contrasts(planned_alone: bool = False) -> str:
     return table(["start", "", *_column_heads()], rows)
 
 
+# Table 4 of results/PROTOCOL.md: the best of these is what the learnable arms are held against.
+_FROZEN = ("FrozenBN", "FrozenBN as is", "FrozenBN 2fc")
+_LEARNED = ("GN", "FRN+TLU")
+_STARTS = ("nuclei_start", "blood_cells_start")
+
+
+def starts() -> str:
+    """AP of every arm that starts from data, and the learnable ones less the best frozen one."""
+    parts = []
+    for name in _STARTS:
+        path = RESULTS / "compare" / name / "runs.csv"
+        if path.is_file():
+            parts += [f"**{name.partition('_start')[0].replace('_', ' ')}**:", _start(path)]
+    return "\n\n".join(parts)
+
+
+def _start(path: Path) -> str:
+    runs = read_table(path)
+    metric = primary_metric(runs)
+    groups = analysis.groups(runs, metric)
+    sizes = sorted({group.batch_size for group in groups})
+    planned = len(_STARTS) * len(_SIZES) * len(_LEARNED)
+    cells = {(g.norm, g.batch_size): [_seeds(g), ""] for g in groups}
+    for one in analysis.against_best(groups, _FROZEN, _LEARNED, planned):
+        cells[one.norm, one.batch_size][1] = f"{_starred(one)}, {one.other}"
+    norms = dict.fromkeys(norm for norm, _ in cells)
+    rows = [
+        [norm, *(cell for size in sizes for cell in cells[norm, size])]
+        for norm in sorted(norms, key=lambda norm: norm not in _FROZEN)
+    ]
+    heads = [f"{metric.replace('_', ' ')}, {size} image{'s' * (size > 1)}" for size in sizes]
+    return table(["", *(h for head in heads for h in (head, "less the best frozen arm"))], rows)
+
+
+def _seeds(group: analysis.Group) -> str:
+    return f"{_mean(group)}, {len(group.values)} seeds" if group.whole else group.lacks
+
+
 def ablations() -> str:
     """Mask AP of FRN+TLU's variants on nuclei, and less FRN+TLU's own, seed by seed."""
     runs = read_table(RESULTS / "compare" / "frn" / "runs.csv")

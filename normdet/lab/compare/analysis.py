@@ -143,6 +143,30 @@ def against(all_groups: Sequence[Group], baseline: str) -> list[Contrast]:
     )
 
 
+def against_best(
+    all_groups: Sequence[Group], controls: Sequence[str], arms: Sequence[str], planned: int
+) -> list[Contrast]:
+    """Each arm less the control with the highest mean at its batch size.
+
+    That the best of several controls is taken speaks against the arms.
+
+    Args:
+        planned: contrasts of the whole family, over which Holm adjusts.
+    """
+    best: dict[int, Group] = {}
+    for group in all_groups:
+        other = best.get(group.batch_size)
+        if group.norm in controls and group.whole:
+            ahead = other is None or group.estimate.mean > other.estimate.mean
+            best[group.batch_size] = group if ahead else other
+    found = [
+        _compare(group, best[group.batch_size])
+        for group in all_groups
+        if group.norm in arms and group.batch_size in best
+    ]
+    return _adjusted([*found, *[None] * (planned - len(found))])
+
+
 def choices(all_groups: Sequence[Group]) -> list[Choice]:
     """At each batch size the norm with the highest mean, and how sure that is.
 

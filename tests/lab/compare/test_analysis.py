@@ -106,3 +106,17 @@ def test_a_norm_that_diverged_is_never_chosen():
     (choice,) = analysis.choices(analysis.groups(rows({"A": [99, None], "B": [1, 2]}), "box_AP"))
     assert choice.best.norm == "B" and not choice.rivals and not choice.beaten
     assert analysis.choices(analysis.groups(rows({"A": [None]}), "box_AP")) == []
+
+
+def test_arms_are_held_against_the_best_control_of_their_batch_size():
+    table = rows({"A": [30.0, 31.0], "B": [32.0, 33.0], "GN": [35.0, 36.5], "FRN": [9.0, 9.0]})
+    table += rows({"A": [40.0, 41.0], "B": [None, 99.0], "GN": [41.0, 42.5]}, size=1)
+    found = analysis.against_best(
+        analysis.groups(table, "box_AP"), ("A", "B"), ("GN", "FRN"), planned=8
+    )
+    pairs = {(one.norm, one.other, one.batch_size): one for one in found}
+    # B has no mean at 1 image: a seed of it diverged.
+    assert pairs.keys() == {("GN", "A", 1), ("GN", "B", 2), ("FRN", "B", 2)}
+    assert pairs["GN", "B", 2].difference.estimate.mean == 3.25
+    surest = min(found, key=lambda one: one.difference.p)
+    assert surest.adjusted == pytest.approx(8 * surest.difference.p)
