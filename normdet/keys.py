@@ -91,6 +91,10 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # This saves memory, costs one more elementwise pass per norm, and gives the same gradients to
     # the last bit. Under AMP on a GPU, GN also needs GN.AMP_OUTPUT "input": a cast would be kept.
     node.RECOMPUTE = False
+    # Train with fixed norms folded into the convolutions before them: FrozenBN, AffineBN, and other
+    # batch norms that stay in test mode. Functions, gradients and keys are the same to rounding.
+    # `predict`, `eval` and `export` always fold.
+    node.FOLD_FIXED = False
     # The network of timm under MODEL.BACKBONE.NAME build_normdet_timm_fpn_backbone, such as
     # resnet50.a1_in1k, and a file with its weights; "" starts from random weights.
     node.TIMM = ""
@@ -101,6 +105,20 @@ def add_normdet_config(cfg: CfgNode) -> None:
         if method.params:
             node[method.name] = new_node(dict(method.params))
 
+    # What `normdet pretrain` trains on: FOLDER/train/CLASS and FOLDER/val/CLASS, or FOLDER/CLASS.
+    cfg.PRETRAIN = new_node()
+    cfg.PRETRAIN.DATA = ""
+    # Of the folder: the command counts them.
+    cfg.PRETRAIN.NUM_CLASSES = 2
+    # Pixels of the squares that it sees, and the smallest share of an image that one is cut from.
+    cfg.PRETRAIN.SIZE = 224
+    cfg.PRETRAIN.SMALLEST_CROP = 0.08
+    # The share of a label that goes to all classes alike.
+    cfg.PRETRAIN.LABEL_SMOOTHING = 0.0
+    # Mix pairs of images: the parameter of the Beta distribution of their shares; 0 for none.
+    cfg.PRETRAIN.MIXUP = 0.0
+    # The last gamma of each residual branch starts at 0.
+    cfg.PRETRAIN.ZERO_LAST_GAMMA = False
     # An optimizer step sums the gradients of this many parts of IMS_PER_BATCH images.
     cfg.SOLVER.ACCUMULATE_STEPS = 1
     # With several workers: if one gives no answer for this many seconds, or none goes on, the job

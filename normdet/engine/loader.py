@@ -136,21 +136,13 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
         raise NormdetError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: {error}") from error
     dataset = parts["dataset"]
     grouped = parts["aspect_ratio_grouping"]
-    stream = BatchStream(
+    loader = seeded_loader(
+        MapDataset(DatasetFromList(dataset, copy=False), parts["mapper"]),
         parts["sampler"],
         [int(grouped and d.get("width", 0) > d.get("height", 0)) for d in dataset],
         parts["total_batch_size"] // comm.get_world_size(),
-    )
-    mapped = MapDataset(DatasetFromList(dataset, copy=False), parts["mapper"])
-    loader = DataLoader(
-        SeededDataset(mapped, seed),
-        batch_sampler=stream,
-        num_workers=parts["num_workers"],
-        collate_fn=list,
-        # Out of the terminal's process group: Ctrl-C must not kill loaders that a last step needs.
-        worker_init_fn=_leave_process_group,
-        # Else every `iter` takes a number from torch's global generator, which a step draws from.
-        generator=torch.Generator(),
+        parts["num_workers"],
+        seed,
     )
     loader.image_sizes = {
         (record["height"], record["width"]): record["file_name"]
@@ -158,6 +150,28 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
         if record.get("height") and record.get("width")
     }
     return loader
+
+
+def seeded_loader(
+    dataset: Dataset, indices: Sampler, groups: list[int], size: int, workers: int, seed: int
+) -> DataLoader:
+    """A loader of endless batches that follow from `seed`, as lists of the dataset's items.
+
+    Args:
+        dataset: as for :class:`SeededDataset`.
+        indices, groups, size: as for :class:`BatchStream`.
+        workers: loader processes.
+    """
+    return DataLoader(
+        SeededDataset(dataset, seed),
+        batch_sampler=BatchStream(indices, groups, size),
+        num_workers=workers,
+        collate_fn=list,
+        # Out of the terminal's process group: Ctrl-C must not kill loaders that a last step needs.
+        worker_init_fn=_leave_process_group,
+        # Else every `iter` takes a number from torch's global generator, which a step draws from.
+        generator=torch.Generator(),
+    )
 
 
 def same_batches(loader: DataLoader) -> DataLoader:

@@ -35,6 +35,7 @@ from normdet.engine.summary import (
 from normdet.engine.trainer import Trainer
 from normdet.engine.watch import Watch, connect
 from normdet.errors import NormdetError
+from normdet.export.fold import deployable
 from normdet.files.anonymous import Numbers, hiding, key_beside
 from normdet.files.atomic import atomic_file
 from normdet.weights.checkpointer import last_checkpoint
@@ -46,11 +47,12 @@ logger = logging.getLogger(__name__)
 _MARKS = ("last_checkpoint", "metrics.json", "results.json")
 
 
-def train(args: argparse.Namespace) -> dict | None:
+def train(args: argparse.Namespace, trainer: type[Trainer] = Trainer) -> dict | None:
     """Train and evaluate, or with `args.eval_only` evaluate, what the arguments describe.
 
     Args:
         args: as :func:`normdet.arguments.train_arguments` reads them.
+        trainer: what trains and evaluates.
 
     Returns:
         The metrics of each task, by dataset if there are several; None where other
@@ -73,7 +75,7 @@ def train(args: argparse.Namespace) -> dict | None:
         args.num_machines,
         args.machine_rank,
         args.dist_url,
-        (cfg, args),
+        (cfg, args, trainer),
         device=torch.device(cfg.MODEL.DEVICE).type,
     )
 
@@ -86,7 +88,7 @@ def use_device_at_hand(cfg: CfgNode) -> None:
             print("no CUDA here: MODEL.DEVICE cpu")
 
 
-def _run(cfg: CfgNode, args: argparse.Namespace) -> dict:
+def _run(cfg: CfgNode, args: argparse.Namespace, kind: type[Trainer] = Trainer) -> dict:
     """What every process of a job does."""
     numbers = None
     if args.anonymize:
@@ -95,10 +97,10 @@ def _run(cfg: CfgNode, args: argparse.Namespace) -> dict:
         alone = [Path(root)] if root else []
         numbers = Numbers(dataset_places(cfg), key_beside(out), own=[out], alone=alone)
     with hiding(numbers):
-        return _run_openly(cfg, args)
+        return _run_openly(cfg, args, kind)
 
 
-def _run_openly(cfg: CfgNode, args: argparse.Namespace) -> dict:
+def _run_openly(cfg: CfgNode, args: argparse.Namespace, kind: type[Trainer]) -> dict:
     folder = Path(cfg.OUTPUT_DIR)
     cfg = cfg.clone()
     cfg.defrost()
@@ -115,7 +117,7 @@ def _run_openly(cfg: CfgNode, args: argparse.Namespace) -> dict:
         results = _evaluate(cfg, args.resume, args.allow_unsafe_weights)
     else:
         with _watching(cfg) as watch:
-            trainer = Trainer(
+            trainer = kind(
                 cfg, allow_unsafe=args.allow_unsafe_weights, console=console, watch=watch
             )
             if watch:
@@ -240,7 +242,7 @@ def _evaluate(cfg: CfgNode, resume: bool, allow_unsafe: bool) -> dict:
             "--resume takes the last checkpoint in OUTPUT_DIR"
         )
     model, _ = load_model(cfg, path, allow_unsafe=allow_unsafe)
-    return Trainer.test(cfg, model)
+    return Trainer.test(cfg, deployable(model))
 
 
 def _show_start(cfg: CfgNode, trainer: Trainer, folder: Path) -> None:
@@ -251,7 +253,8 @@ def _show_start(cfg: CfgNode, trainer: Trainer, folder: Path) -> None:
     logger.info("parts of the model:\n%s", text)
     if warning := batch_of_one(cfg, model, comm.get_world_size()):
         logger.warning("%s", warning)
-    write_record(cfg, folder)
+    if cfg.DATASETS.TRAIN:
+        write_record(cfg, folder)
     (folder / "norms.txt").write_text(text + "\n")
     (folder / "norms.json").write_text(json.dumps(rows, indent=1) + "\n")
     if report.source:
@@ -262,7 +265,8 @@ def _show_results(cfg: CfgNode, results: dict, folder: Path) -> None:
     """Print the AP table, and keep the numbers in `results.json`."""
     if not results:
         return
-    logger.info("results:\n%s", results_table(results, cfg.DATASETS.TEST))
+    names = cfg.DATASETS.TEST or ("held out",)
+    logger.info("results:\n%s", results_table(results, names))
     file = folder / "results.json"
     file.write_text(json.dumps(jsonable(results), indent=1) + "\n")
     logger.info("log, checkpoints and %s are in %s", file.name, folder)

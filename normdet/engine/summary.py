@@ -59,13 +59,19 @@ def by_dataset(results: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, 
 
 
 def results_table(results: Mapping[str, Any], names: tuple[str, ...]) -> str:
-    """The AP table: a row for every dataset and task, a dash where there is nothing to measure."""
-    rows = [
-        [dataset, task, *(_cell(metrics.get(column)) for column in _AP_COLUMNS)]
+    """The AP table: a row for every dataset and task, a dash where there is nothing to measure.
+
+    A task that measures no AP has columns of its own.
+    """
+    found = [
+        (dataset, task, metrics)
         for dataset, tasks in by_dataset(results, names).items()
         for task, metrics in tasks.items()
     ]
-    return tabulate(rows, ["dataset", "task", *_AP_COLUMNS], disable_numparse=True)
+    own = dict.fromkeys(name for _, _, metrics in found if "AP" not in metrics for name in metrics)
+    columns = own or _AP_COLUMNS
+    rows = [[*names, *(_cell(m.get(column)) for column in columns)] for *names, m in found]
+    return tabulate(rows, ["dataset", "task", *columns], disable_numparse=True)
 
 
 def _cell(value: float | None) -> str:

@@ -311,8 +311,13 @@ class Trainer(DefaultTrainer):
             if not isinstance(hook, hooks.EvalHook):
                 hook.after_train()
 
+    @property
+    def evaluates(self) -> bool:
+        """Whether there is something to evaluate on."""
+        return bool(self.cfg.DATASETS.TEST)
+
     def _evaluate(self) -> dict:
-        if not self.cfg.DATASETS.TEST or self._stopping():
+        if not self.evaluates or self._stopping():
             return {}
         self._tell_phase(EVALUATION)
         # Several workers must end together; the watch sees to that.

@@ -11,11 +11,13 @@ from detectron2.layers import Conv2d, FrozenBatchNorm2d
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from ..layers import TLU, EvalNorm, NormLayer, Reparametrized
-from ..layers.reparametrized import out_dim, plain_class
+from ..layers import TLU, NormLayer, Reparametrized
+from ..layers.reparametrized import out_dim, plain_class, with_affine
 from ..ops.reference import frozen_affine
-from ..surgery.known import is_per_level
 from ..surgery.sites import Finder, Site
+
+# Norms of others that are `(x - mean) / sqrt(var + eps) * weight + bias` at test time.
+_AFFINE = (nn.modules.batchnorm._BatchNorm, FrozenBatchNorm2d)
 
 
 @torch.no_grad()
@@ -61,17 +63,13 @@ def fold_norm(site: Site) -> None:
     """Fold a norm into the convolution before it, in place, if it is fixed and there is one."""
     norm, conv = site.norm, site.conv
     alone = len(site.places) == 1 == len(site.conv_places)
-    linear = isinstance(conv, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
-    if not (_is_affine(norm) and alone and linear):
-        return
-    if norm.running_mean is None or (out_dim(conv) == 1 and conv.groups > 1):
+    known = isinstance(conv, nn.Conv2d | nn.ConvTranspose2d | nn.Linear)
+    if not (_is_fixed(norm) and alone and known) or (out_dim(conv) == 1 and conv.groups > 1):
         return
     scale, shift = affine(norm)
-    shape = [1] * conv.weight.dim()
-    shape[out_dim(conv)] = -1
-    bias = shift if conv.bias is None else shift + conv.bias * scale
-    conv.weight = nn.Parameter(conv.weight * scale.reshape(shape), requires_grad=False)
-    conv.bias = nn.Parameter(bias.to(conv.weight.dtype), requires_grad=False)
+    weight, bias = with_affine(conv.weight, conv.bias, scale, shift, out_dim(conv))
+    conv.weight = nn.Parameter(weight, requires_grad=False)
+    conv.bias = nn.Parameter(bias, requires_grad=False)
     (owner, name), activation = site.places[0], _activation(norm)
     if owner is conv:
         conv.norm = None
@@ -80,11 +78,11 @@ def fold_norm(site: Site) -> None:
         owner._modules[name] = nn.Identity() if activation is None else activation
 
 
-def _is_affine(norm: nn.Module) -> bool:
-    """Whether a norm is `(x - mean) / sqrt(var + eps) * weight + bias` at test time."""
-    stock = isinstance(norm, nn.modules.batchnorm._BatchNorm | FrozenBatchNorm2d)
-    ours = isinstance(norm, NormLayer) and norm.tests_as_bn and not isinstance(norm, EvalNorm)
-    return (stock or ours) and not is_per_level(norm)
+def _is_fixed(norm: nn.Module) -> bool:
+    """Whether a norm in test mode is a fixed affine."""
+    if isinstance(norm, NormLayer):
+        return norm.fixed_affine() is not None
+    return isinstance(norm, _AFFINE) and norm.running_mean is not None
 
 
 def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:

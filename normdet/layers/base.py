@@ -120,6 +120,13 @@ class NormLayer(nn.Module):
             square: of their squares, `(C,)`.
         """
 
+    def fixed_affine(self) -> tuple[torch.Tensor, torch.Tensor] | None:
+        """Scale and shift `(C,)` of what it computes before its activation; None if they vary.
+
+        They are those of its present mode: batch norm has them at test time.
+        """
+        return None
+
     def activate(self, x: torch.Tensor) -> torch.Tensor:
         """Its activation alone, `(N, C, *S)` to the same."""
         return act(x, self.tau, activation=self.activation)

@@ -5,6 +5,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from ..ops import frozen_bn_act, scripted
+from ..ops.reference import frozen_affine
 from ..option_text import FROZEN, with_norm
 from .base import NormLayer
 from .batch_statistics import BatchStatistics
@@ -133,6 +134,11 @@ class FrozenBatchNorm2d(NormLayer):
             x, self.weight, self.bias, self.running_mean, self.running_var, tau,
             eps=self.eps, backend=self.backend, **options,
         )  # fmt: skip
+
+    def fixed_affine(self):
+        return frozen_affine(
+            self.weight, self.bias, self.running_mean, self.running_var, self.eps
+        )
 
     def expected_moments(self, mean, square):
         return BatchStatistics.expected_moments(self, mean, square)

@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..errors import NormdetError
 from ..ops import act
+from ..ops.reference import frozen_affine
 from .base import NormLayer
 from .moments import affine, instance_moments, pool, pool_workers, several_workers
 
@@ -136,6 +137,13 @@ class BatchStatistics(NormLayer):
         if self.bias is not None:
             shift = self.bias if shift is None else shift + self.bias
         return affine(x, centre, scale, shift)
+
+    def fixed_affine(self) -> tuple[Tensor, Tensor] | None:
+        if self.training or not self.tests_as_bn or self.running_mean is None:
+            return None
+        return frozen_affine(
+            self.weight, self.bias, self.running_mean, self.running_var, self.eps
+        )
 
     def frozen(self) -> nn.Module:
         """Put the norm in test mode for good and return it: what a frozen stage has."""

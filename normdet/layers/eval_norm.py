@@ -50,6 +50,9 @@ class EvalNorm(RunningNorm):
             True, self.momentum, self.eps,
         )  # fmt: skip
 
+    def fixed_affine(self) -> None:
+        """None: it depends on the example."""
+
     def normalize_with(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """Normalize by the given moments, `(C,)` or `(N, C)`."""
         return self.scale_and_shift(x, mean, (var + self.eps).rsqrt())

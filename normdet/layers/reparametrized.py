@@ -210,6 +210,20 @@ def reparametrize(module: nn.Module, method: type[WeightMethod], **params) -> nn
     return module
 
 
+def with_affine(
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    scale: torch.Tensor,
+    shift: torch.Tensor,
+    out_dim: int = 0,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A layer's weight and bias `(C,)` with the affine of its output channels folded in."""
+    shape = [1] * weight.dim()
+    shape[out_dim] = -1
+    bias = shift if bias is None else shift + bias * scale
+    return (weight * scale.reshape(shape)).to(weight.dtype), bias.to(weight.dtype)
+
+
 def plain_class(layer: Reparametrized) -> type[nn.Module]:
     """The class that a layer has without its weight method."""
     return next(kind for kind in type(layer).__mro__ if not issubclass(kind, Reparametrized))

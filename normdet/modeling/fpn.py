@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from ..keys import norm_option, stage_options
 from ..options import NormOption
 from .dress import dress_conv, without_norms
+from .fold import fold_fixed
 from .lean import lean
 from .resnet import normalize_resnet
 
@@ -65,6 +66,7 @@ def _build(stock_builder, cfg, input_shape) -> FPN:
     option, stages = norm_option(cfg, "backbone"), stage_options(cfg)
     normalize_resnet(fpn.bottom_up, option, freeze_at, depth=depth, stages=stages)
     normalize_fpn(fpn, norm_option(cfg, "fpn"), norm_option(cfg, "fpn_top"))
+    fold_fixed(fpn, cfg.MODEL.NORMDET.FOLD_FIXED)
     return lean(fpn, cfg.MODEL.NORMDET.RECOMPUTE)
 
 

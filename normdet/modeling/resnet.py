@@ -13,6 +13,7 @@ from ..layers import freeze_batch_norm
 from ..options import NormOption
 from .dress import convolve_and_join, dress_conv, without_norms
 from .fixup import fixup_block, fixup_stem
+from .fold import fold_fixed
 from .lean import lean
 
 
@@ -167,4 +168,5 @@ def build_normdet_resnet_backbone(cfg, input_shape) -> ResNet:
     resnet = build_resnet_backbone(bare, input_shape)
     freeze_at, depth = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.DEPTH
     normalize_resnet(resnet, option, freeze_at, depth=depth, stages=stage_options(cfg))
+    fold_fixed(resnet, cfg.MODEL.NORMDET.FOLD_FIXED)
     return lean(resnet, cfg.MODEL.NORMDET.RECOMPUTE)

@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         raise NormdetError("--gpu needs a CUDA device, and torch finds none")
     if args.step:
         size = args.size or (800 if args.gpu else 320)
-        norms = tuple(_with_recompute(args.norms) if args.recompute else args.norms)
+        norms = tuple(_with_ways(args.norms, args.recompute, args.folded))
     else:
         found = _layer_rows(args, device)
     folder = Path(args.output)
@@ -116,6 +116,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
         "--recompute", action="store_true", help="--step: each GN and FRN also with RECOMPUTE"
     )
     parser.add_argument(
+        "--folded", action="store_true", help="--step: each FrozenBN, AffineBN also with FOLD_FIXED"
+    )
+    parser.add_argument(
         "--resume", action="store_true", help="--step: keep the rows of this command's stopped run"
     )
     parser.add_argument(
@@ -154,12 +157,15 @@ def _layer_rows(args: argparse.Namespace, device: str) -> Iterable[dict]:
         yield from layers.rows(case, bandwidth, seconds, compiled, layers.weight_providers)
 
 
-def _with_recompute(norms: list[str]) -> Iterable[str]:
-    """Each norm, and each with a fused form again with its output recomputed in backward."""
+def _with_ways(norms: list[str], recompute: bool, folded: bool) -> Iterable[str]:
+    """Each norm, and again in the ways wanted: one with a fused form, one of fixed statistics."""
     for norm in norms:
         yield norm
-        if read_stated(norm).norm in ("GN", "LN", "IN", "FRN"):
+        option = read_stated(norm)
+        if recompute and option.norm in ("GN", "LN", "IN", "FRN"):
             yield norm + step.RECOMPUTE
+        if folded and option.needs_statistics:
+            yield norm + step.FOLDED
 
 
 def _unfinished(path: Path, about: dict[str, str]) -> list[dict]:

@@ -13,7 +13,9 @@ CONFIG = "coco/mask_rcnn_R_50_FPN_1x.yaml"
 OPTIONS = ("MODEL.WEIGHTS", "")
 
 
-RECOMPUTE = ", recompute"  # behind a norm's name: with MODEL.NORMDET.RECOMPUTE
+# What may follow a norm's name, and the key that it sets.
+RECOMPUTE, FOLDED = ", recompute", ", folded"
+_KEYS = {RECOMPUTE: "MODEL.NORMDET.RECOMPUTE", FOLDED: "MODEL.NORMDET.FOLD_FIXED"}
 
 
 def rows(
@@ -30,7 +32,7 @@ def rows(
     Norms take turns in both timings, so that a busy moment strikes all of them alike.
 
     Args:
-        norms: options, each perhaps followed by :data:`RECOMPUTE`.
+        norms: options, each perhaps followed by :data:`RECOMPUTE` or :data:`FOLDED`.
         done: `(op, provider)` of rows that need no repetition; a timing is repeated whole.
         budget: GB that a step may take beyond the model; on a GPU none means its memory.
         freeze_at: frozen stages of the backbone.
@@ -99,14 +101,12 @@ class _Step:
         import normdet.modeling
         from normdet.solver import build_optimizer
 
-        recompute = norm.endswith(RECOMPUTE)
+        norm, _, way = norm.partition(", ")
         options = [
             "MODEL.DEVICE", device, *OPTIONS, "MODEL.BACKBONE.FREEZE_AT", str(freeze_at),
-            "MODEL.NORMDET.RECOMPUTE", str(recompute),
+            *((_KEYS[f", {way}"], "True") if way else ()),
         ]  # fmt: skip
-        cfg = normdet.config.load_config(
-            normdet.config.config_file(CONFIG), options, norm.removesuffix(RECOMPUTE)
-        )
+        cfg = normdet.config.load_config(normdet.config.config_file(CONFIG), options, norm)
         torch.manual_seed(0)
         self.model = build_model(cfg).train()
         head = self.model.proposal_generator.rpn_head

@@ -24,6 +24,7 @@ from normdet.engine.run import use_device_at_hand
 from normdet.errors import NormdetError
 from normdet.evaluation.detector import Detector, Limits, Windowed
 from normdet.evaluation.tiles import Detection, check_tiling
+from normdet.export.fold import deployable
 from normdet.files.anonymous import Numbers, hiding, key_beside
 from normdet.files.faults import Faults
 from normdet.files.stamp import stamp_of
@@ -250,7 +251,7 @@ def _load(cfg: CfgNode, allow_unsafe: bool) -> nn.Module:
             f"{cfg.MODEL.WEIGHTS} does not fill {len(lacking)} of the model's tensors, such as "
             f"{lacking[0]}: it is not a trained detector of this config"
         )
-    return model
+    return deployable(model)
 
 
 def _settings(args: argparse.Namespace, cfg: CfgNode, record: InputRecord) -> dict:
