@@ -61,17 +61,23 @@ def train_arguments(
     add_common(parser, "--config-file", required=True)
     add_common(parser, "--norm", help="the norm of the usual parts: GN, GN+WS, FRN+TLU, ...")
     add_common(parser, "--norm-parts")
+    add_job(parser)
+    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
+    add_common(parser, "--anonymize", default=False)
+    add("--dry-run", action="store_true", help="print what would run, and stop")
+    args = parser.parse_intermixed_args(argv)
+    args.eval_only |= command == "eval"
+    return args
+
+
+def add_job(parser: argparse.ArgumentParser) -> None:
+    """Add what every training takes: its processes, `--ema`, `--resume` and config keys."""
+    add = parser.add_argument
     add("--num-gpus", type=int, default=1, metavar="N", help="processes on this machine")
     add("--num-machines", type=int, default=1, metavar="N", help="machines of the job")
     add("--machine-rank", type=int, default=0, metavar="N", help="this machine's place, from 0")
     add("--dist-url", default="auto", metavar="URL", help="tcp://HOST:PORT where processes meet")
     add("--ema", action="store_true", help="evaluate and save an average over the steps (EMA)")
     add("--resume", action="store_true", help="go on from the last checkpoint in OUTPUT_DIR")
-    add("--eval-only", action="store_true", help="evaluate MODEL.WEIGHTS, do not train")
-    add_common(parser, "--anonymize", default=False)
-    add("--dry-run", action="store_true", help="print what would run, and stop")
     add_common(parser, "--allow-unsafe-weights")
     add_common(parser, "opts")
-    args = parser.parse_intermixed_args(argv)
-    args.eval_only |= command == "eval"
-    return args

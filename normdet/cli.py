@@ -103,6 +103,10 @@ TRAINING = {
 }
 # Subcommands that parse their own arguments: what they do, and the module whose `main(argv)` runs.
 DELEGATED = {
+    "pretrain": (
+        "train a backbone on a folder of labelled images, for detectors to start from",
+        "normdet.pretrain",
+    ),
     "demo": ("train FRN+TLU and GN on real microscopy, and report", "normdet.lab.demo"),
     "prepare": ("make images of labs and hospitals ready to train on", "normdet.medical.prepare"),
     "predict": (

@@ -211,6 +211,13 @@ RULES: dict[str, Rule] = {
         for head in ("ROI_BOX_HEAD", "ROI_MASK_HEAD")
         for key, rule in (("NUM_CONV", _AMOUNT), ("CONV_DIM", _COUNT))
     },
+    "PRETRAIN.NUM_CLASSES": whole(2),
+    "PRETRAIN.SIZE": whole(32),
+    "PRETRAIN.SMALLEST_CROP": number(0, 1, above=True),
+    "PRETRAIN.LABEL_SMOOTHING": Rule(
+        "a number from 0 to below 1", lambda v: _is_number(v) and 0 <= v < 1
+    ),
+    "PRETRAIN.MIXUP": number(0),
     "MODEL.NORMDET.STATISTICS_PERIOD": _AMOUNT,
     "MODEL.NORMDET.ANNEAL_UNTIL": number(0, 1, above=True),
     "MODEL.NORMDET.START.IMAGES": _AMOUNT,

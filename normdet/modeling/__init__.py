@@ -2,6 +2,7 @@
 
 from . import detector  # noqa: F401  (registers)
 from .box_head import NormdetFastRCNNConvFCHead, normalize_box_head
+from .classifier import NormdetClassifier
 from .deform import use_torchvision_where_detectron2_has_none
 from .describe import PartRow, describe_norms, part_of
 from .fpn import (
@@ -28,6 +29,7 @@ teach_stock_detectors()
 use_torchvision_where_detectron2_has_none()
 
 __all__ = [
+    "NormdetClassifier",
     "NormdetFastRCNNConvFCHead",
     "NormdetKRCNNConvDeconvUpsampleHead",
     "NormdetMaskRCNNConvUpsampleHead",
