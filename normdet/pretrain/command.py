@@ -37,7 +37,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = load_config(args.config_file, args.opts, args.norm, args.norm_parts)
     _check(cfg)
     if args.epochs:
-        args.opts = [*args.opts, *_stretched(cfg, args.epochs, len(images.train))]
+        args.opts = [*args.opts, *stretched(cfg, args.epochs, len(images.train))]
     train(args, PretrainTrainer)
     if os.environ.get("RANK", "0") == "0":
         _publish(Path(args.out), images.classes, argv)
@@ -72,7 +72,7 @@ def _check(cfg: CfgNode) -> None:
         )
 
 
-def _stretched(cfg: CfgNode, epochs: float, images: int) -> list:
+def stretched(cfg: CfgNode, epochs: float, images: int) -> list:
     """The config's schedule, stretched or shortened to so many passes over the images."""
     per_epoch = images / cfg.SOLVER.IMS_PER_BATCH
     steps = max(1, round(epochs * per_epoch))
