@@ -126,7 +126,7 @@ def load_config(
     Args:
         path: a YAML file, or the name of one of normdet's own.
         opts: `KEY VALUE` pairs, flat. If they set the batch size or accumulation, the file's
-        `SOLVER.REFERENCE_WORLD_SIZE` rescales nothing.
+            `SOLVER.REFERENCE_WORLD_SIZE` rescales nothing.
         norm: what `--norm` says; `None` leaves the file's choice.
         norm_parts: see :func:`set_norm`.
 

@@ -8,7 +8,7 @@ from torch.optim.swa_utils import AveragedModel
 
 from normdet.errors import NormdetError
 
-# Buffers that are averages over images already: they belong to weights like those they saw.
+# Buffers that are averages over images. They must be averaged together with the weights.
 _RUNNING = ("running_mean", "running_var")
 
 
@@ -19,9 +19,9 @@ class ModelAverage(HookBase):
     counters, schedules, spectral norm's vectors, fixed statistics. After `n` steps the decay is
     `min(decay, (1 + n) / (10 + n))`, so that the start is soon forgotten.
 
-    A checkpoint has the average as its model, so every command uses what was evaluated; the weights
-    that train are kept in this hook's state. Costs a copy of the model's memory and one pass over
-    its parameters a step.
+    A checkpoint has the average as its model, so every command uses what was evaluated; this hook's
+    state has the weights that train. Costs the memory of a second model and one pass over its
+    parameters per step.
 
     Args:
         model: the one that trains; each process of a job averages its own.
@@ -52,7 +52,7 @@ class ModelAverage(HookBase):
         self._note_means()
 
     def after_step(self) -> None:
-        """Take the step's weights into the average."""
+        """Add the step's weights to the average."""
         self._averaged.update_parameters(self._model)
 
     def state_dict(self) -> dict:
@@ -60,7 +60,7 @@ class ModelAverage(HookBase):
         return {"trains": self._model.state_dict(), "steps": int(self._averaged.n_averaged)}
 
     def load_state_dict(self, state_dict: dict) -> None:
-        """Go on with a checkpoint, whose model is loaded already and is the average."""
+        """Resume from a checkpoint; its model, the average, is loaded already."""
         self._copy()
         self._model.load_state_dict(state_dict["trains"])
         self._averaged.n_averaged.fill_(state_dict["steps"])

@@ -1,4 +1,4 @@
-"""The curves of a run, as detectron2's JSON writer left them."""
+"""The curves of a run, read from the file of detectron2's JSON writer."""
 
 import json
 from pathlib import Path
@@ -7,17 +7,17 @@ from normdet.errors import NormdetError
 
 
 def read_history(file: Path) -> list[dict]:
-    """The lines of a run's metrics file; for a step that a resumed run repeated, the last line.
+    """The lines of a run's metrics file. If a resumed run repeated a step, its last line counts.
 
     A line that a kill cut short is left out, and so is what a resumed run appended to it.
 
     Raises:
-        NormdetError: the file cannot be read, or is not what the writer leaves.
+        NormdetError: the file cannot be read, or is no metrics file.
     """
     try:
         parsed = map(_parsed, file.read_text().splitlines())
         lines = [line for line in parsed if line is not None]
-        # detectron2 counts the evaluation after the last step as one step later.
+        # detectron2 gives the evaluation after the last step the number of one step later.
         last = max((line["iteration"] for line in lines if "total_loss" in line), default=None)
         entries: dict[int, dict] = {}
         for line in lines:

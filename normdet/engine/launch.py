@@ -25,16 +25,16 @@ from normdet.engine.signals import show_cursor, stopping_signals
 from normdet.errors import NormdetError
 from normdet.files.faults import full_disk
 
-# How long the other workers may take to end by themselves after one failed or was stopped.
+# Seconds that the other workers get to end by themselves after one failed or was stopped.
 GRACE_SECONDS = 20.0
-# A collective operation may have to wait for an evaluation. `engine.watch` finds what hangs.
+# A collective operation may have to wait for an evaluation. `engine.watch` finds hangs.
 _WAIT = timedelta(days=1)
-# How long the workers of a start may come one after the other.
+# The longest time between the first and the last worker of a start.
 _MEETING = timedelta(minutes=10)
 
 
 class Interrupted(KeyboardInterrupt):
-    """SIGINT or SIGTERM stopped the run: `signal` is which, the message says what was kept."""
+    """SIGINT or SIGTERM stopped the run; `signal` is its number, the message says what was kept."""
 
     def __init__(self, message: str, number: int = signal.SIGINT):
         super().__init__(message)
@@ -123,7 +123,7 @@ def _free_port() -> int:
 
 
 def _host_and_port(url: str) -> tuple[str, int] | None:
-    """Where the store of a job is: of torchrun's, or of `tcp://HOST:PORT`."""
+    """The address of a job's store, from torchrun's environment or from `tcp://HOST:PORT`."""
     if url == "env://":
         return os.environ["MASTER_ADDR"], int(os.environ["MASTER_PORT"])
     parts = urlparse(url)
@@ -145,32 +145,32 @@ def _join_group(
     named = {"store": _store_of_attempt()} if of_agent else {"init_method": url}
     dist.init_process_group(backend, **named, world_size=world, rank=rank, timeout=_WAIT)
     comm.create_local_process_group(local_size)
-    # Without a first barrier a slow starter can run into the timeout of a later collective.
+    # Without a first barrier a slow start can run into the timeout of a later collective.
     comm.synchronize()
 
 
 def _store_of_attempt() -> dist.Store:
-    """torchrun's store, under names of this start: it still has those of a start that failed.
+    """torchrun's store, under names of this start. It still holds those of a start that failed.
 
-    A worker would call the others where they were before.
+    A worker would otherwise call the others at their old addresses.
     """
     store = dist.TCPStore(*_host_and_port("env://"), is_master=False, timeout=_MEETING)
     return dist.PrefixStore(f"normdet/start_{restarts()}", store)
 
 
-# Where this process's place in the job's store is found by `engine.watch`, and how another thread
-# than the main one tells what ends the job: both set in a worker.
+# A worker sets both: where `engine.watch` finds the job's store, and how a thread other than the
+# main one reports what ends the job.
 _meeting_place: tuple[str, int] | None = None
 _failures: Any = None
 
 
 def meeting_place() -> tuple[str, int] | None:
-    """Host and port of the job's store; None where there is no other worker."""
+    """Host and port of the job's store; None if there is no other worker."""
     return _meeting_place
 
 
 def elastic_job() -> str:
-    """An id that all of torchrun's workers of a job share, also after restarts; `""` elsewhere."""
+    """torchrun's id of a job, the same in all workers and after restarts; `""` without torchrun."""
     name = os.environ.get("TORCHELASTIC_RUN_ID", "")
     return f"{socket.gethostname()} {os.getppid()} {name}" if name else ""
 
@@ -181,7 +181,7 @@ def restarts() -> int:
 
 
 def end_now(error: BaseException) -> NoReturn:
-    """End this process with an error, from any thread, whatever the main thread waits for.
+    """End this process with an error from any thread, even if the main thread waits.
 
     It is reported like an error that the function raised.
     """
@@ -201,8 +201,8 @@ def _spawn(count: int, job: tuple) -> None:
     """Run `count` workers to their end and raise what the first failing one raised."""
     failures = torch.multiprocessing.get_context("spawn").SimpleQueue()
     with _signals_for_workers() as asked:
-        # New processes inherit what is blocked: a Ctrl-C during their imports would otherwise
-        # print a traceback.
+        # New processes inherit blocked signals. Otherwise a Ctrl-C during their imports would print
+        # a traceback.
         signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGINT})
         try:
             workers = torch.multiprocessing.start_processes(
@@ -256,7 +256,7 @@ def _raise_failure(told: dict[int, BaseException], ended: dict[int, int], asked:
         text = str(stopped[0]) if stopped else f"ended by {name}; the last checkpoint stands"
         raise Interrupted(re.sub(r"\bSIGTERM\b", name, text), asked)
     kept = next((f"; {e.kept}" for e in told.values() if getattr(e, "kept", "")), "")
-    # A worker's own error comes before the errors that it causes in others.
+    # A worker's own error explains more than the errors that it causes in others.
     for error in told.values():
         if not (isinstance(error, LostWorker) or is_of_another_worker(error)):
             raise NormdetError(f"{error}{kept}") if type(error) is NormdetError else error
@@ -270,7 +270,7 @@ def _raise_failure(told: dict[int, BaseException], ended: dict[int, int], asked:
         raise RuntimeError(f"worker {rank} ended with exit code {code}")
 
 
-# How backends report that another worker is gone.
+# The messages of backends whose other worker is gone.
 _OF_ANOTHER = re.compile(
     r"gloo|nccl|connection (was )?(closed|reset|refused)|broken pipe|socket|timed out waiting", re.I
 )
@@ -298,7 +298,7 @@ class _Asked:
 
     def reach(self, workers: list) -> None:
         self._workers = workers
-        if self.number:  # it came before the workers were there
+        if self.number:  # the signal came before the workers started
             self.hand_on(self.number)
 
     def hand_on(self, number: int, frame: FrameType | None = None) -> None:
@@ -310,7 +310,7 @@ class _Asked:
 
 @contextlib.contextmanager
 def _signals_for_workers() -> Iterator[_Asked]:
-    """Pass each signal that asks to stop on to the workers, as SIGTERM: they do the stopping."""
+    """Pass each request to stop on to the workers as SIGTERM; they stop the run."""
     asked = _Asked()
     if threading.current_thread() is not threading.main_thread():
         yield asked
@@ -344,14 +344,14 @@ def _worker(local_rank, fn, args, device, world, machine_rank, local_size, url, 
     except Exception as error:
         if full := full_disk(error):
             _tell(failures, rank, full)
-        # Short enough for the pipe's buffer: nobody reads before this process has ended.
+        # It must fit into the pipe's buffer: nobody reads before this process has ended.
         trace = traceback.format_exc()[-20_000:]
         _tell(failures, rank, RuntimeError(f"worker {rank} failed:\n{trace}"))
     end_at_once()
 
 
 def _tell(failures, rank: int, error: BaseException) -> NoReturn:
-    """Leave the error for the launcher and end at once, before another signal comes."""
+    """Send the error to the launcher and end at once, before another signal comes."""
     for number in stopping_signals():
         signal.signal(number, signal.SIG_IGN)
     failures.put((rank, error))

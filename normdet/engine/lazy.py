@@ -1,4 +1,4 @@
-"""Training by a LazyConfig: the loop of detectron2's `lazyconfig_train_net.py` with our norms."""
+"""Train by a LazyConfig, with the loop of detectron2's `lazyconfig_train_net.py` and our norms."""
 
 import argparse
 import logging
@@ -28,7 +28,7 @@ logger = logging.getLogger(__name__)
 
 
 def evaluate(cfg: Any, model: nn.Module) -> dict | None:
-    """The results of the config's evaluator; None where the config has none."""
+    """The results of the config's evaluator; None if the config has none."""
     if "evaluator" not in cfg.dataloader:
         return None
     loader, judge = instantiate(cfg.dataloader.test), instantiate(cfg.dataloader.evaluator)
@@ -78,7 +78,7 @@ def train(cfg: Any, *, resume: bool = False) -> None:
 
 
 def run(args: argparse.Namespace) -> None:
-    """What each process of a job runs, by detectron2's usual arguments."""
+    """The function that each process of a job runs, with detectron2's usual arguments."""
     try:
         cfg = LazyConfig.apply_overrides(LazyConfig.load(args.config_file), args.opts)
     except FileNotFoundError as error:

@@ -1,4 +1,4 @@
-"""Converted norms anneal from their stored moments to their own during training."""
+"""Anneal converted norms from their stored moments to their own during training."""
 
 from detectron2.engine import HookBase
 from torch import nn
@@ -7,7 +7,7 @@ from normdet.layers import leave_stored
 
 
 class LeaveStored(HookBase):
-    """Moves converted norms from their stored moments to their own, and drops these at the end.
+    """Moves converted norms from their stored moments to their own, then drops the stored ones.
 
     `t` follows from the iteration, so a resumed run continues where it was. It is logged as a
     curve. Models without such norms cost nothing.
@@ -23,11 +23,11 @@ class LeaveStored(HookBase):
         self._left = True
 
     def before_train(self) -> None:
-        """Look for such norms: weights are loaded by now."""
+        """Find the converted norms; the weights are loaded by now."""
         self._left = self._move(self._t())
 
     def before_step(self) -> None:
-        """Move on."""
+        """Set `t` for this iteration."""
         if self._left:
             t = self._t()
             self._move(t)

@@ -1,4 +1,4 @@
-"""Training batches as a function of the seed and the iteration alone, so that runs can resume.
+"""Training batches that depend on the seed and the iteration alone, so that runs can resume.
 
 detectron2's loader draws its seed anew in every process and cannot start in the middle. Here batch
 `i` of a run (its images, their order and augmentation) follows from (seed, i). A resumed run sees
@@ -30,7 +30,7 @@ from torch.utils.data import DataLoader, Dataset, Sampler
 from normdet.data import build_mapper
 from normdet.errors import NormdetError
 
-# How many unreadable images in a row are skipped; more, and the disk is probably gone.
+# Skip up to this many unreadable images in a row. If there are more, the disk is probably gone.
 _IN_A_ROW = 8
 
 
@@ -42,7 +42,7 @@ def derived_seed(purpose: str, *numbers: int) -> int:
 
 @contextlib.contextmanager
 def seeded(seed: int) -> Iterator[None]:
-    """Draw from `seed` inside, in `random`, numpy and torch on the CPU; leave no trace outside."""
+    """Inside, `random`, numpy and torch on the CPU draw from `seed`; their states are restored."""
     # detectron2's augmentations draw from numpy's global state, the legacy one.
     states = random.getstate(), np.random.get_state(), torch.random.get_rng_state()  # noqa: NPY002
     random.seed(seed)
@@ -88,7 +88,7 @@ class SeededDataset(Dataset):
 class BatchStream(Sampler):
     """Endless batches of (draw, index), each of one group, from batch `start` on.
 
-    A draw is a number that no other process of the job and no other place in the stream has.
+    A draw is a number that is unique over the stream and over the processes of the job.
     Skipping reads no image and costs about a microsecond per image skipped.
 
     Args:
@@ -130,7 +130,7 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
     if not cfg.DATASETS.TRAIN:
         raise NormdetError("DATASETS.TRAIN names no dataset to train on")
     try:
-        with seeded(derived_seed("order", seed)):  # samplers draw their own seed from numpy
+        with seeded(derived_seed("order", seed)):  # samplers draw their seeds from numpy
             parts = build_detection_train_loader.from_config(cfg, mapper=build_mapper(cfg, True))
     except AssertionError as error:  # detectron2's way to say that no image has annotations
         raise NormdetError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: {error}") from error

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from rich.console import Console
 
-# The loggers whose plain lines say how far a run is.
+# The loggers whose plain lines report progress.
 _PROGRESS = ("normdet", "detectron2.utils.events", "detectron2.evaluation.evaluator")
 _FORMAT = "[%(asctime)s] %(name)s %(levelname)s: %(message)s"
 
@@ -25,8 +25,8 @@ def setup_logging(output_dir: str, rank: int = 0, console: Console | None = None
     Args:
         output_dir: folder of the log file, made if missing; "" for no file.
         rank: this process's place among all.
-        console: a terminal with a progress bar. Lines appear above it, without those that say what
-            the bar shows.
+        console: a terminal with a progress bar. Lines appear above it; lines that repeat what the
+            bar shows do not.
     """
     handlers: list[logging.Handler] = []
     if rank == 0:

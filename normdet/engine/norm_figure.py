@@ -1,4 +1,4 @@
-"""One run's norms over its iterations, drawn."""
+"""Draw one run's norms over its iterations."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path

@@ -23,7 +23,8 @@ class NormScalars(HookBase):
     clamps, the RMS of its outputs, gamma and tau, and scalars of the method, such as SwitchNorm's
     shares (`normdet.engine.norm_page.STATISTICS`). Outputs are measured in one step of a period.
     That step takes one more pass over each output and waits once for the device; other steps cost
-    nothing. Draws no random numbers and uses no other process, so that rank 0 alone can have it.
+    nothing. The hook draws no random numbers and needs no other process, so it can run on rank 0
+    alone.
 
     Args:
         model: the one that trains.
@@ -41,13 +42,13 @@ class NormScalars(HookBase):
         self._sums: dict[str, torch.Tensor] = {}
 
     def before_step(self) -> None:
-        """Watch the outputs in a step that is measured."""
+        """Watch the outputs if this step is measured."""
         if self._period and (self.trainer.iter + 1) % self._period == 0:
             for name, norm in self._norms.items():
                 self._handles.append(norm.register_forward_hook(self._look(name)))
 
     def after_step(self) -> None:
-        """Write what was seen in such a step."""
+        """Write the statistics of a measured step."""
         if not self._handles:
             return
         self._leave()
@@ -88,7 +89,7 @@ class NormScalars(HookBase):
 
     @torch.no_grad()
     def _measured(self, name: str, norm: NormLayer) -> dict[str, torch.Tensor]:
-        """By statistic, numbers still on the device."""
+        """Numbers by statistic, still on the device."""
         values = {}
         if name in self._sums:
             square, held, count = self._sums[name].unbind()
@@ -106,7 +107,7 @@ class NormScalars(HookBase):
 
 
 class NormPage(HookBase):
-    """Draws a run's `norms.html` when it ends or is stopped; after the writers have closed.
+    """Draws a run's `norms.html` when it ends or is stopped, after the writers have closed.
 
     Args:
         folder: of the run.
@@ -116,8 +117,8 @@ class NormPage(HookBase):
         self._folder = folder
 
     def after_train(self) -> None:
-        """Draw the page; failing to draw it does not end the run."""
-        from normdet.engine.norm_page import write_norm_page  # matplotlib, at the end alone
+        """Draw the page; a failure to draw does not fail the run."""
+        from normdet.engine.norm_page import write_norm_page  # imports matplotlib
 
         try:
             write_norm_page(self._folder)

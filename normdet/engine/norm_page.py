@@ -15,7 +15,7 @@ from normdet.modeling.describe import TITLES, part_of
 from .history import read_history
 from .norm_figure import draw_training
 
-# What :class:`normdet.engine.norm_hooks.NormScalars` writes for every layer, in the order shown.
+# The statistics that :class:`.norm_hooks.NormScalars` writes for every layer, in the order shown.
 STATISTICS = {
     "clamped": "share of outputs that the activation holds at its threshold, tau or 0",
     "rms": "root of the mean square of the outputs",
@@ -52,13 +52,13 @@ def _stage(part: str) -> str:
 
 
 def _place(key: str) -> tuple:
-    """Sorts layers: parts in the order data flows, numbers in names as numbers."""
+    """A sort key for layers: parts in the order data flows, numbers in names as numbers."""
     words = re.split(r"(\d+)", key)
     return TITLES.index(part_of(key)), [int(w) if i % 2 else w for i, w in enumerate(words)]
 
 
 def _is_norms(key: str) -> bool:
-    """Whether a scalar is a layer's: losses and APs have no dotted name before their one slash."""
+    """Whether a scalar is a layer's. Losses and APs have no dotted name before their one slash."""
     return key.count("/") == 1 and "." in key.partition("/")[0]
 
 

@@ -1,4 +1,4 @@
-"""Batches too small for a norm, found before the first step where the config tells."""
+"""Find batches that are too small for a norm before the first step, if the config shows it."""
 
 from collections.abc import Mapping
 
@@ -13,7 +13,7 @@ from normdet.layers import BatchStatistics
 
 
 def norms_of_one_batch(model: nn.Module, workers: int) -> dict[str, BatchStatistics]:
-    """The norms that train on the batch of one worker alone, and need one, by their names."""
+    """The names of norms that need a batch and train on that of one worker alone."""
     return {
         name: norm
         for name, norm in model.named_modules()
@@ -69,7 +69,7 @@ def refuse_one_value(
 
 
 def _trained_size(cfg: CfgNode, height: int, width: int) -> tuple[int, int]:
-    """The smallest size `(H, W)` that an image is brought to in training."""
+    """The smallest size `(H, W)` to which training resizes an image."""
     crop = cfg.INPUT.CROP
     if cfg.INPUT.TILE:
         height, width = min(height, cfg.INPUT.TILE), min(width, cfg.INPUT.TILE)
@@ -78,7 +78,7 @@ def _trained_size(cfg: CfgNode, height: int, width: int) -> tuple[int, int]:
     elif crop.ENABLED:
         height, width = min(height, int(crop.SIZE[0])), min(width, int(crop.SIZE[1]))
     smallest = min(cfg.INPUT.MIN_SIZE_TRAIN)
-    if not smallest:  # images as they are
+    if not smallest:  # images are not resized
         return height, width
     return T.ResizeShortestEdge.get_output_shape(
         max(height, 1), max(width, 1), smallest, cfg.INPUT.MAX_SIZE_TRAIN

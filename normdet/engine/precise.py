@@ -1,4 +1,4 @@
-"""Exact statistics in place of running averages, before evaluations and after training."""
+"""Replace running averages by exact statistics before evaluations and after training."""
 
 import itertools
 import logging
@@ -25,8 +25,8 @@ class PreciseStatistics(HookBase):
     Args:
         period: iterations between two updates; 0 for the one at the end alone.
         model: the one that trains.
-        loader: of :func:`.loader.same_batches`: its place is not that of the one that trains.
-        batches: how many are run.
+        loader: of :func:`.loader.same_batches`; its position is not that of the training loader.
+        batches: the number of batches to run.
         seed: of the run.
     """
 

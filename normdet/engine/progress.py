@@ -1,4 +1,4 @@
-"""A progress bar on a terminal; elsewhere detectron2's plain lines serve."""
+"""A progress bar on a terminal. Elsewhere detectron2's plain lines are used."""
 
 import psutil
 import torch
@@ -15,7 +15,7 @@ from rich.progress import (
 
 
 def memory_used() -> str:
-    """The memory this process holds, and on a GPU the most its tensors have held: "1.2 GB"."""
+    """This process's memory, or on a GPU the most its tensors have taken: "1.2 GB"."""
     text = f"{psutil.Process().memory_info().rss / 1e9:.1f} GB"
     if torch.cuda.is_available():
         text += f" + {torch.cuda.max_memory_allocated() / 1e9:.1f} GB GPU"
@@ -54,7 +54,7 @@ class ProgressBar(HookBase):
         self._progress.start()
 
     def after_step(self) -> None:
-        """Move on by one step."""
+        """Advance by one step."""
         loss = self.trainer.storage.history("total_loss").median(20)
         self._progress.update(
             self._task,
@@ -64,5 +64,5 @@ class ProgressBar(HookBase):
         )
 
     def after_train(self) -> None:
-        """Leave the line as it stands."""
+        """Leave the last state of the line."""
         self._progress.stop()

@@ -43,7 +43,7 @@ from normdet.weights.model import load_model
 
 logger = logging.getLogger(__name__)
 
-# Files that only training writes: a start that was refused leaves none of them.
+# Files that only training writes; a refused start leaves none of them.
 _MARKS = ("last_checkpoint", "metrics.json", "results.json")
 
 
@@ -81,7 +81,7 @@ def train(args: argparse.Namespace, trainer: type[Trainer] = Trainer) -> dict | 
 
 
 def use_device_at_hand(cfg: CfgNode) -> None:
-    """Compute on the CPU where the config names CUDA and there is none, and say so."""
+    """Compute on the CPU, and say so, if the config names CUDA and there is none."""
     if cfg.MODEL.DEVICE.startswith("cuda") and not torch.cuda.is_available():
         cfg.MODEL.DEVICE = "cpu"
         if os.environ.get("RANK", "0") == "0":
@@ -109,7 +109,7 @@ def _run_openly(cfg: CfgNode, args: argparse.Namespace, kind: type[Trainer]) -> 
     console = _setup_logging(folder, terminal=sys.stdout.isatty() and not args.eval_only)
     logger.debug("environment:\n%s", collect_env_info())
     logger.debug("arguments: %s", args)
-    # As it is typed: a name that is broken or escaped would not be known as one.
+    # Keep names unbroken and unescaped, so that they are recognized and hidden.
     logger.debug("config:\n%s", cfg.dump(width=sys.maxsize, allow_unicode=True))
     logger.debug("keys that differ from the defaults:\n%s", config_diff(cfg))
     torch.backends.cudnn.benchmark = cfg.CUDNN_BENCHMARK and not args.eval_only
@@ -131,7 +131,7 @@ def _run_openly(cfg: CfgNode, args: argparse.Namespace, kind: type[Trainer]) -> 
 
 @contextlib.contextmanager
 def _watching(cfg: CfgNode) -> Iterator[Watch | None]:
-    """A watch over the job's workers until the last has trained; None for a single worker."""
+    """A watch over the job's workers that lasts until all have trained; None for one worker."""
     place, world = meeting_place(), comm.get_world_size()
     if world == 1 or place is None:
         yield None
@@ -142,9 +142,9 @@ def _watching(cfg: CfgNode) -> Iterator[Watch | None]:
 
 
 def _go_on_if_restarted(args: argparse.Namespace, folder: Path) -> None:
-    """Resume where an elastic launcher starts this job again after one of its workers failed.
+    """Resume if an elastic launcher starts this job again after one of its workers failed.
 
-    Only a job that has taken the folder resumes in it; one that was refused does not.
+    Only a job that took the folder resumes in it; a refused one does not.
     """
     job, note = elastic_job(), folder / "elastic_job.txt"
     if not job or args.eval_only:
@@ -159,7 +159,7 @@ def _note_job(folder: Path) -> None:
 
 
 def _from_main(fn: Callable[[], Any]) -> Any:
-    """What `fn` returns on rank 0, in every process; an error there stops all of them."""
+    """In every process, the result of `fn` on rank 0; an error there stops all of them."""
     value, error = None, None
     if comm.is_main_process():
         try:
@@ -176,11 +176,11 @@ def _prepare(cfg: CfgNode, folder: Path, args: argparse.Namespace) -> int:
     """Take the output folder for this run and return its seed.
 
     Raises:
-        NormdetError: the folder holds another run, or what is to be resumed was another model.
+        NormdetError: the folder holds another run, or the run to resume has another model.
     """
     _go_on_if_restarted(args, folder)
     record = folder / "config.yaml"
-    # An empty file is left by a start that the weights' check refused after opening it.
+    # A start that the weights' check refused leaves an empty file.
     marks = [mark for mark in _MARKS if (folder / mark).exists() and (folder / mark).stat().st_size]
     if marks and not (args.resume or args.eval_only):
         raise NormdetError(
@@ -220,7 +220,7 @@ def _refuse_other_model(before: CfgNode, now: CfgNode, record: Path) -> None:
 
 
 def _setup_logging(folder: Path, terminal: bool) -> Console | None:
-    """Logging for this process; the console for a progress bar where rank 0 has a terminal."""
+    """Set up this process's logging; return the console for a bar if rank 0 has a terminal."""
     rank = comm.get_rank()
     console = Console(file=sys.stdout) if terminal and rank == 0 else None
     setup_logging(str(folder), rank, console)
@@ -246,7 +246,7 @@ def _evaluate(cfg: CfgNode, resume: bool, allow_unsafe: bool) -> dict:
 
 
 def _show_start(cfg: CfgNode, trainer: Trainer, folder: Path) -> None:
-    """Print the table of parts; keep it, and what was loaded from where, beside the checkpoint."""
+    """Print the table of parts; save it, and the sources of the weights, beside the checkpoint."""
     model, report = trainer.model, trainer.checkpointer.report
     rows = parts_table(model, report, trainer.started, cfg.MODEL.NORMDET.START.IMAGES)
     text = parts_text(rows)
@@ -273,7 +273,7 @@ def _show_results(cfg: CfgNode, results: dict, folder: Path) -> None:
 
 
 def _dry_run(cfg: CfgNode, allow_unsafe: bool) -> None:
-    """Print what a run would be: nothing is trained, and nothing written."""
+    """Print what a run would do. Nothing is trained or written."""
     register_datasets(cfg)
     model, report = load_model(cfg, allow_unsafe=allow_unsafe)
     print(config_diff(cfg), parts_text(parts_table(model, report)), sep="\n\n")

@@ -1,4 +1,4 @@
-"""Ctrl-C, SIGTERM and a lost terminal as a request to stop between two steps."""
+"""Turn Ctrl-C, SIGTERM and a lost terminal into a request to stop between two steps."""
 
 import contextlib
 import os
@@ -12,20 +12,21 @@ from types import FrameType, TracebackType
 _STOPPING = tuple(
     getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP") if hasattr(signal, name)
 )
-# A terminal, a launcher and a scheduler may each send their copy of one request.
+# Signals within these seconds count as one request: a terminal, a launcher and a scheduler may
+# each send it.
 SAME_REQUEST_SECONDS = 2.0
 
 
 class StopRequest:
     """While entered, the first signal is noted; another, two seconds later, ends at once.
 
-    It ends by `os._exit`, since an exception could come out of any line; in interactive Python it
-    raises KeyboardInterrupt, as people expect there. A signal that is ignored already, such as
+    It ends by `os._exit`, since an exception could be raised in any line. In interactive Python it
+    raises KeyboardInterrupt, as people expect there. A signal that was ignored before, such as
     SIGHUP under `nohup`, stays ignored. Outside the main thread Python handles no signals, so none
     is noted.
 
     Args:
-        on_request: called when the first one comes.
+        on_request: called when the first signal comes.
 
     Attributes:
         number: the signal that came, or 0.
@@ -54,7 +55,7 @@ class StopRequest:
 
     @contextlib.contextmanager
     def at_once(self) -> Iterator[None]:
-        """Inside, a request raises KeyboardInterrupt: for work that need not be finished."""
+        """Inside, a request raises KeyboardInterrupt, for work that need not be finished."""
         if self.number:
             raise KeyboardInterrupt
         self._at_once = True
@@ -90,11 +91,11 @@ class StopRequest:
 
 
 def stopping_signals() -> list[int]:
-    """The signals that ask a process to stop, less those that it ignores."""
+    """The signals that ask a process to stop, without those that it ignores."""
     return [one for one in _STOPPING if signal.getsignal(one) != signal.SIG_IGN]
 
 
 def show_cursor() -> None:
-    """Show the cursor that a progress bar has hidden, before an end without clean-up."""
+    """Show the cursor that a progress bar hid, before the process ends without clean-up."""
     if sys.stdout.isatty():
         os.write(1, b"\x1b[?25h")

@@ -1,4 +1,4 @@
-"""One optimizer step: mixed precision, gradient accumulation, and a stop where losses blow up."""
+"""One optimizer step: mixed precision, gradient accumulation, and a stop if losses blow up."""
 
 import contextlib
 import logging
@@ -38,12 +38,12 @@ def backward(
 ) -> dict[str, torch.Tensor]:
     """Add the gradients of the mean loss over equal consecutive parts of `batch`.
 
-    Where every loss term is a mean over images, this is the loss of the whole batch: so for the
-    RPN, and for the box head when all images contribute as many sampled proposals
-    (`ROI_HEADS.BATCH_SIZE_PER_IMAGE`, the usual case). Terms that detectron2 divides by a count
-    over the batch (mask and keypoint losses: positives; RetinaNet: a running mean of positives)
-    weigh parts instead of instances: what detectron2 does over as many GPUs. Images are padded
-    to the largest of their part, and batch statistics are those of the part.
+    If every loss term is a mean over images, this is the loss of the whole batch. That holds for
+    the RPN, and for the box head if all images contribute as many sampled proposals
+    (`ROI_HEADS.BATCH_SIZE_PER_IMAGE`, the usual case). detectron2 divides some terms by a count
+    over the batch (mask and keypoint losses: positives; RetinaNet: a running mean of positives).
+    These weigh parts instead of instances, as detectron2 does over as many GPUs. Images are
+    padded to the largest of their part, and batch statistics are those of the part.
 
     Args:
         model: maps a list of inputs to a dict of scalar losses.
@@ -73,7 +73,7 @@ def backward(
 
 
 class TrainStep(SimpleTrainer):
-    """What detectron2's trainers call once per iteration; keeps optimizer and scaler state.
+    """The step that detectron2's trainers call once per iteration; has optimizer and scaler state.
 
     Args:
         model: as for `backward`.
@@ -86,7 +86,7 @@ class TrainStep(SimpleTrainer):
 
     Attributes:
         stop: set to ask every process to stop; `stopped` says that one of them asked.
-        stop_reason: a sentence, where it asked by itself.
+        stop_reason: a sentence, if this step itself asked.
     """
 
     def __init__(
@@ -127,7 +127,7 @@ class TrainStep(SimpleTrainer):
         self.optimizer.zero_grad()
         try:
             losses = backward(self.model, batch, self.micro_batches, self.amp_dtype, self.scaler)
-        except FloatingPointError as error:  # detectron2, of proposals that are not finite
+        except FloatingPointError as error:  # detectron2 found proposals that are not finite
             raise NonFiniteLoss(f"iteration {self.iter}: {error} {_WAY_OUT}") from error
         self._share({name: value.item() for name, value in losses.items()}, data_time)
         if self.scaler:
@@ -138,7 +138,7 @@ class TrainStep(SimpleTrainer):
         after_step(self.model)
 
     def _note_broken(self, batch: list[dict]) -> None:
-        """Name images that could not be read, once each; ask to stop where they are too many."""
+        """Name each image that could not be read once; ask to stop if they are too many."""
         examples = [example for example in batch if isinstance(example, dict)]
         for sentence in [one for example in examples for one in example.pop("broken", ())]:
             if sentence not in self._broken:
@@ -167,7 +167,7 @@ class TrainStep(SimpleTrainer):
         storage.put_scalar("data_time", max(seconds for _, seconds, _ in everyone))
 
     def state_dict(self) -> dict:
-        """The optimizer's state, and the scaler's where there is one."""
+        """The optimizer's state, and the scaler's if there is one."""
         state = super().state_dict()
         if self.scaler:
             state["grad_scaler"] = self.scaler.state_dict()

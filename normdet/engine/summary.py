@@ -18,7 +18,7 @@ _AP_COLUMNS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
 
 
 def flat(cfg: CfgNode, prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Every dotted key of `cfg` with its value, tuples as lists: YAML does not tell them apart."""
+    """Every dotted key of `cfg` with its value; tuples become lists, as YAML has no tuples."""
     for key, value in cfg.items():
         if isinstance(value, CfgNode):
             yield from flat(value, f"{prefix}{key}.")
@@ -52,7 +52,7 @@ def batch_of_one(cfg: CfgNode, model: nn.Module, workers: int) -> str:
 
 
 def by_dataset(results: Mapping[str, Any], names: tuple[str, ...]) -> dict[str, Mapping[str, Any]]:
-    """Results by dataset name, which detectron2 leaves out where there is one dataset."""
+    """Results by dataset name, which detectron2 leaves out if there is one dataset."""
     if not results:
         return {}
     return {names[0]: results} if len(names) == 1 else dict(results)
@@ -79,7 +79,7 @@ def _cell(value: float | None) -> str:
 
 
 def jsonable(results: Any) -> Any:
-    """`results` with plain numbers, and None for what is not a number: JSON has no NaN."""
+    """`results` with plain numbers, and None for NaN, which JSON does not have."""
     if isinstance(results, Mapping):
         return {key: jsonable(value) for key, value in results.items()}
     return float(results) if math.isfinite(results) else None
@@ -91,7 +91,7 @@ def parts_table(
     """A row for every part: its norm, whether it is trained, where its weights came from.
 
     Args:
-        started: names of the norms that were started from data, from this many `images`.
+        started: names of the norms that were started from data.
     """
     matched = set(report.matched)
     rows = []
@@ -115,5 +115,5 @@ def parts_table(
 
 
 def parts_text(rows: list[dict[str, Any]]) -> str:
-    """The rows of :func:`parts_table` as a table."""
+    """:func:`parts_table` as text."""
     return tabulate(rows, headers="keys", intfmt=",")

@@ -54,7 +54,7 @@ class Trainer(DefaultTrainer):
         cfg: with normdet's keys.
         allow_unsafe: whether weight files may run code on loading.
         console: a terminal for the progress bar; None for no bar.
-        watch: of the job's workers; None where there is one, or none to watch them.
+        watch: of the job's workers; None for a single worker, or if nobody watches.
 
     Attributes:
         started: names of the norms that :meth:`resume_or_load` started from data.
@@ -69,7 +69,7 @@ class Trainer(DefaultTrainer):
         console: Console | None = None,
         watch: Watch | None = None,
     ):
-        TrainerBase.__init__(self)  # DefaultTrainer's own would build the parts its way
+        TrainerBase.__init__(self)  # DefaultTrainer's would build its own parts
         cfg = scale_to_workers(cfg, comm.get_world_size())
         _check_batch(cfg)
         register_datasets(cfg)
@@ -81,7 +81,7 @@ class Trainer(DefaultTrainer):
         self._results: dict = {}
         self._stop = StopRequest(self._note_stop)
         self._evaluation_cut = False
-        self._done = -1  # the last iteration whose step is made
+        self._done = -1  # the last iteration whose step is complete
         self._watch = watch
         if watch:
             watch.on_lost, watch.on_stop = self._end_without, self._end_together
@@ -115,7 +115,7 @@ class Trainer(DefaultTrainer):
 
     @property
     def kept(self) -> nn.Module:
-        """What is evaluated and saved: the average of the model where there is one."""
+        """The model that is evaluated and saved: its average, if one is kept."""
         return self.average.module if self.average else self.model
 
     @classmethod
@@ -128,7 +128,7 @@ class Trainer(DefaultTrainer):
         return build_train_loader(cfg, self.seed)
 
     def build_hooks(self) -> list[HookBase]:
-        """detectron2's hooks in detectron2's order, with a bar where there is a terminal."""
+        """detectron2's hooks in detectron2's order, with a progress bar on a terminal."""
         cfg = self.cfg
         built: list[HookBase] = [hooks.IterationTimer(), hooks.LRScheduler()]
         averages = [self.average] if self.average else []
@@ -178,10 +178,10 @@ class Trainer(DefaultTrainer):
             The last evaluation's results, as :meth:`test` gives them.
 
         Raises:
-            NonFiniteLoss: the loss is infinite or not a number; the last checkpoint stands.
+            NonFiniteLoss: the loss is infinite or not a number; the last checkpoint stays.
             Interrupted: SIGINT, SIGTERM or SIGHUP came; a checkpoint that resumes exactly is saved.
                 A second one does not wait for it.
-            LostWorker: another worker is gone; what the others have is saved.
+            LostWorker: another worker is gone; the others have saved their state.
         """
         logger.info("training from iteration %d to %d", self.start_iter, self.max_iter)
         self.iter = self.start_iter
@@ -240,13 +240,13 @@ class Trainer(DefaultTrainer):
             self._watch.at(phase, self.iter)
 
     def _lost(self, error: Exception) -> str:
-        """Which workers are gone, if that is why a collective operation has failed; else `""`."""
+        """Which workers are gone, if a collective operation failed for that reason; else `""`."""
         if not self._watch or not is_of_another_worker(error):
             return ""
         return self._watch.gone() or f"a worker no longer answers ({str(error).splitlines()[0]})"
 
     def _rescue(self) -> str:
-        """Save this worker's state after the last whole step; returns what is kept, in words.
+        """Save this worker's state after the last complete step; return a sentence on what is kept.
 
         Parameters and the optimizer's state are those of the step. Running averages of batch
         statistics may have learned the images of the step that broke off.
@@ -264,7 +264,7 @@ class Trainer(DefaultTrainer):
         return f"{kept} is saved, and --resume goes on from it"
 
     def _end_without(self, lost: str, answering: list[int]) -> None:
-        """End a job of which some workers do not answer; the first that does saves."""
+        """End a job in which some workers do not answer; the first that answers saves."""
         kept = self._rescue() if comm.get_rank() == answering[0] else ""
         end_now(LostWorker(lost, kept))
 
@@ -347,7 +347,7 @@ class Trainer(DefaultTrainer):
             model = TiledModel(model, cfg)
         elif cfg.TEST.AUG.ENABLED:
             model = GeneralizedRCNNWithTTA(cfg, model)
-        # pycocotools prints; its lines belong into the log.
+        # pycocotools prints; redirect its lines to the log.
         with contextlib.redirect_stdout(LoggedOutput(logging.getLogger("detectron2.pycocotools"))):
             return super().test(cfg, model, evaluators)
 
@@ -363,7 +363,7 @@ class Trainer(DefaultTrainer):
 
 
 def scale_to_workers(cfg: CfgNode, workers: int) -> CfgNode:
-    """The config scaled to the number of workers, if it was written for another number.
+    """Scale the config to the number of workers, if it was written for another number.
 
     Batch, rate and schedule follow `SOLVER.REFERENCE_WORLD_SIZE` as in detectron2's
     `auto_scale_workers`. A worker has as many images as before; the rate is scaled with the batch,

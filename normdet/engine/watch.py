@@ -1,8 +1,8 @@
-"""The workers of a job watch each other: who is gone, who hangs, who was asked to stop.
+"""The workers of a job watch each other to find which are gone, hang or were asked to stop.
 
 Every worker writes a sign of life and its position into the job's store each second, and reads
-those of the others. A collective operation waits for a worker that is gone or stopped, for minutes
-or for ever, and does not say which. The signs of life do.
+those of the others. If a worker is gone or stopped, a collective operation waits for minutes or
+for ever and does not name the worker. The signs of life do.
 """
 
 import json
@@ -23,12 +23,12 @@ from normdet.engine.launch import restarts
 
 logger = logging.getLogger(__name__)
 
-# Phases without a time limit: nobody knows how long saving or an evaluation takes.
+# Phases without a time limit, because saving or an evaluation may take any time.
 START, BETWEEN, EVALUATION, DONE = "start", "between", "evaluation", "done"
-# Where it is in a training step, and what it does there.
+# The phases of a training step.
 IMAGES, STEP = "images", "step"
 _DOING = {IMAGES: "waits for its images", STEP: "computes or waits for the others"}
-# The errors of a process that is gone say more than we can: wait for them first.
+# A dead process's own error says more than we can, so wait this long for it.
 _GONE_SECONDS = 5.0
 
 
@@ -39,10 +39,10 @@ class Sign:
     Attributes:
         host: the name of its machine.
         pid: its process.
-        phase: one of this module's words.
+        phase: one of this module's phases.
         iteration: the one it is at.
-        moves: grows whenever it goes on.
-        beat: grows as long as it is alive.
+        moves: grows whenever the worker makes progress.
+        beat: grows as long as the process lives.
         stop: the signal that asked it to stop, or 0.
     """
 
@@ -62,13 +62,14 @@ class Watch:
         store: of the job; this object's own connection to it.
         rank: of this worker.
         world: how many there are.
-        limit: seconds without a sign, or without any worker going on, that are a hang; 0 for never.
+        limit: after this many seconds without a sign, or without progress of any worker, the job
+            counts as hung; 0 for never.
 
     Attributes:
         on_lost: called once, in a thread, with a sentence and the ranks that answer.
         on_stop: called once, in a thread, when a worker was asked to stop while this one does
             not train, with the signal and the ranks that answer.
-        on_orphaned: called in a thread when what started this process is gone.
+        on_orphaned: called in a thread when the process that started this one is gone.
     """
 
     on_lost: Callable[[str, list[int]], None]
@@ -81,7 +82,7 @@ class Watch:
         self._mine = Sign(socket.gethostname(), os.getpid())
         self._parent = os.getppid()
         self._others: dict[int, Sign] = {}
-        # When each one's beat and moves were last seen to change.
+        # When the beat and the moves of each worker last changed.
         self._alive: dict[int, float] = {}
         self._moved: dict[int, float] = {}
         self._asked = time.monotonic()
@@ -91,21 +92,21 @@ class Watch:
         self._seen = -1
 
     def start(self) -> None:
-        """Begin; every worker must, and none waits for another."""
+        """Begin. Every worker must call this; none waits for another."""
         for work in (self._beat, self._judge):
             threading.Thread(target=self._repeat, args=(work,), daemon=True).start()
 
     def close(self) -> None:
-        """End the watch, when this worker needs the others no more."""
+        """End the watch, once this worker does not need the others any more."""
         self._mine.phase = DONE
         self._ended.set()
         try:
             self._write()
-        except Exception:  # the store ends with the first worker that kept it
+        except Exception:  # the store ends with the worker that holds it
             logger.debug("the store is gone")
 
     def at(self, phase: str, iteration: int | None = None) -> None:
-        """Tell where this worker is."""
+        """Publish this worker's phase and iteration."""
         self._mine.phase = phase
         self._mine.moves += 1
         if iteration is not None:
@@ -116,9 +117,9 @@ class Watch:
         self._mine.stop = int(number)
 
     def gone(self, patience: float = 5.0) -> str:
-        """Which workers are gone, in words, after a collective operation has failed.
+        """Say which workers are gone after a collective operation has failed.
 
-        Waits up to `patience` seconds for a sign of all; `""` if all give one.
+        Waits up to `patience` seconds for a sign of each worker; returns `""` if all give one.
         """
         begun = time.monotonic()
         while time.monotonic() - begun < patience:
@@ -143,11 +144,11 @@ class Watch:
         while not self._ended.wait(self._period):
             try:
                 work()
-            except Exception as error:  # the store is gone: time will tell what that means
+            except Exception as error:  # the store is gone; what that means shows later
                 logger.debug("watch: %s", error)
 
     def _key(self, rank: int) -> str:
-        # Workers that an elastic job starts again meet in the same store.
+        # The restarted workers of an elastic job use the same store.
         return f"normdet/{restarts()}/{rank}"
 
     def _write(self) -> None:
@@ -155,7 +156,7 @@ class Watch:
 
     def _beat(self) -> None:
         self._mine.beat += 1
-        if os.getppid() != self._parent and not self._mine.stop:  # what started us was killed
+        if os.getppid() != self._parent and not self._mine.stop:  # our launcher was killed
             self.ask_to_stop(signal.SIGTERM)
             self.on_orphaned()
         self._write()
@@ -222,14 +223,14 @@ class Watch:
 
 
 def connect(url_host: str, port: int, seconds: float = 10.0) -> dist.Store:
-    """A connection of one's own to the store of a job: the job's may be waiting in it."""
+    """A separate connection to the store of a job, because the job's own one may be waiting."""
     return dist.TCPStore(
         url_host, port, is_master=False, wait_for_workers=False, timeout=timedelta(seconds=seconds)
     )
 
 
 def _state(sign: Sign) -> str:
-    """What the system says of a process of this machine: its letter, "gone", or "" elsewhere."""
+    """The state of a process of this machine: Linux's letter, "gone", or "" on other systems."""
     if sign.host != socket.gethostname() or not Path("/proc/self/stat").exists():
         return ""
     try:

@@ -1,4 +1,4 @@
-"""Weight files: safe loading, atomic saving, and what is known about where they come from."""
+"""Weight files: safe loading, atomic saving, and facts about their origin."""
 
 from .checkpointer import Checkpointer, LoadReport
 from .checks import check_weights

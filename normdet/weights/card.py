@@ -23,7 +23,7 @@ class Measurement:
     """One table of what was measured.
 
     Attributes:
-        what: what was measured, and on which images: the table's heading.
+        what: the table's heading: what was measured, and on which images.
         rows: a mapping for each line, all with the same columns. Numbers are shown to three digits.
     """
 
@@ -33,13 +33,13 @@ class Measurement:
 
 @dataclass(frozen=True)
 class Card:
-    """What a model card says.
+    """The contents of a model card.
 
     Attributes:
         summary: one sentence: what the file holds.
         source: the file it was made from.
-        command: what made it, as typed.
-        facts: titles and texts to add to what the config tells.
+        command: the command that made it, as typed.
+        facts: titles and texts to add to those from the config.
         measured: the tables. Without any, the card says that nothing was measured.
         limits: what a user must know before relying on it, a sentence each.
         use: commands or code that use the file, line by line.
@@ -65,7 +65,7 @@ def write_card(file: str | Path, cfg: CfgNode, card: Card) -> Path:
     Args:
         file: the model, written already.
         cfg: the config of the model in `file`.
-        card: what else is known.
+        card: the other contents.
 
     Returns:
         The card's path.
@@ -121,7 +121,7 @@ def _numbers(values: Iterable[float]) -> str:
 
 
 def _digest(path: Path, title: str) -> dict[str, str]:
-    """The hash of a local file; nothing for an address in a model zoo."""
+    """The hash of a local file; `""` for an address in a model zoo."""
     if not path.is_file():
         return {}
     digest = hashlib.sha256()

@@ -1,4 +1,4 @@
-"""The checkpointer: safe to load from, atomic to save to, and it says what it loaded."""
+"""The checkpointer: it loads safely, saves atomically, and reports what it loaded."""
 
 import logging
 import os
@@ -30,15 +30,15 @@ class LoadReport:
     """Where a model's tensors came from.
 
     Attributes:
-        source: path or URL as given; `""` where nothing was loaded.
+        source: path or URL as given; `""` if nothing was loaded.
         matched: the model's tensors that the file filled.
         missing: the model's tensors that the file does not have; they keep their start value.
         unexpected: the file's tensors that the model does not have, by detectron2's names.
         reinitialized: the model's tensors that the file has but that do not fit, and why.
         left_out: the file's tensors that have no counterpart in detectron2, by the file's names,
             and why.
-        layout: whose names the file has.
-        verified: whether a checksum told that the file is whole.
+        layout: the library whose names the file uses.
+        verified: whether a checksum showed that the file is undamaged.
         warnings: one sentence each, from :func:`check_weights`.
     """
 
@@ -115,7 +115,7 @@ class Checkpointer(DetectionCheckpointer):
         """Write `name`.pth atomically, then point `last_checkpoint` at it.
 
         Raises:
-            NormdetError: the disk refuses, or something to save could not be loaded safely.
+            NormdetError: the disk refuses, or a value could not be loaded back safely.
         """
         if not self.save_dir or not self.save_to_disk:
             return
@@ -143,9 +143,9 @@ class Checkpointer(DetectionCheckpointer):
             What else the file holds.
 
         Raises:
-            NormdetError: the file cannot be had, read, used with this config, or holds none of
-                the model's tensors, one that is not finite, or a state that does not fit; the
-                model keeps its weights except in the last case.
+            NormdetError: the file cannot be fetched, read or used with this config; or it holds
+                none of the model's tensors, one that is not finite, or a state that does not fit.
+                The model keeps its weights except in the last case.
         """
         self.report = LoadReport(source=path or "")
         if not path:
@@ -166,7 +166,7 @@ class Checkpointer(DetectionCheckpointer):
         return checkpoint
 
     def resume_or_load(self, path: str, *, resume: bool = True) -> dict[str, Any]:
-        """Resume from the folder's last checkpoint if asked and there is one, else load `path`.
+        """Resume from the folder's last checkpoint if `resume` and there is one, else load `path`.
 
         If the last checkpoint is damaged or missing, the run resumes from the latest intact one and
         logs so. If there is none to resume from, it logs that too. `resumed` is then the file it
@@ -196,7 +196,7 @@ class Checkpointer(DetectionCheckpointer):
     def _file_to_resume(self) -> str:
         if self.has_checkpoint():
             return self.get_checkpoint_file()
-        # Copied checkpoints come without it.
+        # Checkpoints that were copied may lack this file.
         intact = self._latest_intact() if os.path.isdir(self.save_dir) else None
         if intact:
             self.logger.warning(
@@ -215,7 +215,7 @@ class Checkpointer(DetectionCheckpointer):
         )
 
     def _latest_intact(self) -> str | None:
-        """The readable checkpoint of this run with the highest iteration, at a read of each."""
+        """This run's readable checkpoint with the highest iteration. Reads every checkpoint."""
         iterations = {}
         for file in self.get_all_checkpoint_files():
             try:
@@ -227,7 +227,7 @@ class Checkpointer(DetectionCheckpointer):
         return max(iterations, key=iterations.__getitem__, default=None)
 
     def _fetch(self, source: str) -> None:
-        """Fetch the file first, so that a missing one gets a clear message."""
+        """Fetch the file before reading, so that a missing one gets a clear message."""
         url = urlparse(source)._replace(query="").geturl()
         try:
             local = self.path_manager.get_local_path(url)
@@ -238,11 +238,11 @@ class Checkpointer(DetectionCheckpointer):
             raise UnreadableFileError(f"{source} does not exist")
 
     def _load_file(self, filename: str) -> dict[str, Any]:
-        """Read a file and bring it to `{"model": tensors by name, ...}`, as detectron2 does."""
+        """Read a file as `{"model": tensors by name, ...}`, as detectron2 does."""
         source = self.report.source
         self.report.verified = carries_checksum(Path(filename))
         checkpoint = unwrap(load_file(filename, allow_unsafe=self.allow_unsafe), source)
-        if filename.endswith(".pyth"):  # pycls, which names a backbone's tensors alone
+        if filename.endswith(".pyth"):  # of pycls: a backbone's tensors without a prefix
             checkpoint["matching_heuristics"] = True
         query = parse_qs(self._parsed_url_during_load.query)
         if query.pop("matching_heuristics", None) == ["True"]:
@@ -272,12 +272,12 @@ class Checkpointer(DetectionCheckpointer):
                 f"(their first names are {examples})"
             )
         incompatible = super()._load_model(checkpoint)
-        # Loading may have added the moments that converted norms anneal away.
+        # Loading may have added stored moments, which converted norms anneal away.
         state = self.model.state_dict()
 
         missing, unexpected = set(incompatible.missing_keys), set(incompatible.unexpected_keys)
         misfits = {key: theirs for key, theirs, _ in incompatible.incorrect_shapes}
-        # The heuristics leave a tensor that does not fit under the end of its name in the model.
+        # The heuristics put a tensor that does not fit under the end of its name in the model.
         for key in missing - misfits.keys():
             endings = [k for k in unexpected if key == k or key.endswith(f".{k}")]
             if endings:
@@ -292,7 +292,7 @@ class Checkpointer(DetectionCheckpointer):
             # A tensor with two names is filled if either name is.
             elif key in shapes or (key in missing and state[key].data_ptr() in filled):
                 report.matched.append(key)
-            # Batch counters are no weights. FrozenBN warns by itself where statistics are missing.
+            # Batch counters are not weights. FrozenBN itself warns of missing statistics.
             elif key in missing and not key.endswith("num_batches_tracked"):
                 report.missing.append(key)
         report.unexpected = sorted(k for k in unexpected if not k.endswith("num_batches_tracked"))
@@ -310,9 +310,9 @@ def last_checkpoint(folder: str) -> str:
 
 
 def _align(state: Mapping, weights: dict, source: str) -> dict:
-    """Match names without their prefix to the model's, by detectron2's heuristics."""
+    """Match names that lack their prefix to the model's, by detectron2's heuristics."""
     try:
         return align_and_update_state_dicts(state, weights, c2_conversion=False)
-    # The heuristics raise these on names they do not know.
+    # The heuristics raise these on unknown names.
     except (AssertionError, IndexError, ValueError) as error:
         raise NormdetError(f"{source}: its names do not match the model's: {error}") from error

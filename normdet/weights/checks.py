@@ -1,4 +1,4 @@
-"""Whether a config suits a weights file; silent misuse is refused."""
+"""Check that a config suits a weights file, and refuse silent misuse."""
 
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -33,12 +33,12 @@ __all__ = ["check_weights", "describe"]
 def check_weights(cfg: CfgNode, weights: Imported | Mapping[str, Any], source: str) -> list[str]:
     """Refuse weights that a config would silently misuse.
 
-    A convention that is only usual for such files is not enforced: the config wins, with a warning.
+    A convention that is only usual for such files is not enforced; the config wins, with a warning.
 
     Args:
         cfg: a config with detectron2's keys; normdet's are used where present.
-        weights: what an importer made of a file; or tensors by name, or a checkpoint that has them
-            under `"model"`, in any layout that the importers know.
+        weights: an importer's result; or tensors by name, or a checkpoint that has them under
+            `"model"`, in any layout that the importers know.
         source: path or URL as the user gave it.
 
     Returns:
@@ -47,7 +47,7 @@ def check_weights(cfg: CfgNode, weights: Imported | Mapping[str, Any], source: s
     Raises:
         NormdetError: the stride, channel order or pixel scale is not that of the weights; a part
             has another weight method than its weights were trained with, or another dialect of WS;
-            or weights with folded batch statistics would be trained as BN.
+            or the config would train weights with folded batch statistics as BN.
     """
     imported = weights if isinstance(weights, Imported) else import_weights(weights, source)
     facts = imported.facts
@@ -106,7 +106,7 @@ def _check_settings(cfg: CfgNode, facts: Facts, name: str) -> None:
     if stated := [key for key in wrong if key not in facts.assumed or key in shown]:
         theirs = ", ".join(f"{key} {settings[key]}" for key in stated)
         ours = ", ".join(f"{key} {find(cfg, key)}" for key in stated)
-        # The mean is given in the channels' order.
+        # The mean is listed in the order of the channels.
         change = [*wrong, MEAN] if FORMAT in wrong and MEAN in settings else wrong
         wanted = dict(settings)
         if STD in wrong:
@@ -122,7 +122,7 @@ def _check_settings(cfg: CfgNode, facts: Facts, name: str) -> None:
 
 
 def _differing(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
-    """Warnings where the config differs from what is usual, or from how a detector was trained."""
+    """Warnings if the config differs from the usual, or from how a detector was trained."""
     warnings = []
     unlike = (MEAN, DIALECT, IMAGE_STD)
     known = {key: value for key, value in facts.settings.items() if key not in unlike}
@@ -153,7 +153,7 @@ def _seen_darker(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
     ]
 
 
-# The geometric mean of 1 and 58: the std of pixels divided by their deviation, and of raw ones.
+# The geometric mean of 1, the std of pixels divided by their deviation, and 58, that of raw ones.
 _RAW_STD = 7.6
 
 
@@ -167,14 +167,14 @@ def _suits(cfg: CfgNode, key: str, settings: Mapping[str, Any]) -> bool:
     ours, theirs = find(cfg, key), settings.get(key)
     if ours is None or theirs is None:
         return True
-    if key == STRIDE:  # basic blocks have no 1x1 convolution to stride in
+    if key == STRIDE:  # basic blocks have no 1x1 convolution
         return bool(ours) == bool(theirs) or cfg.MODEL.RESNETS.DEPTH < 50
     if key == FORMAT:
         return {ours, theirs} != {"RGB", "BGR"}
     if key != STD:
         return _lists(ours) == _lists(theirs)
-    # A std of 1 in place of 57 changes the network's function; that of one's own images is fine.
-    # Dark images have a small one: allow a wider range below if the std of the images is known.
+    # A std of 1 instead of 57 changes the network's function; that of the user's images does not.
+    # Dark images have a small std, so allow a wider range below if the images' std is known.
     low, high = (1 / 4, 20) if find(cfg, IMAGE_STD) else (1 / 20, 4)
     return all(b * low < a < b * high for a, b in zip(*_scales(cfg, settings), strict=True))
 
@@ -193,7 +193,7 @@ def _relative(std: Sequence[float], images: Sequence[float]) -> list[float]:
 
 
 def _mean(values: Sequence[float]) -> list[float]:
-    """One value for the mean of the three colour channels, as a grey channel has it."""
+    """The mean for a grey channel, from those of three colour channels."""
     return [sum(values) / len(values)] if values else []
 
 
@@ -210,7 +210,7 @@ def _lists(value: Any) -> Any:
 
 
 def _compare_means(cfg: CfgNode, facts: Facts, name: str) -> list[str]:
-    if find(cfg, IMAGE_STD):  # images whose statistics are known have a mean of their own
+    if find(cfg, IMAGE_STD):  # images with known statistics have their own mean
         return []
     ours, theirs = find(cfg, MEAN), facts.settings.get(MEAN)
     if ours is None or theirs is None or len(ours) != len(theirs):
@@ -255,5 +255,5 @@ def _check_norm(
 
 
 def _under(ours: NormOption, theirs: NormOption) -> str:
-    """Our option with their weight method, or their option where we have no norm."""
+    """Our option with their weight method, or their option if we have no norm."""
     return str(replace(ours, weight=theirs.weight) if ours or not theirs.weight else theirs)

@@ -1,4 +1,4 @@
-"""`normdet inspect`: what a weights file is, which config it needs, what a model loads of it."""
+"""`normdet inspect`: say what a weights file is, which config it needs, what a model loads."""
 
 import argparse
 import shlex
@@ -34,10 +34,10 @@ _CONVENTIONS = {
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Print what the named file is; with a config also what a model loads of it.
+    """Print what the named file is; with a config also what a model loads from it.
 
     Returns:
-        1 where the file has values that no trained network has, else 0.
+        1 if the file has values that no trained network has, else 0.
 
     Raises:
         NormdetError: the file cannot be read, is of a network that detectron2 cannot build, or the
@@ -71,12 +71,12 @@ def main(argv: Sequence[str] | None = None) -> int:
 def describe_file(
     imported: Imported, tensors: Mapping[str, Any], bad: Mapping[str, str] | None = None
 ) -> dict[str, str]:
-    """What a file is, as titles and their text.
+    """Describe a file, as titles and their text.
 
     Args:
-        imported: what an importer made of it.
+        imported: the importer's result.
         tensors: its tensors by its own names.
-        bad: those that no trained network has, and what is wrong with each.
+        bad: those with values that no trained network has, each with the reason.
     """
     facts = imported.facts
     norm = facts.norms.get(BACKBONE)

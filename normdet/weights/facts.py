@@ -1,8 +1,8 @@
-"""What is known about a weights file: how it was trained, and so what a config must say.
+"""Facts about a weights file: how it was trained, and so what a config must say.
 
-There are three sources of facts: what a file says of itself (each of ours stores
-:func:`describe`), the conventions of published files known by name, and what the tensors show for
-certain. What is only usual for a file's layout is marked as assumed.
+Facts have three sources: the file's own description (each of ours stores :func:`describe`), the
+conventions of published files known by name, and what the tensors show for certain. A value that is
+only usual for a file's layout is marked as assumed.
 """
 
 import math
@@ -27,9 +27,9 @@ BACKBONE = PARTS["backbone"].key
 DIALECT = "MODEL.NORMDET.WS.DIALECT"
 STRIDE, FORMAT = "MODEL.RESNETS.STRIDE_IN_1X1", "INPUT.FORMAT"
 MEAN, STD = "MODEL.PIXEL_MEAN", "MODEL.PIXEL_STD"
-# The std of the images themselves, where they are not of 8 bits.
+# The key of the std of the images themselves, if they are not of 8 bits.
 IMAGE_STD = "DATASETS.PIXEL_STD"
-# ImageNet's, in grey values of 8 bits: what published weights were trained on.
+# ImageNet's std in grey values of 8 bits; published weights were trained on it.
 IMAGENET_STD = 57.0
 
 
@@ -38,14 +38,14 @@ _KEYS = {part.key: part for part in NORMED.values()}
 
 @dataclass(frozen=True)
 class Facts:
-    """What is known about a weights file. What is absent is not known.
+    """The facts about a weights file; absent ones are not known.
 
     Attributes:
-        norms: a part's NORM key: the option its weights were trained under, as stated.
-        shown: a part's NORM key: its norm as far as the tensors show it, where WS leaves no trace.
+        norms: by a part's NORM key, the option its weights were trained under, as stated.
+        shown: by a part's NORM key, its norm as far as the tensors show it; WS leaves no trace.
         settings: other config keys and the values the weights were trained under.
         assumed: the keys of `settings` that are only usual for files of this kind.
-        folded: whether batch statistics are folded into the affine: it is then valid only frozen.
+        folded: whether batch statistics are folded into the affine, which is valid only frozen.
         raw_pixels: whether the stem's statistics are of pixels not divided by a deviation.
     """
 
@@ -73,9 +73,9 @@ _ALL = (BACKBONE, "MODEL.FPN.NORM", "MODEL.ROI_BOX_HEAD.NORM", "MODEL.ROI_MASK_H
 _MMDET_GN = Facts(dict.fromkeys(_ALL, "GN"), settings=FAIR_GN.settings)
 _MMDET_GN_WS = Facts(dict.fromkeys(_ALL, "GN+WS"), settings=JHU.settings)
 
-# Published files by the end of their path, or `__author__` in the file: the conventions stated in
-# detectron2's model catalog, zoo configs and conversion script, in mmdetection's configs and in the
-# authors' of WS. The first match counts.
+# Published files, by the end of their path or by `__author__` in the file. Their conventions are
+# stated in detectron2's model catalog, zoo configs and conversion script, in mmdetection's configs
+# and in those of WS's authors. The first match counts.
 _PUBLISHED = tuple(
     (re.compile(pattern, re.IGNORECASE), facts)
     for pattern, facts in (
@@ -105,7 +105,7 @@ def published_facts(source: str, author: str = "") -> Facts | None:
 
 
 def describe(cfg: CfgNode) -> dict[str, Any]:
-    """What a checkpoint says of itself: plain values that :func:`read_description` reads back."""
+    """A checkpoint's description of itself, as plain values for :func:`read_description`."""
     has = [part for part in NORMED.values() if has_part(cfg, part.name)]
     texts = {part.key: find(cfg, part.key) for part in has}
     norms = {key: str(text) for key, text in texts.items() if text not in (None, AS_BACKBONE)}
@@ -147,19 +147,19 @@ def read_description(said: Any, source: str) -> Facts:
     return Facts(norms, settings=known)
 
 
-# What the tensors show, under detectron2's names ------------------------------------------------
+# Facts that tensors under detectron2's names show -----------------------------------------------
 
 
 def shown_norms(state: Mapping[str, Any]) -> dict[str, str]:
     """Each part's norm, as far as the names of its tensors show it.
 
-    Statistics show `BN`. An affine without them shows `GN` in heads; in a backbone it may be GN's
-    or a folded BN's, and shows nothing.
+    Statistics show `BN`. An affine without statistics shows `GN` in a head. In a backbone it shows
+    nothing, since it may be GN's or a folded BN's.
     """
     shown = {}
     for part in NORMED.values():
         layers = [name for name in tensors_of(state, part) if ".norm." in name]
-        if part.is_stage:  # the backbone's key speaks for it
+        if part.is_stage:  # the backbone's key covers it
             continue
         if any(name.endswith(".running_var") for name in layers):
             shown[part.key] = "BN"
@@ -176,7 +176,7 @@ def is_folded(state: Mapping[str, Any], norm: str) -> bool:
     layers = [key.removesuffix("running_var") for key in keys if key.endswith(".running_var")]
     if not layers:
         return any(key.endswith(".norm.weight") for key in keys)
-    # FrozenBN saves statistics even where folding left it none.
+    # FrozenBN saves statistics even if they are folded into its affine.
     found = [(_statistics(state, layer), _affine(state, layer)) for layer in layers]
     if not all(of_no_data(*statistics) for statistics, _ in found):
         return False
@@ -192,14 +192,14 @@ def _affine(state: Mapping[str, Any], layer: str) -> list[Tensor]:
     return [torch.as_tensor(state.get(layer + name, 0)) for name in ("weight", "bias")]
 
 
-# A channel's variance over its filter's squared norm, in the middle of the channels of a 7x7
-# convolution on photographs: about 15,000 for pixels of 0 to 255, 58^2 times less for pixels
-# divided by their deviation. The border is the geometric mean of the two.
+# The median over channels of a 7x7 convolution on photographs of the variance over the filter's
+# squared norm: about 15,000 for pixels of 0 to 255, and 58^2 times less for pixels divided by their
+# deviation. The border is the geometric mean of the two.
 _RAW_RATIO = 260
 
 
 def takes_raw_pixels(state: Mapping[str, Any]) -> bool | None:
-    """Whether the stem's batch statistics are of pixels of 0 to 255 (std 1); None if none tell."""
+    """Whether the stem's statistics are of pixels of 0 to 255 (std 1); None without statistics."""
     for key in tensors_of(state, PARTS["backbone"]):
         if key.endswith("stem.conv1.norm.running_var"):
             layer = key.removesuffix("running_var")
@@ -220,7 +220,7 @@ _DEPTHS = {
 
 
 def blocks(state: Mapping[str, Any]) -> tuple[int, ...]:
-    """How many blocks a ResNet's res2 to res5 have; a C4 detector's res5 is in its head."""
+    """The number of blocks in a ResNet's res2 to res5; a C4 detector's res5 is in its head."""
     found = {
         (int(match[1]), int(match[2]))
         for key in state
@@ -279,10 +279,10 @@ def architecture(state: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def required_config(facts: Facts, state: Mapping[str, Any]) -> dict[str, Any]:
-    """The config keys under which a file's weights compute what they were trained to.
+    """The config keys under which a file's weights compute the function they were trained for.
 
     Args:
-        facts: what is known of the file.
+        facts: about the file.
         state: its tensors under detectron2's names.
 
     Returns:
@@ -291,7 +291,7 @@ def required_config(facts: Facts, state: Mapping[str, Any]) -> dict[str, Any]:
     """
     keys = architecture(state)
     settings = dict(facts.settings)
-    if keys.get("MODEL.RESNETS.DEPTH", 50) < 50:  # no 1x1 convolution to stride in
+    if keys.get("MODEL.RESNETS.DEPTH", 50) < 50:  # basic blocks have no 1x1 convolution
         settings.pop(STRIDE, None)
     norms = {**facts.shown, **facts.norms}
     for key, norm in norms.items():
@@ -310,7 +310,7 @@ def tensors_of(state: Mapping[str, Any], part: Part) -> list[str]:
 
 
 def find(cfg: CfgNode, key: str) -> Any:
-    """The value at a dotted key; None where the config does not have it."""
+    """The value at a dotted key; None if the config does not have it."""
     node: Any = cfg
     for part in key.split("."):
         if part not in node:

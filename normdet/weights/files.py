@@ -1,4 +1,4 @@
-"""Reading and writing weight files: no code in a file runs, and a save is whole or absent."""
+"""Read weight files without running code in them; write them whole or not at all."""
 
 import json
 import os
@@ -39,10 +39,10 @@ def load_file(path: str | os.PathLike, *, allow_unsafe: bool = False) -> dict[st
     """Read a weights file without running anything it contains.
 
     `.safetensors` gives tensors by name; `.pth`, `.pt` and `.pyth` whatever `torch.load` admits as
-    plain data, on the CPU; `.pkl` nested containers of numpy arrays. The hash that every file of
-    :func:`save_file` carries is verified (:mod:`.seal`), and so are others' checksums where the
-    format has them (`.pth` of torch >= 1.6) or the file's name (:func:`.integrity.check_name`), at
-    the cost of reading the file once more.
+    plain data, on the CPU; `.pkl` nested containers of numpy arrays. The hash in every file of
+    :func:`save_file` is verified (:mod:`.seal`). So are the checksums of other files, if the format
+    (`.pth` of torch >= 1.6) or the file's name (:func:`.integrity.check_name`) has them. This
+    reads the file once more.
 
     Args:
         allow_unsafe: unpickle `.pkl` and `.pth` without restriction, which lets the file run any
@@ -117,7 +117,7 @@ def carries_checksum(path: Path) -> bool:
 
 
 class _Hostile(Exception):
-    """The file holds something other than data."""
+    """Raised if a file holds something other than data."""
 
 
 def _reason(error: Exception) -> str:
@@ -178,8 +178,8 @@ def _plain(obj: Any, name: str = "") -> Any:
 
 
 def _read_safetensors(path: Path, allow_unsafe: bool) -> dict[str, Any]:
-    # One read of one open file: `safe_open` opens the path again for the tensors, which may by then
-    # be another save's.
+    # Read one open file. `safe_open` opens the path again for the tensors; by then another save may
+    # have replaced the file.
     data = path.read_bytes()
     check_safetensors_seal(data)
     tensors = safetensors.torch.load(data)
@@ -208,8 +208,8 @@ def _write_safetensors(obj: dict[str, Any], file: IO[bytes]) -> None:
 
 # Pickles of numpy arrays --------------------------------------------------------------------------
 #
-# The names a pickle may use build the stand-ins below, which only keep what they are given; numpy
-# sees a file's bytes in `_array` alone, as the buffer of a plain dtype. Each stand-in takes or
+# The names that a pickle may use build the stand-ins below, which only store their arguments. numpy
+# gets a file's bytes in `_array` alone, as the buffer of a plain dtype. Each stand-in takes or
 # refuses a state, since unpickling would otherwise set attributes of the class itself.
 
 
@@ -266,13 +266,13 @@ def _array(data: Any, dtype: _Dtype, shape: tuple, order: str) -> np.ndarray:
     return flat.astype(dtype.dtype.newbyteorder("=")).reshape(shape, order=order)
 
 
-# What a pickle of arrays has at most: that of a detector has some thousand.
+# The most objects in a pickle of arrays; a detector's has some thousand.
 _MOST_OPCODES = 5_000_000
 
 _ADMITTED = {
     ("collections", "OrderedDict"): OrderedDict,
     ("_codecs", "encode"): _Encoded,
-    ("__builtin__", "bytes"): _Encoded,  # how old protocols write b""
+    ("__builtin__", "bytes"): _Encoded,  # old protocols write b"" so
     ("numpy", "dtype"): _Dtype,
     ("numpy", "ndarray"): _Array,
     **{
@@ -308,7 +308,7 @@ def _read_pickle(path: Path, allow_unsafe: bool) -> Any:
 def _check_memo(file: IO[bytes]) -> None:
     """Refuse a pickle that is cut short, or that numbers a memo entry far beyond its length.
 
-    The C unpickler allocates up to the highest number it meets: one flipped bit asks for gigabytes.
+    The C unpickler allocates up to the highest number it meets, so one flipped bit takes gigabytes.
     """
     for count, (opcode, argument, _) in enumerate(pickletools.genops(file)):
         if count > _MOST_OPCODES:
@@ -343,6 +343,6 @@ _READERS = {
     ".pth": _read_torch,
     ".pt": _read_torch,
     ".pyth": _read_torch,
-    ".tar": _read_torch,  # what .pth.tar are
+    ".tar": _read_torch,  # the ending of .pth.tar
     ".pkl": _read_pickle,
 }

@@ -1,4 +1,4 @@
-"""Weights of a colour network for a network of one grey channel."""
+"""Adapt the weights of a colour network to a network with one grey channel."""
 
 from collections.abc import Mapping
 
@@ -8,7 +8,7 @@ import torch
 def sum_stem_channels(
     state: Mapping[str, torch.Tensor], weights: dict[str, torch.Tensor]
 ) -> list[str]:
-    """Sum the input channels of a colour stem where the model's has one; `weights` is changed.
+    """Sum the input channels of a colour stem if the model's has one channel; changes `weights`.
 
     A grey image is a colour image of three equal channels. So the sum keeps the network's function,
     provided that `PIXEL_MEAN` and `PIXEL_STD` treat the one channel as they treated the three.
@@ -18,7 +18,7 @@ def sum_stem_channels(
         weights: the file's, under whatever names.
 
     Returns:
-        A sentence where something was summed.
+        A sentence if something was summed.
     """
     grey = {
         tuple(value.shape) for value in state.values() if value.ndim == 4 and value.shape[1] == 1

@@ -1,8 +1,8 @@
-"""Whether a weights file is whole: checksums that it or its name carries, and what no network has.
+"""Check that a weights file is undamaged: by checksums in it or its name, and by its values.
 
-What normdet writes is sealed (:mod:`.seal`). Of other files, `.pth` of torch >= 1.6 has checksums
-of its numbers and the rest has none. What remains for these is the hash in a published file's name,
-and values that no training leaves behind.
+Files that normdet writes are sealed (:mod:`.seal`). Other `.pth` files of torch >= 1.6 have
+checksums of their numbers; other formats have none. For these the only signs are the hash in a
+published file's name and values that no trained network has.
 """
 
 import hashlib
@@ -15,26 +15,26 @@ import torch
 
 from normdet.errors import NormdetError
 
-# Torch stores its entries as they are; an archive that grows more than this on reading is a trap.
+# torch does not compress its entries; an archive that grows more than this on reading is a bomb.
 MOST_GROWTH = 20
-# A pickle of names and sizes: that of a detector has 0.3 MB.
+# The largest pickle of names and sizes; a detector's takes 0.3 MB.
 MOST_PICKLE = 32 << 20
-# Trained weights stay far below; of the 32 bits of a float, a flipped high one leads beyond.
+# Trained weights stay far below this; flipping a high bit of a float leads beyond it.
 LARGEST = 1e8
-# These follow the scale of what is normalized, which can be raw pixels of 16 bits.
+# Statistics follow the scale of the inputs, which can be raw pixels of 16 bits.
 _FREE = ("running_mean", "running_var", "num_batches_tracked", "steps", "stored", "cell_anchors")
 
 
 class DamagedFileError(ValueError):
-    """What is wrong with a file, in words that may follow its name."""
+    """The damage of a file, in words that can follow its name."""
 
 
 def check_name(path: Path) -> None:
-    """Compare a file with the hash in its name, where the name ends in one.
+    """Compare a file with the hash at the end of its name, if it has one.
 
-    Names such as `resnet50-0676ba61.pth` end in the first digits of the file's SHA-256: so do those
-    of torchvision, timm and mmdetection. Eight digits without a letter are taken for a date. Names
-    of detectron2's zoo, such as `model_final_280758.pkl`, end in those of its MD5.
+    Names of torchvision, timm and mmdetection, such as `resnet50-0676ba61.pth`, end in the first
+    digits of the file's SHA-256. Eight digits without a letter are taken for a date. Names of
+    detectron2's zoo, such as `model_final_280758.pkl`, end in the first digits of its MD5.
 
     Raises:
         DamagedFileError: the file has another hash.
@@ -55,7 +55,7 @@ def check_name(path: Path) -> None:
 
 
 def hash_in_name(path: Path) -> tuple[str, str]:
-    """The kind of hash that a published file's name has, and its first digits; `""` for none."""
+    """The kind of hash in a published file's name, and its first digits; `""` for none."""
     if found := re.fullmatch(r"model_final_([0-9a-f]{6})\.pkl", path.name):
         return "md5", found[1]
     found = re.search(r"-([0-9a-f]{8,64})$", path.name.removesuffix(path.suffix))
@@ -68,7 +68,7 @@ def check_archive(archive: zipfile.ZipFile, size: int, *, verified: bool) -> Non
     Args:
         archive: opened.
         size: of its file, in bytes.
-        verified: whether its bytes were, and need not be read once more.
+        verified: whether its bytes were verified before, so that reading them again is not needed.
 
     Raises:
         DamagedFileError: a checksum does not match, or the archive unpacks to far more than it is.
@@ -89,7 +89,7 @@ def check_archive(archive: zipfile.ZipFile, size: int, *, verified: bool) -> Non
 
 
 def check_tensor(name: str, tensor: torch.Tensor) -> None:
-    """Refuse a tensor that is no plain array of numbers, before anything is computed of it.
+    """Refuse a tensor that is no plain array of numbers, before any computation with it.
 
     Raises:
         NormdetError: sparse, quantized, complex or without numbers, or a view that repeats them.
@@ -106,7 +106,7 @@ def check_tensor(name: str, tensor: torch.Tensor) -> None:
 
 
 def unusable(weights: Mapping[str, torch.Tensor]) -> dict[str, str]:
-    """The tensors whose values no trained network has, and what is wrong with each.
+    """The tensors whose values no trained network has, each with the reason.
 
     One pass over each, without a copy.
     """

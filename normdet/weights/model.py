@@ -14,11 +14,11 @@ def load_model(
 
     Args:
         cfg: with our keys.
-        weights: path or URL; `MODEL.WEIGHTS` by default. Empty, start values stay.
+        weights: path or URL; `MODEL.WEIGHTS` by default. An empty one leaves the start values.
         allow_unsafe: see :func:`normdet.weights.load_file`.
 
     Returns:
-        The detector, in test mode, and what was loaded.
+        The detector in test mode, and the report of what was loaded.
 
     Raises:
         NormdetError: as :meth:`Checkpointer.load`.

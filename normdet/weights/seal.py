@@ -1,8 +1,8 @@
-"""A hash of a whole weights file, inside the file: any changed byte shows.
+"""A hash of a whole weights file, stored inside the file, which reveals any changed byte.
 
-A `.pth` has it in the closing note that zip archives may carry, a `.safetensors` in its header,
-where the place of the hash counts as zeros. Both stay readable for every other program. The marks
-of a seal are told apart from the hash itself, so that damage to a seal is no missing seal.
+A `.pth` has it in the comment at the end of its zip archive, a `.safetensors` in its header, where
+the bytes of the hash itself count as zeros. Both stay readable for every other program. A seal's
+marker is separate from its hash, so that a damaged seal is not taken for a missing one.
 """
 
 import hashlib
@@ -24,7 +24,7 @@ UNSEALED = "0" * _DIGITS
 
 
 class SealedArchive:
-    """A file that `torch.save` writes its archive to; :meth:`close` adds the seal.
+    """A file for `torch.save` to write an archive to; :meth:`close` adds the seal.
 
     Args:
         file: where it goes, at its beginning.
@@ -33,7 +33,7 @@ class SealedArchive:
     def __init__(self, file: IO[bytes]):
         self._file = file
         self._hash = _new_hash()
-        self._held = b""  # the archive's last bytes, the length of its note, are not yet known
+        self._held = b""  # the archive's last bytes: the length of its comment is not known yet
 
     def write(self, data: bytes) -> int:
         """Write and hash."""
@@ -48,10 +48,10 @@ class SealedArchive:
         return length
 
     def flush(self) -> None:
-        """Nothing: the file's owner flushes it."""
+        """Do nothing: the file's owner flushes it."""
 
     def close(self) -> None:
-        """Write the note."""
+        """Write the comment with the seal."""
         if self._held != b"\0\0":
             raise ValueError("the archive has a note already")
         self._put(_NOTE_LENGTH.to_bytes(2, "little") + _NOTE)
@@ -63,7 +63,7 @@ class SealedArchive:
 
 
 def check_archive_seal(path: Path) -> bool:
-    """Verify the seal of a `.pth`; whether it has one.
+    """Verify the seal of a `.pth`; return whether it has one.
 
     Raises:
         DamagedFileError: a seal that does not match, or is damaged itself.
@@ -95,13 +95,13 @@ def check_archive_seal(path: Path) -> bool:
 
 
 def seal_safetensors(data: bytes) -> bytes:
-    """A `.safetensors` whose header has `UNSEALED` under `SEAL`, with its hash there."""
+    """Put the hash of a `.safetensors` in place of `UNSEALED` under `SEAL` in its header."""
     place = _seal_place(data)
     return b"".join((data[:place], _hash_without(data, place).encode(), data[place + _DIGITS :]))
 
 
 def check_safetensors_seal(data: bytes) -> bool:
-    """Verify the seal of a `.safetensors`; whether it has one.
+    """Verify the seal of a `.safetensors`; return whether it has one.
 
     Raises:
         DamagedFileError: a seal that does not match, or is damaged itself.

@@ -1,6 +1,6 @@
-"""Other libraries' weight files, brought to detectron2's names with what is known of them.
+"""Weight files of other libraries under detectron2's names, with the facts about them.
 
-One file a layout, and one table of them; a layout is recognised by its names.
+There is one file per layout, and one table of layouts. A layout is recognised by its names.
 """
 
 from collections import OrderedDict
@@ -27,7 +27,7 @@ from normdet.weights.integrity import check_tensor
 from . import caffe2, mmdetection, resnets, torchvision_detectors
 from .layout import CLASSIFIER, Imported, Layout
 
-# The first layout that matches counts; if none does, names are detectron2's or unknown.
+# The first layout that matches counts. If none does, the names are detectron2's or unknown.
 LAYOUTS = (
     Layout(caffe2.is_caffe2, caffe2.convert),
     Layout(torchvision_detectors.is_torchvision_detector, torchvision_detectors.convert),
@@ -37,16 +37,16 @@ LAYOUTS = (
 
 
 def unwrap(loaded: dict[str, Any], source: str) -> dict[str, Any]:
-    """Bring what a file holds to `{"model": tensors by name, ...}`.
+    """Bring a file's content to the form `{"model": tensors by name, ...}`.
 
     Half-precision weights become float32, so that loading computes with full precision.
 
     Raises:
-        UnreadableFileError: there are no tensors where they should be.
+        UnreadableFileError: the expected place holds no tensors.
     """
     for key in ("model", "model_state", "state_dict", "blobs"):
         if key in loaded:
-            # A key of this name holds the weights: anything else there is an error.
+            # A key of this name must hold the weights.
             checkpoint = {**{k: v for k, v in loaded.items() if k != key}, "model": loaded[key]}
             break
     else:
@@ -56,7 +56,7 @@ def unwrap(loaded: dict[str, Any], source: str) -> dict[str, Any]:
 
 
 def import_weights(checkpoint: Mapping[str, Any], source: str) -> Imported:
-    """Recognise a file's layout and bring its tensors to detectron2's names.
+    """Recognise a file's layout and give its tensors detectron2's names.
 
     Args:
         checkpoint: tensors by name, or a checkpoint that has them under `"model"`.
@@ -91,7 +91,7 @@ _OWN_NAMES = ("backbone.", "proposal_generator.", "roi_heads.", "stem.conv1.", "
 
 
 def _own(state: Mapping[str, torch.Tensor]) -> Imported:
-    """Names as detectron2 has them. In its conversions of torchvision's files `fc` is `stem.fc`."""
+    """detectron2's own names. Its conversions of torchvision's files call `fc` `stem.fc`."""
     classifier = ("stem.fc.", "linear.", "backbone.bottom_up.linear.")
     left_out = {key: CLASSIFIER for key in state if key.startswith(classifier)}
     model = {key: value for key, value in state.items() if key not in left_out}
@@ -101,7 +101,7 @@ def _own(state: Mapping[str, torch.Tensor]) -> Imported:
 
 
 def _complete(imported: Imported, checkpoint: Mapping[str, Any], source: str) -> Facts:
-    """The facts: what the file says, or its published name, or its layout; and what it shows."""
+    """The facts, from the file itself, its published name or its layout, and from its tensors."""
     theirs = imported.facts
     if (said := checkpoint.get("normdet")) is not None:
         known = read_description(said, source)
@@ -148,7 +148,7 @@ def _is_narrow(tensor: torch.Tensor) -> bool:
 
 
 def _with_versions(tensors: dict[str, Any], state: Mapping[str, Any]) -> dict[str, Any]:
-    """`tensors` with the versions that `state`'s layers had, which old files are upgraded by."""
+    """`tensors` with the layers' versions of `state`, by which old files are upgraded."""
     if hasattr(state, "_metadata"):
         tensors = OrderedDict(tensors)
         tensors._metadata = state._metadata

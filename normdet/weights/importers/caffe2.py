@@ -19,15 +19,15 @@ def is_caffe2(state: Mapping[str, Any]) -> bool:
 
 
 def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: str) -> Imported:
-    """Blobs by detectron2's own table of names; Detectron's classes, too, start with background.
+    """Rename blobs by detectron2's own table; Detectron's classes also start with the background.
 
     Raises:
-        NormdetError: two blobs have one name there.
+        NormdetError: two blobs get the same name.
     """
     blobs = {key: value for key, value in state.items() if not key.endswith("_momentum")}
     try:
         model, originals = convert_c2_detectron_names(blobs)
-    except (AssertionError, IndexError, ValueError) as error:  # how it ends on other names
+    except (AssertionError, IndexError, ValueError) as error:  # raised on other names
         raise NormdetError(f"{source}: its blobs are not Detectron's: {error}") from error
     left_out = {
         originals[key]: CLASSIFIER for key in list(model) if key.startswith(("linear.", "fc1000."))
@@ -37,7 +37,7 @@ def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: 
 
 
 def _facts(blobs: Mapping[str, Tensor]) -> Facts:
-    """The norm as its blobs are called, and the conventions of the one family that has it."""
+    """The norm, read off its blobs' names, and the conventions of the files that have it."""
     if any(key.endswith("_gn_s") for key in blobs):
         family, shown = FAIR_GN, "GN"
     elif any(key.endswith("_bn_s") for key in blobs):

@@ -1,4 +1,4 @@
-"""What an importer gives back, and how names are rewritten."""
+"""The result of an importer, and the rules by which names are rewritten."""
 
 import re
 from collections.abc import Callable, Iterable, Mapping
@@ -19,9 +19,9 @@ class Imported:
     Attributes:
         model: tensors by detectron2's names.
         facts: what is known about them.
-        layout: whose names the file has, in words.
+        layout: the library whose names the file uses, in words.
         left_out: the file's tensors that have no counterpart, by the file's names, and why.
-        notes: what detectron2 computes slightly differently with them, a clause each.
+        notes: what detectron2 computes slightly differently, a clause each.
         partial: whether the names lack a detector's prefix (`backbone.bottom_up.`).
     """
 
@@ -38,9 +38,9 @@ class Layout:
     """A library's way to name tensors.
 
     Attributes:
-        recognises: whether a file's tensors are named so.
-        convert: tensors by name, the whole checkpoint, and the file's name for messages, to what
-            they are in detectron2.
+        recognises: whether a file's tensors have this layout.
+        convert: from tensors by name, the whole checkpoint, and the file's name for messages, to
+            an :class:`Imported`.
     """
 
     recognises: Callable[[Mapping[str, Tensor]], bool]

@@ -1,9 +1,9 @@
 """mmdetection's Faster and Mask R-CNN with FPN, every part.
 
-From version 2 on, as in detectron2, the background is the last class, boxes have no `+ 1`, anchors
-of a level are ordered by aspect ratio and centred on the pixel's corner, regression is divided by
-the deviations (0.1, 0.1, 0.2, 0.2) that detectron2 writes as weights (10, 10, 5, 5), and RoIAlign
-is the aligned one.
+From version 2 on, these are as in detectron2: the background is the last class; boxes have no
+`+ 1`; anchors of a level are ordered by aspect ratio and centred on the pixel's corner; regression
+is divided by the deviations (0.1, 0.1, 0.2, 0.2), which detectron2 writes as weights
+(10, 10, 5, 5); and RoIAlign is the aligned one.
 """
 
 import ast
@@ -61,7 +61,7 @@ def is_mmdetection(state: Mapping[str, Any]) -> bool:
 
 
 def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: str) -> Imported:
-    """The parts that compute the same in detectron2; the others are left out, with the reason.
+    """Convert the parts that compute the same in detectron2; leave the others out, with reasons.
 
     Raises:
         NormdetError: the backbone is no ResNet of detectron2's.
@@ -74,9 +74,9 @@ def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: 
 
 
 def _known_parts(state: Mapping[str, Tensor]) -> tuple[tuple, dict[str, str]]:
-    """The rules for the parts that are as in detectron2, and why the others are not."""
+    """The rules for the parts that compute as in detectron2, and why the others do not."""
     scores, deltas = (state.get(f"rpn_head.rpn_{name}.bias") for name in ("cls", "reg"))
-    if scores is None or deltas is None:  # one-stage detectors number their levels otherwise
+    if scores is None or deltas is None:  # one-stage detectors number their levels differently
         return (), {}
     if any(key.startswith(("bbox_head.", "mask_head.")) for key in state):
         return _NECK, dict.fromkeys(("rpn_head", "bbox_head", "mask_head"), _VERSION_1)
@@ -86,7 +86,7 @@ def _known_parts(state: Mapping[str, Tensor]) -> tuple[tuple, dict[str, str]]:
     return _NECK + _HEADS, {}
 
 
-# What mmdetection's own configs have where a file does not say.
+# The values of mmdetection's own configs, for files that state none.
 _BOX_SETTINGS = {
     "MODEL.RPN.BBOX_REG_WEIGHTS": [1.0, 1.0, 1.0, 1.0],
     "MODEL.ROI_BOX_HEAD.BBOX_REG_WEIGHTS": [10.0, 10.0, 5.0, 5.0],
@@ -98,7 +98,7 @@ _BOX_SETTINGS = {
 
 
 def _facts(model: Mapping[str, Tensor], config: Mapping[str, Any]) -> Facts:
-    """What the training config in the file says; else what is usual for mmdetection."""
+    """The facts of the training config in the file, or else those usual for mmdetection."""
     facts = resnet_facts(model)
     shown = {**shown_norms(model), **facts.shown}
     settings = dict(facts.settings)
@@ -130,7 +130,7 @@ def _facts(model: Mapping[str, Tensor], config: Mapping[str, Any]) -> Facts:
 
 
 def _option(norm: str, conv_cfg: Any) -> str:
-    """A part's option, by the norm that its tensors show and its kind of convolution."""
+    """A part's option, from the norm that its tensors show and its kind of convolution."""
     weight = "WS" if conv_cfg == {"type": "ConvWS"} else ""
     return str(replace(read_stated(norm), weight=weight))
 
@@ -165,7 +165,7 @@ _READ = {
 
 
 def _try(read: Any, value: Any) -> Any:
-    """A value in an unknown form is ignored; what is usual then holds."""
+    """Ignore a value in an unknown form, so that the usual one holds."""
     try:
         return None if value is None else read(value)
     except (TypeError, ValueError, AttributeError, ArithmeticError):
@@ -213,7 +213,7 @@ def _config(checkpoint: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _literal(node: ast.expr) -> Any:
-    """`dict(a=1)` and literals as values; None for whatever else there is."""
+    """The value of `dict(a=1)` or of a literal; None for anything else."""
     if isinstance(node, ast.Call):
         return {kw.arg: _literal(kw.value) for kw in node.keywords if kw.arg is not None}
     if isinstance(node, ast.Dict):

@@ -1,7 +1,7 @@
 """ResNets of torchvision, timm, JHU's weight standardization and mmcv: they share one naming.
 
-The names do not tell the libraries apart, nor how the weights were trained; what the four have in
-common is that the stride stands in the 3x3 convolution.
+The names show neither the library nor how the weights were trained. All four have their stride in
+the 3x3 convolution.
 """
 
 import re
@@ -47,7 +47,8 @@ _RULES = (
 )
 _CLASSIFIER = re.compile(r"(fc|head|classifier)\.")
 
-# What detectron2's ResNets do not have, by the names it brings. The first match counts.
+# Names of tensors that detectron2's ResNets do not have, and what they belong to. The first match
+# counts.
 _OTHERS = (
     (r"conv1\.\d|stem\.", "a stem of several convolutions"),
     (r".*\.se\.", "squeeze and excitation"),
@@ -71,12 +72,12 @@ def is_resnet(state: Mapping[str, Any]) -> bool:
 
 
 def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: str) -> Imported:
-    """A ResNet without what follows it.
+    """A ResNet without the layers behind it.
 
     Raises:
-        NormdetError: it has what detectron2's ResNets do not have, or blocks in other numbers.
+        NormdetError: it has layers that detectron2's ResNets lack, or another number of blocks.
     """
-    # These have the tensors of the plain ResNet, so only the name tells them apart.
+    # These have the tensors of the plain ResNet; only the file's name shows the difference.
     if named := _BLURRED.search(f"{source} {checkpoint.get('arch', '')}"):
         raise NormdetError(
             f"{source} is a {named[0]}, with anti-aliased pooling, which detectron2's ResNet does "
@@ -91,7 +92,7 @@ def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: 
 def resnet_tensors(
     state: Mapping[str, Tensor], source: str, prefix: str = ""
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A ResNet's tensors under detectron2's names after `prefix`, and what is left out and why.
+    """A ResNet's tensors under `prefix` and detectron2's names; and those left out, with reasons.
 
     Raises:
         NormdetError: as :func:`convert`.
@@ -120,13 +121,13 @@ def resnet_tensors(
 def detector_tensors(
     state: Mapping[str, Tensor], source: str, backbone: str, rules: Rules
 ) -> tuple[dict[str, Tensor], dict[str, str]]:
-    """A detector's tensors under detectron2's names, and what is left out and why.
+    """A detector's tensors under detectron2's names; and those left out, with reasons.
 
     Args:
         state: tensors by the file's names.
         source: the file's name for messages.
-        backbone: what the names of its ResNet begin with.
-        rules: for the names of all else.
+        backbone: the prefix of its ResNet's names.
+        rules: for all other names.
 
     Raises:
         NormdetError: as :func:`convert`.
@@ -145,9 +146,9 @@ def detector_tensors(
 
 
 def resnet_facts(model: Mapping[str, Tensor]) -> Facts:
-    """What a ResNet of these libraries shows of itself, and what is usual for one."""
+    """Facts that the tensors of such a ResNet show, and those that are usual for one."""
     norm = shown_norms(model).get(BACKBONE)
-    if norm is None:  # statistics are only left out where there are none
+    if norm is None:  # the file has no statistics
         affine = any(key.endswith(".norm.weight") for key in model)
         return Facts(
             shown={BACKBONE: "GN"} if affine else {}, settings={STRIDE: False}, assumed=(STRIDE,)
@@ -160,7 +161,7 @@ def resnet_facts(model: Mapping[str, Tensor]) -> Facts:
 
 
 def _bare(state: Mapping[str, Any]) -> dict[str, Any]:
-    """Names without the `backbone.` that mmcv puts before them."""
+    """Tensors by their names without mmcv's prefix `backbone.`."""
     if any(key.startswith("layer1.") for key in state):
         return dict(state)
     return {key.removeprefix("backbone."): value for key, value in state.items()}

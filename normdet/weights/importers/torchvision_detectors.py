@@ -1,8 +1,8 @@
 """torchvision's Faster and Mask R-CNN with a ResNet and FPN, both versions of their heads.
 
-torchvision numbers classes from the background at 0, pools with the RoIAlign that is not aligned,
-and rounds its anchors to whole pixels, which detectron2 does not: proposals of equal weights differ
-by up to half a pixel before the box head corrects them.
+torchvision numbers the background class 0, pools with the unaligned RoIAlign, and rounds its
+anchors to whole pixels. detectron2 does not round them, so proposals of equal weights differ by up
+to half a pixel before the box head corrects them.
 """
 
 import re
@@ -19,8 +19,8 @@ from .layout import Imported, nth
 from .resnets import detector_tensors
 
 _BODY = "backbone.body."
-# Version 2 counts the layers of a convolution: 0 is itself, 1 its norm. So do newer files of the
-# first version, with 0 alone.
+# Version 2 numbers the layers of a block: 0 is the convolution, 1 its norm. Newer files of the
+# first version do the same, with 0 alone.
 _CONV = r"(?:0\.)?(?P<conv>weight|bias)|1\.(?P<norm>\w+)"
 
 
@@ -50,11 +50,11 @@ _RULES = (
     (r"roi_heads\.mask_predictor\.conv5_mask\.(\w+)", r"roi_heads.mask_head.deconv.\1"),
     (r"roi_heads\.mask_predictor\.mask_fcn_logits\.(\w+)", r"roi_heads.mask_head.predictor.\1"),
 )
-# Loaded by torchvision with an eps of 0 in its frozen norms.
+# torchvision loads these files with an eps of 0 in its frozen norms.
 _WITHOUT_EPS = re.compile(r"_resnet50_fpn_coco-[0-9a-f]{8}\.pth$")
 _EPS = 1e-5
 
-# Background and COCO's category numbers 1 to 90; then those of them that have no category.
+# The background and COCO's category numbers 1 to 90; then the numbers without a category.
 _COCO = 91
 _UNUSED = {12, 26, 29, 30, 45, 66, 68, 69, 71, 83}
 
@@ -65,9 +65,9 @@ def is_torchvision_detector(state: Mapping[str, Any]) -> bool:
 
 
 def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: str) -> Imported:
-    """Every part, classes in detectron2's order.
+    """Convert every part and put classes in detectron2's order.
 
-    Of 91 classes, which are COCO's category numbers, the 80 that are categories are taken.
+    If there are 91 classes, these are COCO's category numbers, and the 80 real categories are kept.
 
     Raises:
         NormdetError: the backbone is no ResNet of detectron2's.
@@ -106,7 +106,7 @@ def convert(state: Mapping[str, Tensor], checkpoint: Mapping[str, Any], source: 
 
 
 def _reorder(name: str, value: Tensor) -> Tensor:
-    """Move the background class from the front to the end, or drop it where it is not used."""
+    """Move the background class from the front to the end, or drop it if it is not used."""
     per_class = 4 if ".bbox_pred." in name else 1
     if not any(part in name for part in (".cls_score.", ".bbox_pred.", "mask_head.predictor.")):
         return value
