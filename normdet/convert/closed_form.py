@@ -42,8 +42,8 @@ def convert_norms(
             (:func:`.calibrate.measure`); else the original's stored statistics are used.
         patches: by a norm's name, the inputs of its layer, if that will be standardized.
         keep: the share of a per-example norm's divisor that its learned epsilon makes the same
-            for all examples: 0 is the norm as its authors define it, near 1 the original's function.
-            The norms must be built with `LEARNED_EPS "always"`.
+            for all examples. 0 is the norm as its authors define it; near 1 it is nearly the
+            original. The norms must be built with `LEARNED_EPS "always"`.
         leave_later: keep the original's statistics in the norms at `t = 0`; training anneals them.
 
     Returns:

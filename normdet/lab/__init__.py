@@ -1,1 +1,1 @@
-"""Measuring: compare norms, time them, examine a model, show what came of it; `normdet[lab]`."""
+"""Measure: compare norms, time them, examine a model, and report the results; `normdet[lab]`."""

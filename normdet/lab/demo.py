@@ -23,13 +23,13 @@ from normdet.lab.report import figures
 from normdet.lab.report.runs import DRAWN_SCORE, predictions, scene
 
 CONFIG = "quickstart/demo.yaml"
-# What is compared, and each one's folder.
+# The norms that are compared, each with its folder.
 NORMS = {"GN": "gn", "FRN+TLU": "frn_tlu"}
 
 
 @dataclass(frozen=True)
 class Training:
-    """One training run: its norm, which names it in the report, its folder, further config keys."""
+    """One training run: its norm, which is its name in the report, its folder, and config keys."""
 
     norm: str
     folder: Path
@@ -37,25 +37,25 @@ class Training:
 
     @property
     def results_file(self) -> Path:
-        """Written by `normdet train` as the last thing: the run is finished where it is."""
+        """The file that `normdet train` writes last; if it exists, the run is finished."""
         return self.folder / "results.json"
 
     @property
     def command(self) -> str:
-        """What to type for it."""
+        """The command to type for it."""
         return shlex.join(["normdet", "train", *self.arguments()])
 
     def arguments(self) -> list[str]:
-        """What follows `normdet train`."""
+        """The words after `normdet train`."""
         where = ["OUTPUT_DIR", str(self.folder)]
         return ["--config-file", CONFIG, "--norm", self.norm, "--resume", *where, *self.opts]
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Train what is not trained yet, and write metrics.json, the pictures and report.html.
+    """Train the runs that are not finished; write metrics.json, the pictures and report.html.
 
     Raises:
-        NormdetError: no data, or an output folder that cannot be used.
+        NormdetError: there is no data, or the output folder cannot be used.
     """
     args = parse_arguments(argv)
     runs = [
@@ -94,7 +94,7 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
 
 
 def _train(run: Training) -> None:
-    """What `normdet train` does with the run's arguments; goes on where it was interrupted."""
+    """Run `normdet train` with the run's arguments; resumes an interrupted run."""
     from normdet.engine import train
 
     print(f"{run.norm}: {run.command}")
@@ -106,7 +106,7 @@ def _train(run: Training) -> None:
 def _report(
     output: Path, runs: Sequence[Training], results: Mapping[str, dict], data: Path
 ) -> dict[str, dict]:
-    """Write every file of the demo from what the runs left; return what metrics.json holds."""
+    """Write every file of the demo from the runs' results; return the content of metrics.json."""
     metrics = {
         name: {task: {key: tasks[task][key] for key in ("AP", "AP50")} for task in ("bbox", "segm")}
         for name, tasks in results.items()
@@ -169,7 +169,7 @@ def _page(output: Path, runs: Sequence[Training], metrics: Mapping, histories: M
 
 
 def _versions() -> list[tuple[str, str]]:
-    """Versions of what ran, and the machine."""
+    """The versions of the packages, and the machine."""
     device = f"CPU, {os.cpu_count()} cores"
     if torch.cuda.is_available():
         device = torch.cuda.get_device_name()

@@ -1,1 +1,1 @@
-"""Images of labs and hospitals: read, prepared, and searched by a detector; `normdet[medical]`."""
+"""Read and prepare images of labs and hospitals, and run detectors on them; `normdet[medical]`."""

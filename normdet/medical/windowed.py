@@ -1,4 +1,4 @@
-"""Slices together with the limits of their window, which are one image's or one volume's."""
+"""Slices with the limits of their window; a volume's slices share their limits."""
 
 from collections.abc import Iterator
 
@@ -19,14 +19,14 @@ def read_windowed(
     max_pixels: int = MAX_PIXELS,
     report: Report = stop,
 ) -> Iterator[tuple[Slice, tuple[float, float] | None]]:
-    """The slices of a source, each with the limits for :func:`apply_window`.
+    """Read the slices of a source, each with the limits for :func:`apply_window`.
 
-    An image is held whole anyway; a volume is read a second time rather than held.
+    An image is kept in memory; a volume is read twice instead.
 
     Args:
         source: of :func:`normdet.medical.readers.find_sources`.
         window: how the limits are found.
-        axis: as in :func:`normdet.medical.readers.read_slices`, and so are the rest.
+        axis: this and the rest as in :func:`normdet.medical.readers.read_slices`.
     """
     if source.kind == "image":
         slices = list(

@@ -1,4 +1,4 @@
-"""`normdet bench`: how fast and how lean, against every peer, in one run and one CSV.
+"""`normdet bench`: measure time and memory beside every peer, in one run and one CSV.
 
 `main` measures single operations (`layers`) or whole training steps (`step`).
 """

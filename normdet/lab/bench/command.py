@@ -1,4 +1,4 @@
-"""The command: arguments, and rows into one CSV per machine."""
+"""The command: read the arguments, and append rows to one CSV per machine."""
 
 import argparse
 import csv
@@ -132,7 +132,7 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
 
 
 def _kernels(args: argparse.Namespace, argv: list[str]) -> None:
-    """The table of the kernels' machine code; a fault fails after the last row is written."""
+    """Write the table of the kernels' machine code; faults raise after the last row."""
     path = Path(args.output) / "kernels.csv"
     versions = {key: _about("cpu", argv)[key] for key in ("date", "versions")}
     found = kernels.check(kernels.rows(args.targets, args.short))
@@ -169,7 +169,7 @@ def _with_ways(norms: list[str], recompute: bool, folded: bool) -> Iterable[str]
 
 
 def _unfinished(path: Path, about: dict[str, str]) -> list[dict]:
-    """Rows that an earlier, stopped run of the same command wrote on this machine."""
+    """Rows of an earlier, stopped run of the same command on this machine."""
     if not path.is_file():
         return []
     with path.open(newline="") as file:
@@ -205,9 +205,9 @@ def _about(device: str, argv: list[str]) -> dict[str, str]:
 def _write(
     path: Path, rows: Iterable[dict], about: dict[str, str], columns: Sequence[str] = COLUMNS
 ) -> None:
-    """Write each row at once, so that a run that is stopped keeps its rows."""
+    """Write each row at once, so that a stopped run keeps its rows."""
     rows = iter(rows)
-    rows = itertools.chain([next(rows)], rows)  # the file is made with the first row
+    rows = itertools.chain([next(rows)], rows)  # make the file with the first row
     path.parent.mkdir(parents=True, exist_ok=True)
     with path.open("w", newline="") as file:
         writer = csv.DictWriter(file, columns)

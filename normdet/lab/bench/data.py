@@ -1,7 +1,7 @@
-"""`normdet bench --data`: many images on each route, beside detectron2's own where it has one.
+"""`normdet bench --data`: many images on each route, beside detectron2's if it has that route.
 
-Every row is measured in a process of its own at two sizes, a quarter and the whole: time, memory
-beyond what the process began with, and how time an item grows (1 is linear).
+Every row is measured in its own process at two sizes, a quarter and the whole. It gives the time,
+the memory beyond the process's start, and the growth of the time per item (1 is linear).
 """
 
 import contextlib
@@ -25,7 +25,7 @@ from normdet.errors import NormdetError
 COLUMNS = (
     "date versions machine command task provider size unit seconds items_per_second peak_mb growth"
 ).split()
-# Images with ten objects each; of those that are written as pixels fewer.
+# The number of images, with ten objects each; fewer if their pixels are written.
 FULL = {"prepare": 5_000, "predict": 1_000, "annotations": 100_000, "compare": 200}
 QUICK = {"prepare": 24, "predict": 8, "annotations": 400, "compare": 40}
 OBJECTS, SIDE = 10, 64
@@ -33,7 +33,7 @@ _PARTS = 4
 # How many names a file has at most on common file systems.
 _NAMES = 50_000
 
-# Takes a folder and a number; prepares, and returns what is measured.
+# A task takes a folder and a number. It prepares, and returns the function to measure.
 Task = Callable[[Path, int], Callable[[], Any]]
 
 
@@ -61,8 +61,8 @@ def rows(sizes: dict[str, int], scale: float = 1.0) -> Iterator[dict]:
 
 
 def _apart(prepare: Task, size: int, name: str) -> tuple[float, float]:
-    """Seconds and MB that a task takes in a process of its own."""
-    context = multiprocessing.get_context("fork")  # what is imported is not measured
+    """Seconds and MB of a task in its own process."""
+    context = multiprocessing.get_context("fork")  # imports are not measured
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
         process = context.Process(target=_measure, args=(prepare, Path(folder), size, sender))
@@ -77,7 +77,7 @@ def _apart(prepare: Task, size: int, name: str) -> tuple[float, float]:
 
 
 def _measure(prepare: Task, folder: Path, size: int, sender: Any) -> None:
-    import resource  # Unix alone, as fork is
+    import resource  # on Unix alone, like fork
 
     with contextlib.redirect_stdout(io.StringIO()):
         run = prepare(folder, size)
@@ -93,7 +93,7 @@ def _measure(prepare: Task, folder: Path, size: int, sender: Any) -> None:
 
 
 def _prepare(folder: Path, size: int) -> Callable[[], Any]:
-    # Commands are found by name, as the command line finds them.
+    # Commands are found by name, as on the command line.
     main = importlib.import_module("normdet.medical.prepare").main
     _pictures(folder / "in", size, labels=True)
     return lambda: main([str(folder / "in"), "--out", str(folder / "out")])
@@ -110,7 +110,7 @@ def _predict(folder: Path, size: int) -> Callable[[], Any]:
     _pictures(folder / "in", size, labels=False)
 
     def model(inputs: list[dict]) -> list[dict]:
-        """Finds ten boxes at once: what is measured is all around a network."""
+        """A model that finds ten boxes at once, to measure everything around a network."""
         found = Instances((SIDE, SIDE))
         corners = torch.arange(OBJECTS)[:, None] * 5.0 + torch.tensor([0.0, 0, 8, 8])
         found.pred_boxes, found.scores = Boxes(corners), torch.full((OBJECTS,), 0.9)
@@ -202,7 +202,7 @@ TASKS = (
 
 
 def _boxes(size: int, seed: int) -> np.ndarray:
-    """`(size, OBJECTS, 4)`: x, y, width and height inside of an image."""
+    """Boxes inside an image, x, y, width and height: `(size, OBJECTS, 4)`."""
     draw = np.random.default_rng(seed)
     low = draw.uniform(0, SIDE / 2, (size, OBJECTS, 2))
     return np.concatenate([low, draw.uniform(4, SIDE / 2, (size, OBJECTS, 2))], axis=2).round(2)
@@ -224,7 +224,7 @@ def _pictures(folder: Path, size: int, labels: bool) -> None:
 
 
 def _links(folder: Path, size: int) -> list[Path]:
-    """So many names of one picture: nobody reads its pixels."""
+    """Make many names of one picture, whose pixels nobody reads."""
     (folder / "images").mkdir()
     paths = [folder / "images" / f"{number:06d}.png" for number in range(size)]
     first = paths[0]

@@ -1,9 +1,9 @@
-"""What the Triton kernels become in machine code, for GPUs that need not be there.
+"""Examine the machine code of the Triton kernels, for GPUs that this machine need not have.
 
-A norm's forward or backward at a detector's shape is one row: the registers, spilled bytes, shared
-memory, widest load and instructions of its kernels, how many it launches, and how long a call keeps
-the host beyond an operation that does nothing (:mod:`normdet.lab.bench.standin`). Nothing runs on a
-GPU, and nothing is said of the time it would take there.
+A row is a norm's forward or backward at a detector's shape. It has the registers, spilled bytes,
+shared memory, widest load and instructions of the kernels, the number of launches, and the host's
+time for a call beyond an operation that does nothing (:mod:`normdet.lab.bench.standin`). Nothing
+runs on a GPU, so the table says nothing about the time there.
 """
 
 import datetime
@@ -45,7 +45,7 @@ class Case(NamedTuple):
     """A norm at a shape `(N, C, S)`.
 
     Attributes:
-        groups: as the operators count them; of frozen statistics and of a bare join 0.
+        groups: as the operators count them; 0 for frozen statistics and for a bare join.
     """
 
     op: str
@@ -60,7 +60,7 @@ class Case(NamedTuple):
 
 @dataclass
 class MachineCode:
-    """What was found in one kernel."""
+    """The machine code of one kernel in numbers."""
 
     registers: int
     spilled: int
@@ -178,7 +178,7 @@ def _examine_hip(code) -> MachineCode:
 
 
 def rows(targets: Iterable[str], short: bool = False, host: bool = True) -> Iterator[dict]:
-    """One row per target, case and pass; `faults` names what must not be."""
+    """One row per target, case and pass; `faults` names errors."""
     times = host_times(cases(short)) if host else {}
     for case in cases(short):
         for direction, found in launches(case).items():
@@ -187,7 +187,7 @@ def rows(targets: Iterable[str], short: bool = False, host: bool = True) -> Iter
                 for launch in found:
                     try:
                         codes.append(examine(launch.kernel, target))
-                    except Exception as error:  # a compiler's, of any kind
+                    except Exception as error:  # a compiler can raise any exception
                         faults.append(f"does not compile: {str(error)[:200]}")
                 faults += [fault for code in codes for fault in code.faults]
                 yield {
@@ -214,7 +214,7 @@ def rows(targets: Iterable[str], short: bool = False, host: bool = True) -> Iter
 
 
 class _Nothing(torch.autograd.Function):
-    """An operation that saves and returns what a norm does, and computes nothing."""
+    """An operation that saves and returns tensors as a norm does, and computes nothing."""
 
     @staticmethod
     def forward(ctx, x, *given):
@@ -229,12 +229,13 @@ class _Nothing(torch.autograd.Function):
 def host_times(wanted: Iterable[Case]) -> dict[tuple[Case, str], float]:
     """Microseconds of processor time that a call takes beyond :class:`_Nothing`.
 
-    The shortest of many rounds, in turn with the operation that does nothing. Only contiguous maps
-    of bf16 that are small: the host's time knows no size, and memory takes its own.
+    The shortest of many rounds, alternating with the operation that does nothing. Measures only
+    small contiguous maps of bf16: the host's time does not depend on the size, and small maps keep
+    the time for allocating memory low.
     """
     from normdet.lab.bench.standin import standing_in
 
-    # torch counts GPUs at the first backward; let it do so before the stand-in driver is there.
+    # torch counts GPUs at the first backward; do that before the stand-in driver is loaded.
     torch.ones(1, requires_grad=True).sum().backward()
     times = {}
     with standing_in():
@@ -351,10 +352,10 @@ def _sites(height: int, width: int) -> Iterator[tuple[int, int, bool, bool]]:
 
 
 def check(found: Iterable[dict]) -> Iterator[dict]:
-    """The rows as they come; at their end a failure for every fault.
+    """Pass the rows on; at the end fail if there was a fault.
 
     Raises:
-        NormdetError: a kernel does not compile, spills, or reads rows in less than it might.
+        NormdetError: a kernel does not compile, spills, or loads fewer bytes at once than it could.
     """
     wrong = []
     for row in found:

@@ -1,4 +1,4 @@
-"""Normalizations with their activation, one at a time, at a detector's shapes."""
+"""Time normalizations with their activation, one at a time, at a detector's shapes."""
 
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -39,13 +39,13 @@ SHAPES = {
 # (C_out, C_in, kH, kW) of convolutions of a ResNet-50 and of its heads.
 WEIGHTS = [(64, 64, 3, 3), (256, 256, 3, 3), (2048, 512, 1, 1), (512, 512, 3, 3)]
 GROUPS = 32
-# Least reads and writes of the activation by an operation: forward, backward.
+# The fewest reads and writes of the activation that an operation needs: forward, backward.
 TRAFFIC = {"norm": (3, 4), "frozen": (2, 3), "join": (3, 3)}
 
 
 @dataclass(frozen=True)
 class Input:
-    """What operations are timed on."""
+    """The input on which operations are timed."""
 
     shape: tuple[int, ...]
     dtype: torch.dtype
@@ -59,7 +59,7 @@ class Input:
 
 @dataclass(frozen=True)
 class Provider:
-    """One way to compute an operation: its name, the call on `x`, and what it owns."""
+    """One way to compute an operation: its name, its call on `x`, and its parameters."""
 
     name: str
     call: Callable[[Tensor], Tensor]
@@ -195,7 +195,7 @@ class _Makers:
         return [*rows, Provider("timm", self._timm_standardize, [])]
 
     def _timm_standardize(self, weight: Tensor) -> Tensor:
-        """What timm's StdConv2d does to its weight at every forward."""
+        """Standardize a weight as timm's StdConv2d does at every forward."""
         rows = weight.reshape(1, len(weight), -1)
         return F.batch_norm(rows, None, None, training=True, momentum=0.0, eps=1e-6).reshape_as(
             weight
@@ -207,7 +207,7 @@ def _spread(p: Tensor, x: Tensor) -> Tensor:
 
 
 def _plain_frn(x: Tensor, own: list[Tensor]) -> Tensor:
-    """FRN, with TLU if there is a tau, written as torch.compile optimizes it best."""
+    """FRN, with TLU if there is a tau, in the form that torch.compile optimizes best."""
     weight, bias, *tau = (_spread(p, x) for p in own)
     mean_square = x.float().square().mean((2, 3), keepdim=True)
     scale = torch.rsqrt(mean_square + 1e-6).to(x.dtype)
@@ -229,7 +229,7 @@ def _plain_standardize(weight: Tensor) -> Tensor:
 
 
 def _like(x: Tensor) -> Callable[[Tensor], Tensor]:
-    """CUDA's group_norm wants its parameters in the input's dtype; the CPU's takes fp32."""
+    """Parameters for group_norm: CUDA's needs them in the input's dtype, the CPU's takes fp32."""
     return (lambda p: p.to(x.dtype)) if x.is_cuda else (lambda p: p)
 
 
@@ -259,7 +259,7 @@ def rows(
             try:
                 kept[provider.name] = measure.kept_bytes(run, provider.own)
                 step()
-            except (RuntimeError, NormdetError) as error:  # reported, not hidden
+            except (RuntimeError, NormdetError) as error:  # goes into the table
                 failed[provider.name] = str(error).strip().splitlines()[0][:80]
                 continue
             forward[provider.name], both[provider.name] = run, step

@@ -1,4 +1,4 @@
-"""Timing, memory and bytes kept for backward, the same way for every provider."""
+"""Measure time, memory and bytes kept for backward, the same way for every provider."""
 
 import platform
 import re
@@ -21,7 +21,7 @@ def interleaved(
     Args:
         seconds: how long to measure, for each step.
         warmup: rounds that are not counted.
-        least: rounds that are counted however long they take.
+        least: the fewest rounds that are counted.
     """
     times: dict[str, list[float]] = {name: [] for name in steps}
     flush = torch.empty(64 << 20, device=device) if device == "cuda" else None
@@ -57,13 +57,13 @@ def quartiles(times: list[float]) -> tuple[float, float, float]:
 
 
 def kept_bytes(forward: Callable[[], Tensor], own: list[Tensor]) -> int:
-    """Bytes that `forward` keeps for backward, inputs included, the parameters `own` not."""
+    """Bytes that `forward` keeps for backward, with inputs and without the parameters `own`."""
     storages = {}
     parameters = {p.untyped_storage().data_ptr() for p in own}
 
     def pack(t: Tensor) -> Tensor:
         storage = t.untyped_storage()
-        storages[storage.data_ptr()] = (storage.nbytes(), t)  # held, so that no address recurs
+        storages[storage.data_ptr()] = (storage.nbytes(), t)  # keep t, so that no address recurs
         return t
 
     with torch.autograd.graph.saved_tensors_hooks(pack, lambda t: t):
@@ -73,11 +73,11 @@ def kept_bytes(forward: Callable[[], Tensor], own: list[Tensor]) -> int:
 
 
 def peak_bytes(step: Step, device: str) -> int:
-    """Most memory of tensors that a step takes beyond what was held before it.
+    """The peak memory of tensors in a step beyond the memory before it.
 
-    On CUDA by the allocator's own count; on the CPU by torch's profiler, which sees each allocation
-    and release of a tensor, but not a library's scratch memory (oneDNN's, for one), nor the
-    release of what was there before.
+    On CUDA the allocator counts. On the CPU torch's profiler does; it sees each allocation and
+    release of a tensor, but not a library's scratch memory (such as oneDNN's), nor the release of
+    tensors from before.
     """
     if device != "cuda":
         return _allocated(step)[0]
@@ -90,9 +90,9 @@ def peak_bytes(step: Step, device: str) -> int:
 
 
 def held_bytes(forward: Callable[[], Tensor], device: str) -> int:
-    """Memory of tensors that `forward` leaves behind with its output, mostly for backward.
+    """The memory of tensors that remain after `forward` with its output, mostly for backward.
 
-    Unlike :func:`kept_bytes` it uses no hooks, so that code that hooks what is saved counts too.
+    Unlike :func:`kept_bytes` it uses no hooks, so it also works for code with saved-tensor hooks.
     """
     if device != "cuda":
         return _allocated(forward)[1]
@@ -105,7 +105,7 @@ def held_bytes(forward: Callable[[], Tensor], device: str) -> int:
 
 
 def _allocated(call: Callable[[], object]) -> tuple[int, int]:
-    """Bytes of CPU tensors allocated during `call`: the peak, and at its end, the result held."""
+    """Bytes of CPU tensors allocated in `call`: the peak, and those at its end with the result."""
     activities = [torch.profiler.ProfilerActivity.CPU]
     with torch.profiler.profile(activities=activities, profile_memory=True) as profiler:
         result = call()
@@ -119,7 +119,7 @@ def _allocated(call: Callable[[], object]) -> tuple[int, int]:
 
 
 def copy_bandwidth(device: str) -> float:
-    """Bytes per ms, read and written, of copying 256 MB: what this machine's memory gives."""
+    """This machine's memory bandwidth, from copying 256 MB: bytes read and written per ms."""
     source = torch.ones(64 << 20, device=device)
     target = torch.empty_like(source)
     times = interleaved({"copy": lambda: target.copy_(source)}, device, 1.0)["copy"]

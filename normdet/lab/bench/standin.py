@@ -1,9 +1,9 @@
-"""A driver that stands in for a GPU: Triton's launches, on the host alone.
+"""A stand-in for a GPU's driver, so that Triton's launches run on the host alone.
 
-`standing_in()` puts a library of empty functions in the place of `libcuda.so.1`
-(`csrc/driver.c`) and makes Triton take CPU tensors for those of a GPU. Kernels are compiled for the
-target, loaded and launched by Triton's own code, and never run: results hold whatever memory held.
-Good for two things: the time a call takes on the host, and the counts of launches and compilations.
+`standing_in()` replaces `libcuda.so.1` by a library of empty functions (`csrc/driver.c`) and makes
+Triton take CPU tensors for a GPU's. Triton's own code compiles kernels for the target, loads and
+launches them, but they never run, so results are uninitialized memory. It serves to measure the
+host's time for a call, and to count launches and compilations.
 """
 
 import contextlib
@@ -25,7 +25,7 @@ _SOURCE = Path(__file__).parent / "csrc" / "driver.c"
 
 @functools.cache
 def _library() -> tuple[ctypes.CDLL, str]:
-    """The stand-in, built and loaded under the name that Triton looks for, and its folder."""
+    """Build and load the stand-in under the name that Triton expects; return it and its folder."""
     compiler = os.environ.get("CC") or shutil.which("cc") or shutil.which("gcc")
     if compiler is None:
         raise NormdetError("the stand-in for a GPU's driver needs a C compiler (cc, gcc or $CC)")
@@ -39,7 +39,7 @@ def _library() -> tuple[ctypes.CDLL, str]:
 
 @contextlib.contextmanager
 def standing_in(capability: int = 90) -> Iterator[ctypes.CDLL]:
-    """Context in which the backend "triton" takes CPU tensors and launches without effect.
+    """Inside, the backend "triton" takes CPU tensors, and launches have no effect.
 
     Args:
         capability: of the GPU that kernels are compiled for, 90 for an H100.

@@ -1,4 +1,4 @@
-"""A whole training step of Mask R-CNN R50-FPN, one norm against another, on made-up images."""
+"""Time a whole training step of Mask R-CNN R50-FPN under several norms, on random images."""
 
 import time
 from collections.abc import Collection, Iterator
@@ -9,7 +9,7 @@ from normdet.lab.bench import measure
 
 NORMS = ("FrozenBN", "BN", "GN", "GN+WS", "FRN+TLU")
 CONFIG = "coco/mask_rcnn_R_50_FPN_1x.yaml"
-# Random weights: the rows differ in the norm alone.
+# Random weights, so that rows differ in the norm alone.
 OPTIONS = ("MODEL.WEIGHTS", "")
 
 
@@ -29,7 +29,7 @@ def rows(
 ) -> Iterator[dict]:
     """Per norm: a training step and inference on two images, and the largest batch that fits.
 
-    Norms take turns in both timings, so that a busy moment strikes all of them alike.
+    Norms take turns in both timings, so that a busy moment affects all of them alike.
 
     Args:
         norms: options, each perhaps followed by :data:`RECOMPUTE` or :data:`FOLDED`.
@@ -163,7 +163,7 @@ def _image(height: int, width: int, seed: int) -> dict:
 
 
 def _largest_batch(norm: str, device: str, size: int, budget: float | None, freeze_at: int) -> int:
-    """Double, then halve the gap, until a step no longer fits: every batch size is really tried.
+    """Find the largest batch by doubling, then halving the gap. Every batch size is really run.
 
     Args:
         budget: GB beyond the model, or None for all of the GPU.

@@ -1,4 +1,4 @@
-"""Which norm for my data: trained norms side by side, with statistics worth trusting."""
+"""Compare norms on the user's data by training them side by side, with sound statistics."""
 
 from normdet.lab.compare.command import main
 

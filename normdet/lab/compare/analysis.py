@@ -1,4 +1,4 @@
-"""From runs to statements: means, differences to the baseline, and which norm to choose."""
+"""Analyse runs: means, differences to the baseline, and which norm to choose."""
 
 import itertools
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,9 +15,9 @@ class Group:
 
     Attributes:
         norm: its name.
-        batch_size: images a step.
+        batch_size: images per step.
         values: the metric by seed, of the runs that ended well.
-        diverged: how many seeds ran into a loss that is not finite.
+        diverged: how many seeds had a loss that is not finite.
         crashed: how many ended with an error.
         missing: how many have not run.
     """
@@ -31,7 +31,7 @@ class Group:
 
     @property
     def whole(self) -> bool:
-        """Whether its mean may be compared: leaving out the seeds that diverged would flatter."""
+        """Whether its mean may be compared; a mean without the diverged seeds would flatter."""
         return bool(self.values) and not self.diverged
 
     @property
@@ -69,11 +69,11 @@ class Choice:
     """The norm with the highest mean at one batch size, and how sure that is.
 
     Attributes:
-        batch_size: images a step.
-        best: of those that have as many seeds as any, none of them diverged.
-        rivals: the best less each norm that it is not told apart from.
-        beaten: the norms that it is ahead of.
-        left_out: those that are not compared, for want of seeds.
+        batch_size: images per step.
+        best: of the norms with the most seeds and none diverged.
+        rivals: the best less each norm from which it does not differ significantly.
+        beaten: the norms that it beats significantly.
+        left_out: those that are not compared because they lack seeds.
     """
 
     batch_size: int
@@ -86,13 +86,13 @@ class Choice:
 def groups(
     runs: Iterable[Run], metric: str, planned: Iterable[tuple[str, int, int]] = ()
 ) -> list[Group]:
-    """The runs that are reported by norm and batch size, in the order of their first appearance.
+    """The reported runs by norm and batch size, in the order of their first appearance.
 
     Args:
-        runs: of the comparison; those that picked rates are passed over.
+        runs: of the comparison; those that picked rates are ignored.
         metric: the column.
-        planned: norm, batch size and seed of the runs there should be; one that is missing counts
-            as not run. Without them it is every seed that any run has.
+        planned: norm, batch size and seed of all planned runs; a missing one counts as not run. By
+            default every seed of any run is planned.
 
     Raises:
         NormdetError: two runs of one norm, batch size and seed.
@@ -128,10 +128,10 @@ def _group(norm: str, size: int, runs: Sequence[Run | None], metric: str) -> Gro
 
 
 def against(all_groups: Sequence[Group], baseline: str) -> list[Contrast]:
-    """Every norm less the baseline at every batch size; one family for Holm's adjustment.
+    """Every norm less the baseline at every batch size, as one family for Holm's adjustment.
 
-    What is planned and has no result yet counts in the family: a table that grows tells no
-    difference apart that the whole one would not.
+    Planned runs without a result count in the family, so that an unfinished table shows no
+    difference as significant that the finished one would not.
     """
     base = {group.batch_size: group for group in all_groups if group.norm == baseline}
     return _adjusted(
@@ -170,9 +170,9 @@ def against_best(
 def choices(all_groups: Sequence[Group]) -> list[Choice]:
     """At each batch size the norm with the highest mean, and how sure that is.
 
-    The best of several means is chosen by the very data that would test it; so all pairs of a batch
-    size are tested and adjusted together, whichever of them turns out to be the best. A norm with
-    fewer seeds than another is not compared: its seeds may be the easy ones.
+    The same data choose the best mean and test it. So all pairs of a batch size are tested and
+    adjusted together, whichever is the best. A norm with fewer seeds than another is not compared,
+    since its seeds may be the easy ones.
     """
     found = []
     for size in sorted({group.batch_size for group in all_groups}):
@@ -186,7 +186,7 @@ def choices(all_groups: Sequence[Group]) -> list[Choice]:
 
 def _choice(able: Sequence[Group], left_out: Sequence[Group]) -> Choice:
     best = max(able, key=lambda group: group.estimate.mean)
-    # The best stands first in its pairs, so that their differences are its lead.
+    # The best comes first in its pairs, so that their differences are its lead.
     able = [best, *(group for group in able if group is not best)]
     pairs = _adjusted([_compare(a, b) for a, b in itertools.combinations(able, 2)])
     leads = [pair for pair in pairs if pair.norm == best.norm]

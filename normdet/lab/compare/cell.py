@@ -1,7 +1,7 @@
-"""One cell of the grid: a training process of its own, and the :class:`.runs.Run` it comes to.
+"""One cell of the grid: a training process, and the :class:`.runs.Run` that it results in.
 
-`run.json` is written whole or not at all, as the last thing a cell does: a kill at any moment
-leaves a cell that is done or one that `normdet train --resume` goes on with.
+A cell writes `run.json` last, whole or not at all. So a kill at any moment leaves a cell that is
+done or one that `normdet train --resume` can continue.
 """
 
 import contextlib
@@ -28,21 +28,21 @@ from normdet.files.memory import held_memory
 from normdet.lab.compare.provenance import provenance
 from normdet.lab.compare.runs import CRASHED, DIVERGED, DONE, METRICS, TASKS, Run, write_run
 
-# Seconds between two looks at a run's memory; a run that has just begun is looked at more often.
+# Seconds between two measurements of a run's memory; a new run is measured more often.
 _LOOK_SECONDS = 0.5
 
 
 @dataclass(frozen=True)
 class Task:
-    """What a scheduler needs of a cell.
+    """The description of a cell for a scheduler.
 
     Attributes:
-        title: for people.
-        folder: the cell's own; log, metrics and result go there.
-        command: trains and evaluates there, resumes, and leaves `results.json`.
-        run: what is known before the run.
+        title: its name for people.
+        folder: for its log, metrics and result.
+        command: trains and evaluates there, or resumes, and writes `results.json`.
+        run: the values known before the run.
         keep: whether checkpoints stay when it is done.
-        cwd: where relative paths in the command start.
+        cwd: the folder for relative paths in the command.
     """
 
     title: str
@@ -54,17 +54,17 @@ class Task:
 
     @property
     def result_file(self) -> Path:
-        """What the run came to."""
+        """The file of the run's result."""
         return self.folder / "run.json"
 
     @property
     def start_file(self) -> Path:
-        """What is known before the run, kept with its first step so that no other resumes it."""
+        """The file of the values known before the run, so that no other config resumes it."""
         return self.folder / "cell.json"
 
     @property
     def log(self) -> Path:
-        """All that the process printed."""
+        """The file of the process's output."""
         return self.folder / "output.txt"
 
 
@@ -72,17 +72,17 @@ def run_cell(
     task: Task, env: Mapping[str, str] | None = None, started: Callable[[int], None] | None = None,
     stopping: Callable[[], bool] = lambda: False,
 ) -> Run | None:  # fmt: skip
-    """Run a cell to its end, and write and return what it came to.
+    """Run a cell to its end; write and return its result.
 
-    If a process that an earlier command left behind is still at this cell, it is waited for.
+    If a process of an earlier command still runs this cell, wait for it.
 
     Args:
         env: added to the environment.
-        started: told the process's id.
-        stopping: asked now and then; once it says so the process is asked to save and end.
+        started: called with the process's id.
+        stopping: called now and then; once it returns True, the process is asked to save and end.
 
     Returns:
-        The run, with its `status`; None where it was stopped.
+        The run, with its `status`; None if it was stopped.
     """
     task.folder.mkdir(parents=True, exist_ok=True)
     with _sole_owner(task.folder / ".lock", stopping) as lock, task.log.open("ab") as log:
@@ -97,7 +97,7 @@ def run_cell(
             stdin=subprocess.DEVNULL,
             stdout=log,
             stderr=log,
-            # In a session of its own: Ctrl-C reaches it through us alone. It inherits the lock.
+            # In a session of its own, Ctrl-C reaches it only through us. It inherits the lock.
             start_new_session=True,
             pass_fds=[lock] if os.name == "posix" else (),
         )
@@ -127,7 +127,7 @@ def _sole_owner(path: Path, stopping: Callable[[], bool]) -> Iterator[int]:
 
 
 def _wait(process: subprocess.Popen, stopping: Callable[[], bool]) -> tuple[int, float]:
-    """The exit code, and the most MB that the process was seen to hold with those it started."""
+    """The exit code, and the highest measured MB of the process with its children."""
     asked = False
     peak, look, begun = 0.0, 0.0, time.monotonic()
     try:
@@ -143,7 +143,7 @@ def _wait(process: subprocess.Popen, stopping: Callable[[], bool]) -> tuple[int,
                 asked = True
                 _signal(process, signal.SIGTERM)
             time.sleep(0.05)
-    except BaseException:  # a worker of Ray that is cancelled
+    except BaseException:  # raised in a worker of Ray that is cancelled
         _signal(process, signal.SIGTERM)
         try:
             process.wait(GRACE_SECONDS)
@@ -153,7 +153,7 @@ def _wait(process: subprocess.Popen, stopping: Callable[[], bool]) -> tuple[int,
 
 
 def _signal(process: subprocess.Popen, number: int) -> None:
-    """Send a signal to the cell's process and those it started."""
+    """Send a signal to the cell's process and its children."""
     with contextlib.suppress(ProcessLookupError, psutil.Error):
         if hasattr(os, "killpg"):
             os.killpg(process.pid, number)
@@ -164,7 +164,7 @@ def _signal(process: subprocess.Popen, number: int) -> None:
 
 
 def _ended(task: Task, code: int, memory: float, seconds: float) -> Run:
-    """The run of a process that has ended with this exit code."""
+    """The run whose process has ended with this exit code."""
     log = task.folder / "log.txt"
     text = log.read_text(errors="replace") if log.is_file() else ""
     run = replace(
@@ -204,9 +204,9 @@ def _last_words(log: Path, code: int) -> str:
 
 
 def _cost(folder: Path, log: str) -> dict:
-    """Seconds per step and of training, and on a GPU its memory, from what the run logged."""
+    """Seconds per step and of training, and the GPU's memory if any, from the run's log."""
     cost: dict[str, float] = {}
-    # A kill can leave a line that is cut short; the AP does not depend on it.
+    # A kill can cut a line short; the AP does not depend on it.
     with contextlib.suppress(NormdetError):
         entries = read_history(folder / "metrics.json")
         times = [entry["time"] for entry in entries if "time" in entry]

@@ -27,18 +27,18 @@ of images. Each run is one process; batches of b images are b images per GPU.
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run what of the grid has no result yet, and write runs.csv, report.md and report.html.
+    """Run the cells of the grid without a result; write runs.csv, report.md and report.html.
 
     Returns:
-        0, or 1 where runs crashed.
+        0, or 1 if runs crashed.
 
     Raises:
-        NormdetError: bad input, or a folder that holds another comparison.
-        Interrupted: SIGINT or SIGTERM; the runs in flight are saved.
+        NormdetError: bad input, or the folder holds another comparison.
+        Interrupted: SIGINT or SIGTERM; the current runs are saved.
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     args = parse_arguments(argv)
-    stats.scipy_stats()  # before hours of training, not after
+    stats.scipy_stats()  # check before hours of training, not after
     plan = _plan(args)
     if args.dry_run:
         _show(plan)
@@ -53,7 +53,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _show(plan: Plan) -> None:
-    """Print the grid: nothing is trained, and nothing written."""
+    """Print the grid. Nothing is trained or written."""
     tuning = plan.tuning_cells()
     tested = plan.test_cells({(arm.name, size): plan.factors[0] for arm, size in plan.grid})
     for cell in [*tuning, *tested]:
@@ -91,7 +91,7 @@ def _plan(args: argparse.Namespace) -> Plan:
 
 
 def _refuse_shared_images(plan: Plan) -> None:
-    """What a norm is chosen or reported by must be images it was not trained on.
+    """Refuse sets to choose or report by that share images with the training sets.
 
     Raises:
         NormdetError: naming the sets and an image of both.
@@ -127,7 +127,7 @@ def _numbers(kind: type, least: float):
 
 
 def _seeds(text: str) -> tuple[int, ...]:
-    """`3` is 1, 2, 3; `4-6` is 4, 5, 6; `1,5` is what it says."""
+    """The seeds of a text: `3` is 1, 2, 3; `4-6` is 4, 5, 6; `1,5` is 1, 5."""
     seeds: tuple[int, ...] = ()
     if re.fullmatch(r"\d+", text):
         seeds = tuple(range(1, int(text) + 1))

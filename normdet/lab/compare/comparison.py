@@ -1,4 +1,4 @@
-"""A comparison under way: which runs are still to do, what runs them, and its report."""
+"""A comparison in progress: the runs that remain, their scheduler, and the report."""
 
 import argparse
 import signal
@@ -30,7 +30,7 @@ class Comparison:
         self._console = Console(highlight=False)
 
     def run(self) -> None:
-        """Run every cell that has no result: those that pick rates first, then the reported."""
+        """Run every cell without a result: first those that pick rates, then those reported."""
         tuning = self.plan.tuning_cells()
         pool = self._pool()
         before = signal.signal(signal.SIGTERM, _interrupt)
@@ -62,7 +62,7 @@ class Comparison:
             display.refresh(pool.running)
 
     def _finished(self, tasks: Iterable[Task]) -> dict[str, Run]:
-        """The runs that need not run again, by folder; all are checked to be of this very config.
+        """The finished runs by folder, after a check that all have this config.
 
         Raises:
             NormdetError: the folder holds a run of another config.
@@ -84,7 +84,7 @@ class Comparison:
     def chosen(self) -> dict[tuple[str, int], float]:
         """The rate's factor by norm and batch size, picked by AP on the validation split.
 
-        Runs that diverged have no AP to win with; where all did it is the lowest rate.
+        Runs that diverged have no AP and cannot win. If all diverged, it is the lowest rate.
         """
         runs = self._of(map(self.task, self.plan.tuning_cells()))
         picked = {}
@@ -102,7 +102,7 @@ class Comparison:
         return [run for task in tasks if (run := self._runs.get(task.folder.name))]
 
     def task(self, cell: Cell) -> Task:
-        """The task of a cell; made when first asked for."""
+        """The task of a cell, made when first needed."""
         if cell not in self._tasks:
             self._tasks[cell] = self._task(cell)
         return self._tasks[cell]
@@ -158,7 +158,7 @@ class Comparison:
         )
 
     def report(self, command: str) -> int:
-        """Write the table and the report of the plan's cells; 1 where some crashed."""
+        """Write the table and the report of the plan's cells; return 1 if some crashed."""
         from normdet.lab.compare.report import write_report
 
         tuning = [self.task(cell) for cell in self.plan.tuning_cells()]
@@ -185,7 +185,7 @@ class Comparison:
 
 
 def best_factor(runs: Sequence[Run], metric: str | None = None) -> float:
-    """The rate's factor of the run with the highest metric; the lowest where none has one."""
+    """The rate's factor of the run with the highest metric; the lowest factor if none has one."""
     metric = metric or primary_metric(runs)
     scored = [run for run in runs if run.score(metric) is not None]
     if not scored:

@@ -1,4 +1,4 @@
-"""What a comparison shows while it runs: a live table on a terminal, plain lines elsewhere."""
+"""The display of a running comparison: a live table on a terminal, plain lines elsewhere."""
 
 import json
 import time
@@ -15,11 +15,11 @@ from normdet.lab.compare.runs import CRASHED, DIVERGED, Run
 
 
 class Display:
-    """Tells how far the runs are, and how long the rest may take.
+    """Shows the progress of the runs, and an estimate of the time left.
 
     Args:
-        console: where to; a terminal gets the table.
-        total: how many runs there will be, with those that are not known yet.
+        console: if it is a terminal it gets the table.
+        total: the number of all runs, with those that are not known yet.
     """
 
     def __init__(self, console: Console, total: int):
@@ -41,7 +41,7 @@ class Display:
             self._live.stop()
 
     def add(self, tasks: Sequence[Task], finished: dict[str, Run]) -> None:
-        """Take up tasks, with the runs of those that were finished before."""
+        """Add tasks, with the runs of those that were finished before."""
         for task in tasks:
             name = task.folder.name
             self._grid[name] = task
@@ -95,7 +95,7 @@ class Display:
         return table
 
     def _left(self, running: Sequence[Task]) -> float | None:
-        """Seconds, at the pace of this command so far."""
+        """The seconds left, at the pace of this command so far."""
         done = self._done + sum(progress(task) for task in running)
         paced = done - self._before
         spent = time.monotonic() - self._begun
@@ -105,7 +105,7 @@ class Display:
 
 
 def outcome(run: Run, short: bool = False) -> str:
-    """A run's result in a few letters or words."""
+    """A run's result in a few words."""
     if run.status == DIVERGED:
         return "div" if short else f"diverged ({run.note})"
     if run.status == CRASHED:
@@ -118,7 +118,7 @@ def outcome(run: Run, short: bool = False) -> str:
 
 
 def progress(task: Task) -> float:
-    """The share of its steps that a running cell has logged."""
+    """The share of steps that a running cell has logged."""
     total = task.run.iterations or 0
     last = _last_line(task.folder / "metrics.json")
     try:

@@ -1,4 +1,4 @@
-"""The output folder of a comparison: what it is made of, and one command at a time."""
+"""The output folder of a comparison: its inputs, and a lock for one command at a time."""
 
 import contextlib
 import json
@@ -17,10 +17,10 @@ from normdet.lab.compare.plan import NOT_HASHED, Plan
 
 @contextlib.contextmanager
 def taken(out: Path) -> Iterator[None]:
-    """Hold the folder, made if missing.
+    """Lock the folder, which is made if missing.
 
     Raises:
-        NormdetError: another command is at work there, or it cannot be made.
+        NormdetError: another command is using it, or it cannot be made.
     """
     try:
         (out / "cells").mkdir(parents=True, exist_ok=True)
@@ -36,9 +36,9 @@ def taken(out: Path) -> Iterator[None]:
 
 
 def snapshot(out: Path, plan: Plan) -> Plan:
-    """Keep what the comparison is made of, and return the plan on the copy that was kept.
+    """Copy the inputs of the comparison into the folder, and return the plan on the copy.
 
-    The cells run from the copy: an edit of the config while they run changes nothing.
+    The cells run from the copy, so an edit of the config while they run changes nothing.
 
     Raises:
         NormdetError: the folder holds runs made from another config, naming the keys.
@@ -49,7 +49,7 @@ def snapshot(out: Path, plan: Plan) -> Plan:
     file = out / "plan.json"
     if file.exists():
         before = json.loads(file.read_text())
-        # A comparison without --val may name one later: that only adds runs.
+        # A comparison without --val may name one later; that only adds runs.
         before["--val"] = before.get("--val") or plan.val
         keys = sorted(k for k in before.keys() | content.keys() if before.get(k) != content.get(k))
         if keys:

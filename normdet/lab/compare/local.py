@@ -1,4 +1,4 @@
-"""The scheduler of one machine: as many cells at once as its slots and its memory allow."""
+"""The scheduler of one machine. It runs as many cells at once as slots and memory allow."""
 
 import os
 import queue
@@ -11,7 +11,7 @@ from normdet.files.memory import available_memory, held_memory
 from normdet.lab.compare.cell import Task, run_cell
 from normdet.lab.compare.runs import Run
 
-# A cell may need this many times the memory of the largest finished cell of its kind.
+# A cell may need this many times the memory of the largest earlier cell of its kind.
 HEADROOM = 1.15
 
 
@@ -26,14 +26,14 @@ class _Process:
 class LocalPool:
     """Runs cells as processes of this machine.
 
-    Nothing says beforehand what a cell will hold, so the first one runs alone until it has logged
-    its first steps; from then on another starts where the memory that is free, less what the
-    running ones may still take, holds the largest cell of its norm and batch size so far. One
+    The memory of a cell is not known beforehand. So the first one runs alone until it has logged
+    its first steps. From then on another starts if enough memory is free for the largest cell of
+    its norm and batch size so far, after subtracting what running cells may still take. One cell
     always runs.
 
     Args:
-        slots: the environment of each place to run in; as many run at once.
-        available: the free memory in MB, None where it cannot be told.
+        slots: the environment of each place to run in; their number is the most at once.
+        available: returns the free memory in MB, or None if it is not known.
     """
 
     def __init__(
@@ -59,7 +59,7 @@ class LocalPool:
 
     @property
     def running(self) -> list[Task]:
-        """What runs now."""
+        """The tasks that run now."""
         return list(self._running)
 
     @property
@@ -68,10 +68,10 @@ class LocalPool:
         return bool(self._running or self._waiting)
 
     def wait(self, seconds: float) -> list[tuple[Task, Run | None]]:
-        """Start what there is room for, and return what has ended within some seconds.
+        """Start tasks if there is room, and return the runs that end within some seconds.
 
         Raises:
-            Exception: what running a cell raised: a bug, or a disk that refuses.
+            Exception: raised by a cell's thread: a bug, or a full disk.
         """
         self._watch()
         while self._waiting and self._free and self._fits(self._waiting[0]):
@@ -93,7 +93,7 @@ class LocalPool:
         return [(task, outcome) for task, _, outcome in ended]
 
     def close(self) -> None:
-        """Ask what runs to save and end, and wait for it."""
+        """Ask all running cells to save and end, and wait for them."""
         self._waiting.clear()
         self._stop.set()
         for thread in self._threads:
@@ -124,7 +124,7 @@ class LocalPool:
                 self.learn(*_kind(task), held_memory(process.pid))
 
     def expected(self, task: Task) -> float | None:
-        """The memory a cell may need: that of its kind, or of other norms at the nearest size."""
+        """The memory that a cell may need, by its kind, or by other norms at the nearest size."""
         norm, size = _kind(task)
         if (norm, size) in self._peaks or not self._peaks:
             return self._peaks.get((norm, size))
@@ -161,7 +161,7 @@ def slots(jobs: int, gpus: Sequence[str], share: float, threads: int) -> list[di
     """The environment of each place to run in.
 
     Args:
-        jobs: at most so many.
+        jobs: the most places.
         gpus: ids of the GPUs to spread over; none on a CPU.
         share: of a GPU that each run gets.
         threads: of the CPU for each run.

@@ -1,4 +1,4 @@
-"""What a report shows of single runs: their curves, and images on which two norms disagree."""
+"""A report's pictures of single runs: curves, and images on which two norms disagree."""
 
 from collections.abc import Mapping, Sequence
 from itertools import combinations
@@ -11,7 +11,7 @@ from normdet.lab.compare.runs import TASKS, Run
 from normdet.lab.report import figures
 from normdet.lab.report.runs import DRAWN_SCORE, predictions, scene
 
-# Images looked through for differences, and shown.
+# The number of images that are searched for differences, and of those shown.
 LOOKED_AT, SHOWN = 200, 3
 CAPTION = (
     "{0} and {1} are furthest apart in their means at the smallest batch size. Shown are the test "
@@ -22,7 +22,7 @@ CAPTION = (
 
 
 def curve(folder: Path, run: Run, metric: str) -> figures.Curve | None:
-    """Loss and AP of a run over the images it has seen; None where no log can be read."""
+    """Loss and AP of a run over the images it has seen; None if no log can be read."""
     task, name = metric.split("_", 1)
     key = f"{TASKS[task]}/{name}"
     try:
@@ -38,7 +38,7 @@ def curve(folder: Path, run: Run, metric: str) -> figures.Curve | None:
 
 
 def far_apart(groups: Sequence[Group]) -> tuple[Group, Group] | None:
-    """The two norms whose means differ most at the smallest batch size that has two."""
+    """The two norms whose means differ most, at the smallest batch size with two norms."""
     for size in sorted({group.batch_size for group in groups}):
         pairs = [
             (a, b)
@@ -51,7 +51,7 @@ def far_apart(groups: Sequence[Group]) -> tuple[Group, Group] | None:
 
 
 def draw_differences(folders: Mapping[str, Path], records: Sequence[Mapping], path: Path) -> bool:
-    """Draw the images on which two runs differ most; False where there is nothing to draw.
+    """Draw the images on which two runs differ most; return False if there are none.
 
     Args:
         folders: the two runs', by name.
@@ -62,11 +62,11 @@ def draw_differences(folders: Mapping[str, Path], records: Sequence[Mapping], pa
         predicted = {name: predictions(folder) for name, folder in folders.items()}
         if len(predicted) < 2 or not records:
             return False
-        # One scene at a time: the masks of all would fill the memory.
+        # Take one scene at a time, because the masks of all would fill the memory.
         score = [_disagreement(scene(record, predicted)) for record in records[:LOOKED_AT]]
         ranked = sorted(range(len(score)), key=lambda index: -score[index])
         scenes = [scene(records[index], predicted) for index in ranked[:SHOWN]]
-    except (OSError, ValueError, KeyError):  # moved data, or predictions not kept
+    except (OSError, ValueError, KeyError):  # data was moved, or predictions were not kept
         return False
     figures.draw_scenes(scenes, {name: name for name in folders}, path)
     return True

@@ -1,4 +1,4 @@
-"""What a comparison trains: the arms, the grid, and the config of every cell."""
+"""The plan of a comparison: its arms, its grid, and the config of every cell."""
 
 import functools
 import hashlib
@@ -19,20 +19,20 @@ from normdet.errors import NormdetError
 from normdet.option_text import FROZEN
 from normdet.options import METHODS, parse
 
-# The seed of runs that pick rates; no reported run has it.
+# The seed of runs that pick rates. No reported run has it.
 TUNING_SEED = 0
-# Keys that say where and how a run is made, and do not change its result.
+# Keys that do not change the result of a run.
 NOT_HASHED = {
     "OUTPUT_DIR", "SEED", "MODEL.DEVICE", "DATALOADER.NUM_WORKERS", "SOLVER.CHECKPOINT_PERIOD",
     "DATASETS.PIXEL_STD",
 }  # fmt: skip
-# Keys that must be equal for all norms, or one norm would train on more or other images.
+# Keys that must be equal for all norms. Otherwise one norm would train on more or other images.
 _SHARED = ("SOLVER.IMS_PER_BATCH", "SOLVER.MAX_ITER", "SEED", "OUTPUT_DIR", "DATASETS.")
 
 
 @dataclass(frozen=True)
 class Arm:
-    """One of the things compared: a norm, by its option's text or by a name of the user's own.
+    """One arm of a comparison: a norm, named by its option's text or by the user.
 
     Attributes:
         name: in tables and folders.
@@ -64,7 +64,7 @@ class Cell:
 
     @property
     def tuning(self) -> bool:
-        """Whether it serves to pick a rate, on the validation split, and for nothing else."""
+        """Whether it only serves to pick a rate on the validation split."""
         return self.seed == TUNING_SEED
 
     @property
@@ -76,7 +76,7 @@ class Cell:
 
     @property
     def title(self) -> str:
-        """For people."""
+        """Its name for people."""
         images = f"{self.batch_size} image{'s' if self.batch_size > 1 else ''}"
         rate = "" if self.factor == 1 and not self.tuning else f", rate x{self.factor:g}"
         seed = "tuning" if self.tuning else f"seed {self.seed}"
@@ -94,14 +94,14 @@ class Plan:
     Attributes:
         config_file: the config whose batch size, rate and schedule are the reference.
         opts: `KEY VALUE` pairs on top of it.
-        arms: what is compared.
+        arms: the norms that are compared.
         batch_sizes: images per optimizer step, in one process.
         seeds: of the reported runs.
         factors: the grid of learning rates, as multiples of the linear rule's.
         train: datasets trained on.
-        val: the dataset rates are picked on, if there are several.
-        test: the dataset that is reported, and never picks anything.
-        norm_parts: where norms go; None for the usual parts.
+        val: the dataset on which rates are picked, if there are several rates.
+        test: the dataset that is reported and never used to pick anything.
+        norm_parts: the parts that get the norms; None for the usual parts.
     """
 
     config_file: str
@@ -124,7 +124,7 @@ class Plan:
 
     @property
     def grid(self) -> list[tuple[Arm, int]]:
-        """Every arm at every batch size, a batch size after the other."""
+        """Every arm at every batch size, one batch size after another."""
         return [(arm, images) for images in self.batch_sizes for arm in self.arms]
 
     @property
@@ -134,7 +134,7 @@ class Plan:
 
     @property
     def baseline(self) -> str:
-        """The norm that differences are taken to, unless another is named."""
+        """The norm that the others are compared with by default."""
         names = [arm.name for arm in self.arms]
         return FROZEN if FROZEN in names else names[0]
 
@@ -148,7 +148,7 @@ class Plan:
         return load_config(self.config_file, self._opts(cell), cell.arm.option, self.norm_parts)
 
     def arguments(self, cell: Cell, folder: Path) -> list[str]:
-        """What follows `normdet train` for a cell that is kept in `folder`."""
+        """The words after `normdet train` for a cell in `folder`."""
         words = ["--config-file", self.config_file, "--norm", cell.arm.option]
         words += ["--norm-parts", ",".join(self.norm_parts)] if self.norm_parts else []
         return [*words, "--resume", "OUTPUT_DIR", str(folder), *self._opts(cell)]
@@ -162,7 +162,7 @@ class Plan:
         return [*own, *data, "SEED", str(cell.seed), *(str(x) for pair in rescaled for x in pair)]
 
     def tuning_cells(self) -> list[Cell]:
-        """The runs that pick rates: none where there is one rate."""
+        """The runs that pick rates; none if there is only one rate."""
         if not self.tuned:
             return []
         return [
@@ -172,11 +172,11 @@ class Plan:
         ]
 
     def test_cells(self, chosen: Mapping[tuple[str, int], float] | None = None) -> list[Cell]:
-        """The runs that are reported, a seed after the other, so that a stop leaves whole rows.
+        """The runs that are reported, one seed after another, so that a stop leaves whole rows.
 
         Args:
             chosen: the rate's factor by arm and batch size; cells without one are left out. With
-                one rate there is nothing to choose.
+                one rate there is no choice.
         """
         if not self.tuned:
             chosen = {(arm.name, images): self.factors[0] for arm, images in self.grid}
@@ -204,7 +204,7 @@ def scaled(cfg: CfgNode, images: int, factor: float = 1.0) -> dict[str, object]:
     images to within one batch. The momentum `m` of a norm's running averages becomes
     `1 - (1 - m)^k`: they average over the same number of images. Weight decay, clipping, the
     optimizer's own momentum and the first warm-up factor stay. A norm sees the whole batch: it is
-    neither accumulated over steps nor rescaled to a number of GPUs.
+    not accumulated over steps and not rescaled to a number of GPUs.
 
     Args:
         factor: multiplies the linear rule's rate.
@@ -239,7 +239,7 @@ def scaled(cfg: CfgNode, images: int, factor: float = 1.0) -> dict[str, object]:
 
 
 def config_hash(cfg: CfgNode) -> str:
-    """Twelve hex digits of everything that decides a run's outcome, its seed and device apart."""
+    """Twelve hex digits of everything that decides a run's outcome but its seed and device."""
     content = {key: value for key, value in flat(cfg) if key not in NOT_HASHED}
     text = json.dumps(content, sort_keys=True, default=str)
     return hashlib.sha256(text.encode()).hexdigest()[:12]
@@ -272,7 +272,7 @@ def _variant(text: str) -> Arm:
     name, equals, rest = text.partition("=")
     try:
         words = shlex.split(rest)
-    except ValueError as error:  # a quotation that does not end
+    except ValueError as error:  # an open quotation
         raise NormdetError(f"--variant {text!r}: {error}") from error
     if not (name.strip() and equals and words) or len(words) % 2 == 0:
         raise NormdetError(

@@ -1,4 +1,4 @@
-"""What a run was made with and on: commit, versions, machine."""
+"""The origin of a run: commit, versions, machine."""
 
 import functools
 import os
@@ -16,7 +16,7 @@ from normdet.lab.bench.measure import machine
 
 
 def versions() -> Iterator[tuple[str, str]]:
-    """What runs: packages and their versions."""
+    """The packages and their versions."""
     yield from installed("normdet", "torch", "torchvision", "numpy", "pycocotools")
     yield "detectron2", detectron2.__version__
     yield "Python", platform.python_version()
@@ -26,7 +26,7 @@ def provenance(log: str) -> dict[str, str]:
     """The columns `commit`, `versions` and `machine` of a run on this machine.
 
     Args:
-        log: what the run logged: it names the GPU, which asking CUDA here would take memory of.
+        log: of the run. It names the GPU; asking CUDA here would take memory of the GPU.
     """
     gpu = re.search(r"^GPU [\d,]+ +(.+?)(?: \(arch.*)?$", log, re.MULTILINE)
     return {
@@ -38,7 +38,7 @@ def provenance(log: str) -> dict[str, str]:
 
 @functools.cache
 def commit() -> str:
-    """The commit of the checkout that normdet runs from, `+` where it was changed; "" for none."""
+    """The commit of the checkout that normdet runs from, `+` if it was changed; "" for none."""
     folder = Path(normdet.__file__).parent
 
     def git(*words: str) -> str:

@@ -1,6 +1,6 @@
-"""The scheduler of a Ray cluster: each cell a task that asks for its share of a machine.
+"""The scheduler of a Ray cluster: each cell is a task that asks for its share of a machine.
 
-Every machine sees the output folder and the data under the same paths, and has normdet installed.
+Every machine must have normdet, and the output folder and the data under the same paths.
 """
 
 import os
@@ -33,7 +33,7 @@ class RayPool:
             raise NormdetError("--ray needs Ray: pip install 'normdet[ray]'") from error
         self._ray = ray
         os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-        # Ray takes SIGTERM for itself and keeps it, even where it finds no cluster.
+        # Ray replaces the handler of SIGTERM and keeps it, even if it finds no cluster.
         handler = signal.getsignal(signal.SIGTERM)
         try:
             ray.init(address, log_to_driver=False, configure_logging=False)
@@ -50,7 +50,7 @@ class RayPool:
         self._tasks: dict = {}
 
     def learn(self, norm: str, batch_size: int, memory: float) -> None:
-        """Ray looks after each machine's memory itself."""
+        """Do nothing: Ray watches each machine's memory itself."""
 
     def submit(self, task: Task) -> None:
         """Hand a task to the cluster."""
@@ -58,7 +58,7 @@ class RayPool:
 
     @property
     def running(self) -> list[Task]:
-        """Tasks that have begun and not ended: those whose log is there."""
+        """Tasks that have begun and not ended: those with a log."""
         return [task for task in self._tasks.values() if task.log.exists()]
 
     @property
@@ -67,14 +67,14 @@ class RayPool:
         return bool(self._tasks)
 
     def wait(self, seconds: float) -> list[tuple[Task, Run | None]]:
-        """What has ended within some seconds."""
+        """The runs that end within some seconds."""
         if not self._tasks:
             return []
         ready, _ = self._ray.wait(list(self._tasks), num_returns=1, timeout=seconds)
         return [(task, self._outcome(ref, task)) for ref in ready if (task := self._tasks.pop(ref))]
 
     def close(self) -> None:
-        """Cancel what runs or waits; a cell that runs goes on later from its last checkpoint."""
+        """Cancel all tasks; a running cell can resume later from its last checkpoint."""
         for ref in self._tasks:
             self._ray.cancel(ref)
         if self._tasks:

@@ -1,4 +1,4 @@
-"""`report.html` and `report.md` of a comparison: every number with its interval, or none."""
+"""`report.html` and `report.md` of a comparison, with an interval for every mean."""
 
 import statistics
 from collections.abc import Callable, Iterable, Sequence
@@ -50,12 +50,12 @@ def write_report(
 
     Args:
         out: the comparison's folder; curves and predictions are read from its `cells/`.
-        runs: those that are tested and those that picked rates.
-        baseline: the norm that differences are to.
+        runs: those that are reported and those that picked rates.
+        baseline: the norm that the others are compared with.
         metric: the column that is tested; by default
             :func:`normdet.lab.compare.runs.primary_metric`.
-        command: what made it.
-        plan: what the runs were made from; without it there are no pictures of predictions.
+        command: the command that made it.
+        plan: of the runs; without it there are no pictures of predictions.
 
     Raises:
         NormdetError: the metric was not measured.
@@ -88,7 +88,7 @@ class _Report:
         self._earlier: set[str] = set()
 
     def draw(self, folder: Path) -> None:
-        """Write the pictures that runs have data for; older pictures stay otherwise."""
+        """Write the pictures for which runs have data; other pictures stay as they are."""
         self._draw(folder, "ap", f"{self._label} over the batch size", self._draw_ap)
         self._draw(folder, "training", "training over the images seen", self._draw_training)
         self._draw(folder, "cost", "time and memory over the batch size", self._draw_cost)
@@ -168,7 +168,7 @@ class _Report:
         return pictures.draw_differences(folders, _test_records(self._plan), path)
 
     def text(self, form: ModuleType) -> str:
-        """The document in HTML or Markdown, whose parts `form` writes."""
+        """The document; `form` writes its parts in HTML or Markdown."""
         dataset = self._tested[0].dataset if self._tested else ""
         return form.page(f"Which norm: {dataset}", list(self._parts(form)))
 
@@ -205,7 +205,7 @@ class _Report:
         if "predictions" in self._figures:
             yield form.heading("Where predictions differ most")
             yield from self._picture(form, "predictions")
-            if "predictions" not in self._earlier:  # an earlier picture may show another pair
+            if "predictions" not in self._earlier:  # an older picture may show another pair
                 text = pictures.CAPTION.format(*(group.norm for group in self._pair))
                 yield form.paragraph(text, note=True)
         if any(run.status in (DIVERGED, CRASHED) for run in self._runs):
@@ -408,7 +408,7 @@ def _interval(contrast: Contrast) -> str:
 
 
 def _ends(picked: Iterable[float], factors: Sequence[float]) -> str:
-    """A sentence if most picks lie at an end of the grid: better rates may lie beyond it."""
+    """A sentence if most picked rates are at an end of the grid, so better ones may lie beyond."""
     picked = list(picked)
     at_end = sum(factor in (factors[0], factors[-1]) for factor in picked)
     if len(factors) < 3 or 2 * at_end <= len(picked):

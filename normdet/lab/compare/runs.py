@@ -1,10 +1,10 @@
-"""The runs of a comparison: one row each, and where each fact about them is kept.
+"""The runs of a comparison, one row each, and the place of each fact about them.
 
-In the folder of a comparison, the truth about
+In the folder of a comparison, these are the sources:
 
-- a run that ended is `cells/NAME/run.json`, written once, as the last thing the run does;
-- a run that has begun is `cells/NAME/cell.json`, so that no other config resumes it;
-- what all runs have in common is `config.yaml` and `plan.json` (:mod:`.folder`).
+- `cells/NAME/run.json` describes a run that ended; the run writes it once, at its end;
+- `cells/NAME/cell.json` describes a run that has begun, so that no other config resumes it;
+- `config.yaml` and `plan.json` describe what all runs share (:mod:`.folder`).
 
 `runs.csv`, the figures and both reports are made from these and never read back by `compare`; the
 tables of the site read a `runs.csv` that was committed without its cells. :class:`Run` is the row
@@ -24,7 +24,7 @@ from normdet.errors import NormdetError
 from normdet.files.atomic import atomic_file
 
 DONE, DIVERGED, CRASHED = "done", "diverged", "crashed"
-# A run with one of these is finished; a crashed one is tried again by the next command.
+# A run with one of these is finished; the next command tries a crashed one again.
 RESULTS = (DONE, DIVERGED)
 TEST, TUNING = "test", "tuning"
 METRICS = ("AP", "AP50", "AP75", "APs", "APm", "APl")
@@ -35,29 +35,29 @@ AP_COLUMNS = tuple(f"{task}_{metric}" for task in TASKS for metric in METRICS)
 
 @dataclass(frozen=True, kw_only=True)
 class Run:
-    """One run: its settings, and what it came to once it has ended.
+    """One run: its settings, and its results once it has ended.
 
     Attributes:
         name: of its folder; the column `run`.
-        dataset: what it was measured on.
-        norm: the name of what is compared.
-        batch_size: images a step.
+        dataset: the one it was measured on.
+        norm: the name of the arm.
+        batch_size: images per step.
         seed: of its start values, batches and augmentations.
         init: the weights it started from, or `random`.
         option: the norm option.
         role: `test` for runs that are reported, `tuning` for those that pick rates.
         status: `done`, `diverged`, `crashed`, or `""` before its end.
-        scores: AP in percent by column of `AP_COLUMNS`; what was not measured is absent.
+        scores: AP in percent by column of `AP_COLUMNS`; one that was not measured is absent.
         lr: the learning rate, and `lr_factor` its multiple of the linear rule's.
         iterations: optimizer steps; `images_seen` is that times the batch size.
-        config_hash: of everything that decides the outcome, the seed apart.
+        config_hash: of everything that decides the outcome but the seed.
         commit: of normdet's checkout.
         step_s: median seconds of a step; `train_s` of all steps, `wall_s` of the whole process.
-        memory_mb: the most that its processes held; `gpu_memory_mb` on the GPU.
-        versions: of what it ran with.
-        machine: that it ran on.
+        memory_mb: the peak of its processes; `gpu_memory_mb` on the GPU.
+        versions: of its packages.
+        machine: the one it ran on.
         date: of its end, UTC.
-        note: why there is no result, in the run's last words.
+        note: why there is no result, from the end of the run's log.
     """
 
     name: str
@@ -101,17 +101,17 @@ class Run:
         return self.scores.get(metric)
 
     def to_row(self) -> dict[str, Any]:
-        """Values by column, in the order of `COLUMNS`; what is not known is left out."""
+        """Values by column, in the order of `COLUMNS`, without unknown ones."""
         row = {column: self.scores.get(column) for column in AP_COLUMNS}
         row |= {column: getattr(self, name) for column, name in _FIELDS.items()}
         return {column: row[column] for column in COLUMNS if row[column] is not None}
 
     @classmethod
     def from_row(cls, row: Mapping[str, Any]) -> "Run":
-        """The run of a row, its values as text (CSV) or as they are (JSON).
+        """The run of a row, whose values are text (CSV) or typed (JSON).
 
         Raises:
-            ValueError: the row names no run, or holds something else than a number for one.
+            ValueError: the row names no run, or a number in it is none.
         """
         known = {column: value for column, value in row.items() if value not in (None, "")}
         if "run" not in known:
@@ -145,7 +145,7 @@ def read_run(file: Path) -> Run | None:
     """The run of a `run.json` or `cell.json`; None if there is no such file.
 
     Raises:
-        NormdetError: the file is no row of a run.
+        NormdetError: the file does not describe a run.
     """
     try:
         row = json.loads(file.read_bytes())
@@ -172,14 +172,14 @@ def write_run(run: Run, file: Path) -> None:
 class Runs:
     """All runs in the folder of a comparison that have ended, by name.
 
-    The files are read once; a run that ends later is added by :meth:`add`. The folder's lock keeps
-    other commands out meanwhile.
+    The files are read once; :meth:`add` adds a run that ends later. The folder's lock keeps other
+    commands out meanwhile.
 
     Args:
         out: the comparison's folder.
 
     Raises:
-        NormdetError: a file is no row of a run.
+        NormdetError: a file does not describe a run.
     """
 
     def __init__(self, out: Path):
@@ -193,11 +193,11 @@ class Runs:
         return iter(self._runs.values())
 
     def get(self, name: str) -> Run | None:
-        """The run of this name, None if it has not ended."""
+        """The run of this name; None if it has not ended."""
         return self._runs.get(name)
 
     def add(self, run: Run) -> None:
-        """Take up a run that has just ended, and write `runs.csv` again from memory."""
+        """Add a run that has just ended, and write `runs.csv` again from memory."""
         self._runs[run.name] = run
         self.write_table()
 
@@ -243,7 +243,7 @@ def read_table(path: Path) -> list[Run]:
 
 
 def primary_metric(runs: Sequence[Run]) -> str:
-    """The metric that is tested: mask AP where there are masks, or else keypoint or box AP."""
+    """The metric that is tested: mask AP if there are masks, or else keypoint or box AP."""
     for metric in ("mask_AP", "keypoint_AP"):
         if any(run.score(metric) is not None for run in runs):
             return metric

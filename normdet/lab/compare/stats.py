@@ -1,11 +1,11 @@
-"""The statistics of a few seeds: intervals, paired differences, and many of them at once.
+"""The statistics of a few seeds: intervals, paired differences, and corrections for many.
 
-Three to five seeds are what a comparison can afford, and they decide the method. A sign-flip
+A comparison can afford three to five seeds, and their small number decides the method. A sign-flip
 permutation test of `n` pairs cannot give a p-value below `2 / 2^n`: 0.25 for three seeds, 0.0625
-for five, so it could never find anything; a bootstrap of three values covers far less than it
-claims. Student's t is exact for normal values at any `n` from two on, at the price of that
-assumption, which a few seeds cannot check. Its width is the price of few seeds: at `n` = 2 the
-interval reaches 12.7 standard errors, at 3 it is 4.3, at 5 it is 2.8.
+for five. So it could never find a difference. A bootstrap of three values covers far less than it
+claims. Student's t is exact for normal values at any `n` from two on, but a few seeds cannot check
+that values are normal. Few seeds make wide intervals: 12.7 standard errors to each side at `n` = 2,
+4.3 at 3, 2.8 at 5.
 """
 
 import statistics
@@ -20,7 +20,7 @@ LEVEL = 0.95
 
 @dataclass(frozen=True)
 class Estimate:
-    """A mean over `n` seeds with its 95% interval; without one where there is a single seed."""
+    """A mean over `n` seeds with its 95% interval, which a single seed does not have."""
 
     mean: float
     n: int
@@ -39,14 +39,14 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Difference:
-    """Mean paired difference, with the p-value of no difference; None where it cannot be had."""
+    """Mean paired difference, with the p-value of no difference, or None if there is none."""
 
     estimate: Estimate
     p: float | None
 
 
 def signed(value: float) -> str:
-    """A difference in AP: `+1.2`; what rounds to nothing has no minus."""
+    """A difference in AP such as `+1.2`; one that rounds to 0 has no minus."""
     return f"{round(value, 1) + 0.0:+.1f}"
 
 
@@ -54,7 +54,7 @@ def scipy_stats() -> ModuleType:
     """`scipy.stats`, which the extra `lab` installs.
 
     Raises:
-        NormdetError: where scipy is not installed.
+        NormdetError: scipy is not installed.
     """
     try:
         import scipy.stats
@@ -66,10 +66,10 @@ def scipy_stats() -> ModuleType:
 
 
 def estimate(values: Sequence[float]) -> Estimate:
-    """Mean and t interval of independent values, one a seed.
+    """Mean and t interval of independent values, one per seed.
 
     Raises:
-        ValueError: for no values.
+        ValueError: there are no values.
     """
     if len(values) == 0:
         raise ValueError("no values")
@@ -79,8 +79,8 @@ def estimate(values: Sequence[float]) -> Estimate:
 def paired(a: Sequence[float], b: Sequence[float]) -> Difference:
     """`a` less `b`, seed by seed: the mean, its t interval and the paired t-test's p-value.
 
-    There is no p-value for a single seed, nor for differences without any spread, of which a t-test
-    would claim certainty (unless all are 0: then p is 1).
+    There is no p-value for a single seed, nor for equal differences, for which a t-test would claim
+    certainty (unless all are 0: then p is 1).
     """
     differences = [x - y for x, y in zip(a, b, strict=True)]
     n, mean = len(differences), statistics.fmean(differences)
@@ -101,14 +101,14 @@ def least_errors(n: int, family: int) -> float:
 
 
 def holm(p_values: Sequence[float], family: int | None = None) -> list[float]:
-    """Holm's step-down adjustment: below 0.05 the family errs once in twenty at most.
+    """Holm's step-down adjustment. Below 0.05, the family errs at most once in twenty.
 
     The smallest of `m` is multiplied by `m`, the next by `m - 1` and so on, none below the one
     before it nor above 1; returned in the order given.
 
     Args:
         p_values: of the comparisons that could be tested.
-        family: `m`, where more were planned than could be tested.
+        family: `m`, if more were planned than could be tested.
     """
     family = len(p_values) if family is None else family
     adjusted = [0.0] * len(p_values)

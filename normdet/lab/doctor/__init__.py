@@ -1,6 +1,6 @@
-"""`normdet doctor`: whether stored batch statistics fit one's images, and how a run's norms go.
+"""`normdet doctor`: whether stored batch statistics fit the user's images; norms during a run.
 
-`main` writes a verdict with its evidence; :func:`examine` is the measurement alone.
+`main` writes a verdict with its evidence; :func:`examine` only measures.
 """
 
 from .command import main

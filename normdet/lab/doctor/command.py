@@ -1,4 +1,4 @@
-"""The command: arguments, the model, the images, and what is printed and written."""
+"""The command: read the arguments, the model and the images; print and write the results."""
 
 import argparse
 import dataclasses
@@ -30,7 +30,7 @@ from .report import HEAD, cells, write_report
 from .rows import BATCHES
 from .verdict import Invocation, next_commands, reading, verdict
 
-# Up to this many image paths are repeated in the next commands; more become their folders.
+# The next commands repeat up to this many image paths; of more, their folders.
 NAMED = 8
 _KEY = re.compile(r"[A-Z][A-Z0-9_]*(\.[A-Z0-9_]+)+|SEED|OUTPUT_DIR|VERSION")
 
@@ -39,7 +39,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Examine a model on images, or draw the norms of a training run.
 
     Raises:
-        NormdetError: files that cannot be read or written, no images, a model that was never
+        NormdetError: a file cannot be read or written, there are no images, or the model was never
             trained or has no stored statistics.
     """
     args = parse_arguments(argv)
@@ -63,11 +63,11 @@ def _examine(args: argparse.Namespace, numbers: Numbers | None) -> int:
         raise NormdetError("no images: name files or folders, or --dataset NAME")
     folder = _folder(args.out)
     model = build_model(cfg)
-    layers_to_watch(model)  # raises before any weights are downloaded
+    layers_to_watch(model)  # raises before weights are downloaded
     checkpointer = Checkpointer(model, cfg=cfg, allow_unsafe=args.allow_unsafe_weights)
     checkpointer.load(args.weights, checkpointables=[])
     trained_with = read_record(cfg, Path(args.weights).parent).window
-    # Files of a dataset are windowed already; other files may need the model's window.
+    # A dataset's files are windowed already; other files may need the model's window.
     window = "none" if args.dataset else trained_with
     images = _reader(files, args.max_images, cfg, model, window)
     reference = None
@@ -114,7 +114,7 @@ def _examine(args: argparse.Namespace, numbers: Numbers | None) -> int:
 
 
 def body(model: nn.Module) -> Callable[[Any], Any]:
-    """What runs a detector as far as its norms with statistics are: the backbone, or all of it."""
+    """A function that runs a detector up to its last norm with statistics: the backbone, or all."""
     names = list(layers_to_watch(model))
     for part in ("backbone.bottom_up", "backbone"):
         if all(name.startswith(f"{part}.") for name in names):
@@ -130,12 +130,12 @@ def _reader(
 
 
 def _shown(images: Images, what: str):
-    """The images, with a bar where there is a terminal."""
+    """The images, with a progress bar on a terminal."""
     return track(images, what, total=len(images.files), disable=not os.isatty(1), transient=True)
 
 
 def _to_name(paths: Sequence[str]) -> list[str]:
-    """The paths, or the folders they are in if they are too many for a command line."""
+    """The paths, or their folders if they are too many for a command line."""
     if len(paths) <= NAMED:
         return list(paths)
     return sorted({path if os.path.isdir(path) else os.path.dirname(path) or "." for path in paths})

@@ -1,4 +1,4 @@
-"""Run images through a model and compare what its norms see with what they have stored."""
+"""Run images through a model and compare its norms' inputs with their stored statistics."""
 
 import math
 from collections.abc import Callable, Iterable, Mapping
@@ -18,14 +18,14 @@ from .traces import Moments, has_stored_statistics, trace
 
 @dataclass(frozen=True)
 class Examination:
-    """What was found.
+    """The result of an examination.
 
     Attributes:
-        images: how many were read.
-        compared_with: what the distances are taken from, in words; `""` where there is nothing.
+        images: the number read.
+        compared_with: what the images are compared with, in words; `""` for nothing.
         layers: a row for each, in the model's order.
         stages: a row for each part of the detector, in the order data flows.
-        notes: what else must be known, a sentence each.
+        notes: further remarks, a sentence each.
     """
 
     images: int
@@ -43,7 +43,7 @@ class Examination:
 
 
 def layers_to_watch(model: nn.Module) -> dict[str, NormLayer]:
-    """Norms with stored statistics and activations that end residual blocks, as data flows.
+    """Norms with stored statistics and the last activations of residual blocks, as data flows.
 
     Raises:
         NormdetError: there is no such norm.
@@ -82,16 +82,16 @@ def examine(
     forward: Callable[[Any], Any] | None = None,
     batches: Iterable[int] = BATCHES,
 ) -> Examination:
-    """Measure what the norms of a model see of images against what they have stored.
+    """Compare the inputs of a model's norms on images with the norms' stored statistics.
 
-    The model runs in test mode, and is left so; nothing else of it changes. A layer behind one that
-    is off sees what that one made of the images: shifts are reported as they arrive, not undone.
+    The model is put in test mode; nothing else of it changes. A layer behind one that is off sees
+    that layer's outputs, so a shift is reported as it arrives and not undone.
 
     Args:
         images: inputs of `forward`, of one image each, unpadded.
-        reference: images whose statistics stand in for the stored ones.
-        forward: what runs one image; the model itself by default.
-        batches: the sizes whose noise is measured, where there are images for four of them.
+        reference: images whose statistics replace the stored ones.
+        forward: runs one image; the model itself by default.
+        batches: the batch sizes whose noise is measured, if there are images for four batches.
 
     Raises:
         NormdetError: no norm has statistics, none of them was trained, or there is no image.
@@ -130,11 +130,11 @@ _STATE = ("running_mean", "running_var", "weight", "bias")
 def _stored(
     layers: Mapping[str, NormLayer],
 ) -> tuple[dict[str, tuple[Tensor, Tensor]], list[str]]:
-    """The stored mean and variance of the layers that have learned them, and what to say of others.
+    """The stored mean and variance of layers that have learned them, and notes on the others.
 
     Folding turns `gamma, beta, mean, var` into a scale `gamma / sigma` and a shift
-    `beta - gamma * mean / sigma`. Neither the input a layer was made for nor the output that it
-    gave, `beta` and `|gamma|`, follows from these two.
+    `beta - gamma * mean / sigma`. From these two follow neither the moments of a layer's inputs in
+    training nor those of its outputs, `beta` and `|gamma|`.
     """
     normal = [name for name, layer in layers.items() if has_stored_statistics(layer)]
     unknown = untrained_layers(layers)
@@ -179,7 +179,7 @@ def _saturated(layers: list[Row]) -> list[str]:
 
 
 def _few_images(count: int, stages: list[Row]) -> list[str]:
-    """A note if the distances are known too roughly."""
+    """A note if the images are too few for reliable distances."""
     noise = max((row.noise[1] for row in stages if 1 in row.noise), default=math.inf)
     if noise / math.sqrt(count) <= FITS / 2:
         return []

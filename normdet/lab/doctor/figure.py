@@ -1,4 +1,4 @@
-"""One model's layers on some images, drawn in the order data flows."""
+"""Draw a model's layers on some images, in the order data flows."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -75,7 +75,7 @@ def _draw_dead(axes: Axes, layers, fits, off, noisy) -> None:
 
 
 def _name_stages(grid: Sequence[Axes], stages: Sequence[str]) -> None:
-    """A line between stages in every panel, their names below the last."""
+    """Draw lines between stages in every panel, and their names below the last."""
     starts = [i for i, name in enumerate(stages) if i == 0 or name != stages[i - 1]]
     ends = [*starts[1:], len(stages)]
     for axes in grid:

@@ -1,4 +1,4 @@
-"""The numbers of a layer or a stage, and what they are called.
+"""The numbers of a layer or a stage, with their names.
 
 The divergence is the Wasserstein-2 distance between two Gaussians per channel, in units of the
 standard deviation that the layer divides by: `sqrt(shift^2 + (spread - 1)^2)`, with `shift` the
@@ -21,13 +21,13 @@ from .traces import Moments, Trace
 # ResNet-50 the stages read 0.06 to 0.16 on COCO's photographs, 0.33 to 0.88 on stained blood cells
 # and 0.41 to 0.97 on fluorescent nuclei, at 224 and 480 pixels (results/doctor.csv).
 FITS, OFF = 0.25, 0.5
-# What batches may differ from the dataset, in its sigmas and the noisiest stage, for BN to train as
-# it should. The same photographs read 0.10 to 0.12 in batches of 16, 0.15 to 0.16 in batches of 8
-# and 0.21 to 0.22 in batches of 4. BN's error on ImageNet is its usual one at 16 images, has begun
-# to rise at 8 and risen clearly at 4 (1803.08494).
+# BN trains as it should if batches differ less than this from the dataset, in its sigmas, in the
+# noisiest stage. The same photographs read 0.10 to 0.12 in batches of 16, 0.15 to 0.16 in batches
+# of 8 and 0.21 to 0.22 in batches of 4. On ImageNet BN's error is normal at 16 images, slightly
+# higher at 8 and clearly higher at 4 (1803.08494).
 NOISY = 0.15
 BATCHES = (1, 2, 4, 8, 16)
-# A layer saturates where this share of its channels is dead, or of its values clamped.
+# A layer saturates if this share of its channels is dead, or this share of its values clamped.
 DEAD, CLAMPED = 0.05, 0.95
 
 
@@ -37,8 +37,8 @@ class Row:
 
     Attributes:
         name: of the layer in the model, or of the stage.
-        stage: that it belongs to.
-        channels: how many were measured.
+        stage: the stage it belongs to.
+        channels: the number measured.
         distance: median over channels of the Wasserstein-2 distance, in stored sigmas.
         low: its first quartile.
         high: its third quartile.
@@ -47,8 +47,8 @@ class Row:
         variance_ratio: median of the images' variance over the stored one.
         noise: by images in a batch, the median distance of a batch from all images, in their
             sigmas.
-        clamped: share of values the activation holds at its threshold.
-        dead: share of channels of which it holds every value on every image.
+        clamped: share of values at the activation's threshold.
+        dead: share of channels with every value of every image at the threshold.
         saturated: whether `dead` or `clamped` are `DEAD` or `CLAMPED` or more.
     """
 
@@ -76,9 +76,9 @@ class Row:
 
 @dataclass(frozen=True)
 class Channels:
-    """One layer's measurements, a number per channel each; absent ones are None or not there.
+    """One layer's measurements, each with a number per channel; absent ones are None.
 
-    As in :class:`Row`, of which it is the raw material.
+    A :class:`Row` is made from it and has the same names.
     """
 
     distance: Tensor | None = None
@@ -89,7 +89,7 @@ class Channels:
 
 
 def wasserstein(found: Moments, mean: Tensor, var: Tensor, eps: float) -> Tensor:
-    """The distance of this module's docstring, for each channel, from `mean` and `var` `(C,)`."""
+    """The distance defined above of each channel from `mean` and `var` `(C,)`."""
     sigma = (var + eps).sqrt()
     return torch.hypot((found.mean - mean) / sigma, (found.var + eps).sqrt() / sigma - 1)
 
@@ -101,7 +101,7 @@ def measure(
 
     Args:
         stored: mean and variance `(C,)` to compare with, if there are any.
-        sizes: of the batches whose noise is measured, where there are images for four of them.
+        sizes: the batch sizes whose noise is measured, if there are images for four batches.
     """
     clamped = None if seen.clamped is None else seen.clamped.double() / seen.outputs
     if not seen.images:

@@ -1,4 +1,4 @@
-"""What the norms of a model see of images, one image at a time: moments, and what is clamped."""
+"""Record a model's norms on images, one by one: moments of inputs, and clamped outputs."""
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,7 +27,7 @@ class Moments:
 
     @classmethod
     def of(cls, x: Tensor) -> "Moments":
-        """The moments of all values of `x` `(N, C, *S)`, at least one a channel."""
+        """The moments of all values of `x` `(N, C, *S)`, which has at least one per channel."""
         count = x[0, 0].numel()
         parts = zip(*(moment.double().cpu() for moment in instance_moments(x)), strict=True)
         return cls.pool([cls(count, mean, var) for mean, var in parts])
@@ -43,12 +43,12 @@ class Moments:
 
 @dataclass
 class Trace:
-    """What one layer saw.
+    """The record of one layer.
 
     Attributes:
         images: the moments of its input on each image it had values of.
-        outputs: how many values a channel its activation gave out.
-        clamped: how many of these the activation held at its threshold, `(C,)`.
+        outputs: the number of values that its activation returned per channel.
+        clamped: how many of these are at the activation's threshold, `(C,)`.
     """
 
     images: list[Moments] = field(default_factory=list)
@@ -62,7 +62,7 @@ class Trace:
 
 
 def has_stored_statistics(module: nn.Module) -> bool:
-    """Whether a module normalizes, at test time, by means and variances it keeps."""
+    """Whether a module normalizes at test time by stored means and variances."""
     return isinstance(module, BatchStatistics | FrozenBatchNorm2d) and not (
         getattr(module, "running_mean", None) is None
         or getattr(module, "running_var", None) is None
@@ -73,8 +73,8 @@ class Watch:
     """Hooks on some layers of a model, filling a :class:`Trace` each.
 
     Args:
-        layers: by name; those with stored statistics have their input measured, those with an
-            activation their output.
+        layers: by name. The inputs of those with stored statistics are measured, and the outputs of
+            those with an activation.
     """
 
     def __init__(self, layers: Mapping[str, NormLayer]):
@@ -84,7 +84,7 @@ class Watch:
 
     @contextmanager
     def image(self) -> Iterator[None]:
-        """Around the forward pass of one image."""
+        """The context of the forward pass of one image."""
         self._seen = {name: [] for name in self._layers}
         hooks = [
             hook
@@ -100,7 +100,7 @@ class Watch:
             for hook in hooks:
                 hook.remove()
         for name, seen in self._seen.items():
-            if seen:  # a head that is shared over levels sees several maps of an image
+            if seen:  # a head that levels share sees several maps of an image
                 self.traces[name].images.append(Moments.pool(seen))
 
     def _before(self, name: str):
@@ -130,7 +130,7 @@ def trace(model: nn.Module, layers: Mapping[str, NormLayer], images, forward=Non
     Args:
         layers: those to watch, by name.
         images: inputs of `forward`, of one image each.
-        forward: what runs one; the model itself by default.
+        forward: runs one image; the model itself by default.
 
     Returns:
         A :class:`Trace` for every layer, by name.

@@ -10,7 +10,7 @@ from normdet.option_text import FROZEN
 from .examination import Examination
 from .rows import FITS, NOISY, OFF, Row
 
-# Norms without a batch, in the order in which they are offered.
+# Norms that need no batch, in the order of the advice.
 BATCHLESS = ("GN", "FRN+TLU")
 # The share of the old normalization that a conversion keeps at first (results/conversion.csv).
 KEEP = 0.9
@@ -18,16 +18,16 @@ KEEP = 0.9
 
 @dataclass(frozen=True)
 class Invocation:
-    """What the user has: the files and settings that the next commands repeat.
+    """The user's files and settings, which the next commands repeat.
 
     Attributes:
         config_file: as given.
         weights: as given.
-        norm: the norm of the model, as its config says.
-        images: files and folders of the images, where `dataset` does not name them.
+        norm: the norm of the model by its config.
+        images: files and folders of the images, if `dataset` does not name them.
         dataset: its name, or None.
-        norm_flag: what `--norm` said, or None.
-        norm_parts: what `--norm-parts` said.
+        norm_flag: the value of `--norm`, or None.
+        norm_parts: the value of `--norm-parts`.
         images_per_gpu: in training.
         freeze_at: `MODEL.BACKBONE.FREEZE_AT`.
         opts: further `KEY VALUE` pairs.
@@ -102,8 +102,8 @@ def _advice(found: Examination, call: Invocation) -> str:
 
 
 def _unsteady(found: Examination, call: Invocation) -> bool:
-    """Whether the model's norm would train on batches that differ too much from each other."""
-    # SyncBN's batches are those of all GPUs, however many.
+    """Whether the model's norm would train on batches that are too noisy for it."""
+    # SyncBN's batches come from all GPUs, whose number is not known.
     if call.norm in (FROZEN, "EvalNorm", "SyncBN"):
         return False
     noise = _noise(found, call)
@@ -111,7 +111,7 @@ def _unsteady(found: Examination, call: Invocation) -> bool:
 
 
 def _noise(found: Examination, call: Invocation) -> float | None:
-    """That of the noisiest stage at the batch size of training; None if it was not measured."""
+    """The noisiest stage's noise at the batch size of training; None if it was not measured."""
     row = noisiest(found, call.images_per_gpu)
     return None if row is None else row.noise[call.images_per_gpu]
 
@@ -121,7 +121,7 @@ def _images(count: int) -> str:
 
 
 def span(chosen: Collection[str], names: Sequence[str]) -> str:
-    """Names out of an order, neighbours joined: `res2, res4-res5`."""
+    """Some of the ordered names as text, with neighbours joined: `res2, res4-res5`."""
     runs: list[list[str]] = []
     for before, name in zip([None, *names], names, strict=False):
         if name in chosen:
@@ -133,11 +133,11 @@ def span(chosen: Collection[str], names: Sequence[str]) -> str:
 
 
 def next_commands(found: Examination, call: Invocation) -> list[str]:
-    """What to type next; a `normdet convert` and a `normdet train` for each norm to try.
+    """The next commands: a `normdet convert` and a `normdet train` for each norm to try.
 
-    The new norm takes the place of the old one, and no other: where a model had none, as in the
-    FPN and the heads beside a frozen backbone, one that starts untrained costs a fine-tuning more
-    than it gives (results/medical.csv).
+    The new norm replaces old norms only. A part without a norm, such as the FPN and the heads
+    beside a frozen backbone, stays without: there an untrained norm costs a fine-tuning more than
+    it gives (results/medical.csv).
     """
     config = ["--config-file", call.config_file]
     given = ["--norm", call.norm_flag] if call.norm_flag else []

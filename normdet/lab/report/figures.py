@@ -1,7 +1,7 @@
 """Figures of runs: curves over iterations, and predictions beside the truth.
 
-Colours are those of Okabe and Ito, which people tell apart whatever colours they see; lines differ
-in dash or marker as well.
+Colours are those of Okabe and Ito, which colour-blind people can distinguish; lines also differ in
+dash or marker.
 """
 
 from collections.abc import Mapping, Sequence
@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from normdet.files.style import RUN_COLOURS, brightened, run_style, save
 
 FOUND, FALSE, MISSED, TRUTH = "#56B4E9", "#D55E00", "#F0E442", "#FFFFFF"
-# Overlap from which a prediction counts as the nucleus it covers: that of AP50.
+# The IoU from which a prediction matches a nucleus, as in AP50.
 MATCH_IOU = 0.5
 
 
@@ -66,11 +66,11 @@ def _plot(axes: Axes, history: Sequence[Mapping[str, float]], key: str, **style)
 
 
 def draw_scenes(scenes: Sequence[Scene], titles: Mapping[str, str], path: Path) -> None:
-    """A row per scene: the image, the truth, and each run's predictions, into the PNG `path`.
+    """Draw a row per scene, the image, the truth and each run's predictions, into the PNG `path`.
 
     Args:
         scenes: of equal size, with the same runs.
-        titles: what stands above each run's column, by run.
+        titles: the title of each run's column, by run.
         path: the file to write.
     """
     columns = 2 + len(titles)
@@ -112,17 +112,17 @@ def draw_scenes(scenes: Sequence[Scene], titles: Mapping[str, str], path: Path) 
 
 
 def match(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """Which predictions find a nucleus, and which nuclei are found.
+    """Match predictions with nuclei.
 
-    As in COCO's matching, each prediction in turn takes the nucleus it covers best among those
-    not taken yet, if their IoU is `MATCH_IOU` or more.
+    As in COCO's matching, each prediction in turn takes the free nucleus with which its IoU is
+    highest, if that is `MATCH_IOU` or more.
 
     Args:
         truth: `(N, H, W)` bool.
         predicted: `(M, H, W)` bool, most certain first.
 
     Returns:
-        `(M,)` and `(N,)` bool.
+        Which predictions have a nucleus, `(M,)` bool, and which nuclei are found, `(N,)` bool.
     """
     found, covered = np.zeros(len(predicted), bool), np.zeros(len(truth), bool)
     for index, mask in enumerate(predicted):
@@ -136,7 +136,7 @@ def match(truth: np.ndarray, predicted: np.ndarray) -> tuple[np.ndarray, np.ndar
 
 def _outline(axes: Axes, masks: np.ndarray, colour: str, **style) -> None:
     for mask in masks:
-        # An empty border closes the outline of a nucleus at the edge.
+        # An empty border closes the outlines of nuclei at the edge.
         height, width = mask.shape
         axes.contour(
             np.arange(-1, width + 1),
@@ -152,14 +152,14 @@ def _outline(axes: Axes, masks: np.ndarray, colour: str, **style) -> None:
 
 @dataclass(frozen=True)
 class Panel:
-    """One plot over batch sizes, or over another number that few values of are measured.
+    """One plot over batch sizes, or over another number with few measured values.
 
     Attributes:
         title: above it.
-        ylabel: what goes up.
+        ylabel: of the vertical axis.
         series: by name, points of (images, mean, low, high); low and high None for no interval.
-        from_zero: whether the axis starts at 0, as befits costs.
-        xlabel: what the series are over.
+        from_zero: whether the axis starts at 0, as it should for costs.
+        xlabel: of the horizontal axis.
     """
 
     title: str
@@ -170,10 +170,10 @@ class Panel:
 
 
 def draw_over_batch(panels: Sequence[Panel], path: Path) -> None:
-    """Means with their intervals over the batch size, a panel beside the other, into a PNG.
+    """Draw means with their intervals over the batch size into a PNG, with panels side by side.
 
-    Points of one batch size stand a little apart, so that intervals do not hide each other. An
-    interval much longer than the spread of the means is cut by the frame.
+    Points of one batch size are a little apart, so that intervals do not hide each other. The
+    frame cuts an interval that is much longer than the spread of the means.
     """
     width = 7.6 if len(panels) == 1 else 5.2 * len(panels)
     figure = Figure(figsize=(width, 4.6), dpi=120, layout="constrained")
@@ -225,7 +225,7 @@ def frame(panel: Panel) -> tuple[float, float]:
 
 @dataclass(frozen=True)
 class Curve:
-    """One run's course: the series it belongs to, and points of (images seen, value)."""
+    """One run over time: the name of its series, and points of (images seen, value)."""
 
     name: str
     loss: Sequence[tuple[float, float]]
@@ -233,9 +233,9 @@ class Curve:
 
 
 def draw_training(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
-    """Loss above, AP below, over the images seen; a column per panel, a line per run, into a PNG.
+    """Draw loss and AP over the images seen into a PNG: a column per panel, a line per run.
 
-    Runs of one name share a colour. AP that was measured at the end alone is no curve.
+    Runs of one name share a colour. An AP that was measured only at the end gives no curve.
     """
     every = [curve for curves in panels.values() for curve in curves]
     rows = 2 if any(len(curve.score) > 1 for curve in every) else 1
@@ -260,7 +260,7 @@ def draw_training(panels: Mapping[str, Sequence[Curve]], path: Path) -> None:
             axes.spines[["top", "right"]].set_visible(False)
     losses = [y for curve in every for _, y in curve.loss]
     if losses:
-        # Losses of the first steps lie outside: from random weights they would flatten the rest.
+        # Leave out the losses of the first steps: from random weights they would flatten the rest.
         grid[0, 0].set_ylim(0, 1.3 * float(np.percentile(losses, 95)))
     grid[0, 0].set_ylabel("training loss")
     grid[0, 0].set_xlim(0, None)

@@ -33,12 +33,12 @@ def table(head: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def commands(lines: Iterable[str]) -> str:
-    """What to type, line by line."""
+    """Commands to type, one per line."""
     return "\n".join(["```bash", *lines, "```"])
 
 
 def picture(png: Path, text: str) -> str:
-    """The PNG `png`, which lies in a folder beside the page; `text` says what it shows."""
+    """The PNG `png`, in a folder beside the page; `text` says what it shows."""
     return f"![{_plain(text)}]({png.parent.name}/{png.name})"
 
 

@@ -1,4 +1,4 @@
-"""What a run predicted, and the images to draw it on."""
+"""A run's predictions, and the images to draw them on."""
 
 import json
 from collections.abc import Iterable, Mapping, Sequence
@@ -11,12 +11,12 @@ from normdet.data.channels import to_format
 from normdet.data.image_file import read_image
 from normdet.lab.report.figures import Scene
 
-# A prediction less certain than this is not drawn.
+# Predictions with a lower score are not drawn.
 DRAWN_SCORE = 0.5
 
 
 def predictions(folder: Path) -> dict[int, list[dict]]:
-    """What a run predicted on its test set, by image id, most certain first."""
+    """A run's predictions on its test set by image id, most certain first."""
     entries = json.loads((folder / "inference" / "coco_instances_results.json").read_text())
     by_image: dict[int, list[dict]] = {}
     for entry in sorted(entries, key=lambda entry: -entry["score"]):
@@ -25,11 +25,11 @@ def predictions(folder: Path) -> dict[int, list[dict]]:
 
 
 def scene(record: Mapping, predicted: Mapping[str, Mapping[int, Sequence[dict]]]) -> Scene:
-    """One image of a test set with its truth and what each run predicts with some certainty.
+    """One image of a test set with its truth and each run's predictions above `DRAWN_SCORE`.
 
     Args:
         record: of the dataset, in detectron2's format.
-        predicted: by run what :func:`predictions` gives.
+        predicted: by run, the result of :func:`predictions`.
     """
     shape = record["height"], record["width"]
     certain = {
@@ -55,7 +55,7 @@ def _corners(record: Mapping) -> bool:
 
 
 def masks(objects: Iterable[Mapping], shape: tuple[int, int], box_form: str) -> np.ndarray:
-    """`(N, H, W)` bool: an object's mask, or its filled box where it has none."""
+    """The objects' masks, or filled boxes if they have none: `(N, H, W)` bool."""
     drawn = [_mask(obj, shape, box_form) for obj in objects]
     return np.stack(drawn) if drawn else np.zeros((0, *shape), bool)
 

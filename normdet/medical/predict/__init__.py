@@ -1,4 +1,4 @@
-"""`normdet predict`: a trained detector on images of any kind, in tiles where they are large."""
+"""`normdet predict`: run a trained detector on images of any kind, large ones in tiles."""
 
 from normdet.medical.predict.command import main
 

@@ -1,4 +1,4 @@
-"""The command: model and settings from the arguments, then image after image."""
+"""The command: read the model and the settings from the arguments, then predict each image."""
 
 import argparse
 import dataclasses
@@ -37,19 +37,19 @@ from normdet.weights.model import load_model
 
 # Flags that change a model's record of its input.
 _OF_INPUT = ("window", "axis", "neighbours", "channels", "planes")
-# Masks of a whole image are pasted at its full size, all at once.
+# All masks of a whole image are in memory at its full size.
 MAX_WHOLE = 4096 * 4096
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Predict what the arguments name, and print what was found.
+    """Predict the images that the arguments name, and print a summary.
 
     Returns:
-        0, or 1 where images were skipped.
+        0, or 1 if images were skipped.
 
     Raises:
-        NormdetError: weights, config or folders that cannot be used; under `--on-error stop` the
-            first image that cannot be read.
+        NormdetError: the weights, the config or a folder cannot be used; under `--on-error stop`
+            also an image that cannot be read.
     """
     args = parse_arguments(argv)
     logging.basicConfig(level=logging.WARNING, format="%(message)s")
@@ -119,7 +119,7 @@ def _run(
 
 
 def _sources(args: argparse.Namespace, faults: Faults) -> list[Source]:
-    """What to predict, without what an earlier run wrote if `--out` lies among the images."""
+    """The sources to predict, without the files of an earlier run if `--out` is among them."""
     out = args.out.resolve()
     own = {out / name for name in FOLDERS}
     found = find_sources(args.images, report=faults)
@@ -130,12 +130,12 @@ def _sources(args: argparse.Namespace, faults: Faults) -> list[Source]:
 
 
 class _Images:
-    """The images to predict, and the account of all.
+    """The images to predict, and the record of those that are done.
 
     Attributes:
         names: of images whose results are in the output folder.
-        sources: where each image of a name comes from, and the stamp of its files.
-        before: how many were there when the run began.
+        sources: by an image's name, its source and the stamp of its files.
+        before: how many were done when the run began.
     """
 
     def __init__(
@@ -153,11 +153,11 @@ class _Images:
         self.before = 0
 
     def read(self, sources: Sequence[Source]) -> Iterator[Windowed]:
-        """The slices that have no results yet, with their limits."""
+        """The slices without results, with their limits."""
         for source in sources:
             try:
                 stamp = stamp_of(source.paths)
-                # A file of one image is not even opened.
+                # A file of one image need not be opened.
                 if source.kind == "image" and self._done(source.name, stamp):
                     self.sources[source.name] = source, stamp
                     continue
@@ -210,7 +210,7 @@ class _Images:
 
 
 def _config(args: argparse.Namespace) -> tuple[CfgNode, InputRecord]:
-    """The config of the model, and the record of its input, with what the flags change."""
+    """The config of the model and the record of its input, as changed by the flags."""
     beside = Path(args.weights).parent / "config.yaml"
     file = args.config_file or beside
     if not args.config_file and not beside.is_file():
@@ -255,7 +255,7 @@ def _load(cfg: CfgNode, allow_unsafe: bool) -> nn.Module:
 
 
 def _settings(args: argparse.Namespace, cfg: CfgNode, record: InputRecord) -> dict:
-    """What predictions depend on, images apart."""
+    """The settings that predictions depend on, without the images."""
     weights = Path(args.weights)
     return {
         "weights": str(weights.absolute()) if weights.exists() else args.weights,
@@ -280,7 +280,7 @@ def _digest(cfg: CfgNode) -> str:
 
 
 def _shown(item: Slice, limits: Limits) -> np.ndarray:
-    """uint8 pixels to draw on; an image far larger than its overlay is thinned out first."""
+    """uint8 pixels to draw on; an image far larger than its overlay is subsampled first."""
     step = max(1, max(item.pixels.shape[:2]) // (2 * LARGEST))
     small = dataclasses.replace(item, pixels=item.pixels[::step, ::step])
     if limits is None and small.pixels.dtype != np.uint8:
@@ -289,7 +289,7 @@ def _shown(item: Slice, limits: Limits) -> np.ndarray:
 
 
 def _file_name(source: Source, anonymous: bool) -> str:
-    """The file, or for DICOM the name made up for it: files are often named after patients."""
+    """The file's name; for DICOM the image's, since files are often named after patients."""
     return source.name if anonymous or source.kind == "dicom" else str(source.paths[0])
 
 

@@ -1,4 +1,4 @@
-"""The files of `normdet predict`: one record per image as it is done, tables at the end."""
+"""The files of `normdet predict`: a record for each image when it is done, tables at the end."""
 
 import csv
 import io
@@ -24,16 +24,16 @@ FOLDERS = RECORDS, OVERLAYS, LABELS = "records", "overlays", "labels"
 
 
 class Output:
-    """An output folder: every file in it is whole, whatever ended the run.
+    """An output folder, in which every file is whole however the run ended.
 
     Args:
-        folder: made where it is missing.
-        settings: what the predictions depend on; a folder made with others is refused.
+        folder: made if missing.
+        settings: those that change predictions; a folder made with other settings is refused.
         record: names of the classes.
         masks: whether the model predicts masks; without them there are no label images.
 
     Raises:
-        NormdetError: the folder cannot be used, or another command is at work in it.
+        NormdetError: the folder cannot be used, or another command is using it.
     """
 
     def __init__(
@@ -74,7 +74,7 @@ class Output:
             )
 
     def done(self, name: str, stamp: str) -> bool:
-        """Whether the image of that name is predicted, and is the same file as then."""
+        """Whether the image of that name is predicted, and its file has not changed since."""
         file = self._record_file(name)
         return file.is_file() and _read_json(file).get("stamp") == stamp
 
@@ -86,7 +86,7 @@ class Output:
         detections: Sequence[Detection],
         overlay: Image.Image,
     ) -> None:
-        """Keep one image's results. Its record is written last and shows that the others are there.
+        """Write one image's results. Its record comes last, as a sign that the other files exist.
 
         Raises:
             NormdetError: the disk refuses.
@@ -111,7 +111,7 @@ class Output:
         self._write(self._record_file(image.name), text)
 
     def gather(self, names: Sequence[str]) -> dict[str, int]:
-        """Write the tables and COCO files of the images named, and count their objects by class.
+        """Write the tables and COCO files of the images in `names`; count their objects by class.
 
         `images.json` is a COCO file without annotations; `predictions.json` is COCO's list of
         results: `COCO("images.json").loadRes("predictions.json")` reads both.
@@ -209,7 +209,7 @@ class Output:
 
 
 def forget(folder: Path) -> None:
-    """Remove what earlier runs wrote into `folder`, and nothing else."""
+    """Remove from `folder` what earlier runs wrote there, and nothing else."""
     if not folder.is_dir():
         return
     for name in FOLDERS:
@@ -240,7 +240,7 @@ class _Table:
 def _label_tiff(
     detections: Sequence[Detection], height: int, width: int, spacing: Sequence[float] | None
 ) -> bytes:
-    """Each object's pixels hold its place in the list, from 1; the better score is on top."""
+    """A label image: pixels hold the object's place in the list, from 1; better scores on top."""
     kind = np.uint16 if len(detections) < 65536 else np.uint32
     labels = np.zeros((height, width), kind)
     for number in range(len(detections), 0, -1):

@@ -1,4 +1,4 @@
-"""A picture of what was found: thin outlines, with class and score where there is room."""
+"""A picture of the objects found: thin outlines, with class and score if there is room."""
 
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,7 +11,7 @@ from PIL import Image, ImageDraw, ImageFont
 from normdet.evaluation.tiles import Detection
 from normdet.files.style import brightened, class_colour
 
-# If there are no more classes than this, the bar names those without objects too.
+# With up to this many classes the bar also names those without objects.
 _ALL_NAMED = 6
 # The longer side of a picture: smaller images are enlarged, larger ones reduced.
 SMALLEST, LARGEST = 1000, 2400
@@ -26,7 +26,7 @@ def draw(
     classes: Sequence[str],
     title: str,
 ) -> Image.Image:
-    """The image with each object's outline, score and class, and how many there are of which.
+    """Draw the image with each object's outline, score and class, and the count of each class.
 
     Args:
         pixels: `(h, w)` or `(h, w, 3)` RGB, uint8; it may be a smaller picture of the image.
@@ -54,7 +54,7 @@ def draw(
 
 
 def _outline(one: Detection) -> list[np.ndarray]:
-    """Lines of points `(x, y)` around the mask, or around the box where there is no mask."""
+    """Lines of points `(x, y)` around the mask, or around the box if there is no mask."""
     if not one.has_mask:
         x0, y0, x1, y1 = (value - 0.5 for value in one.box)
         return [np.array([(x0, y0), (x1, y0), (x1, y1), (x0, y1), (x0, y0)])]
@@ -68,7 +68,7 @@ def _outline(one: Detection) -> list[np.ndarray]:
 def _write_score(
     pen: ImageDraw.ImageDraw, one: Detection, name: str, scale: float, font: ImageFont.FreeTypeFont
 ) -> None:
-    """Write text in the middle of an object that is wide enough; it never covers a neighbour."""
+    """Write text in the middle of an object if it fits, so that it covers no neighbour."""
     score = f"{one.score:.2f}"[1:] if one.score < 0.995 else "1"
     x0, y0, x1, y1 = (value * scale for value in one.piece.box)
     for text in dict.fromkeys((f"{name}\n{score}".strip(), score)):
@@ -85,7 +85,7 @@ def _write_score(
 def _with_bar(
     picture: Image.Image, detections: Sequence[Detection], classes: Sequence[str], title: str
 ) -> Image.Image:
-    """The picture under a bar that tells its title and the count of each class in its colour."""
+    """The picture under a bar with its title and the count of each class in its colour."""
     canvas = Image.new("RGB", (picture.width, picture.height + BAR), "#202020")
     canvas.paste(picture, (0, BAR))
     pen, font = ImageDraw.Draw(canvas), _font(15)

@@ -1,4 +1,4 @@
-"""`normdet prepare`: images of a lab or hospital with their annotations, ready to train on."""
+"""`normdet prepare`: make annotated images of a lab or hospital ready to train on."""
 
 from normdet.medical.prepare.command import main
 

@@ -1,4 +1,4 @@
-"""COCO files and Pascal VOC folders, through the readers that training uses."""
+"""Read COCO files and Pascal VOC folders through the readers that training uses."""
 
 import hashlib
 import os
@@ -32,7 +32,7 @@ def coco_stacks(
     notes: list[str],
     max_box_faults: float = MAX_BOX_FAULTS,
 ) -> Iterator[Stack]:
-    """The images of COCO files; a file or a folder named train, val or test is that split.
+    """The images of COCO files; files or folders named train, val or test are that split.
 
     If an image is named again, in the same file or another, the first entry counts.
     """
@@ -68,7 +68,7 @@ def tool_stacks(
     report: Report,
     notes: list[str],
 ) -> Iterator[Stack]:
-    """The images of a labelling tool's files; the uppermost folder may name their split."""
+    """The images of a labelling tool's files; the top folder may name their split."""
     for file in files:
         try:
             form.read(file, builder)
@@ -87,7 +87,7 @@ def tool_stacks(
 
 
 def _tell(dataset: Dataset, source: Path, report: Report, notes: list[str]) -> None:
-    """Each box that was left out is a fault, what was read otherwise a note."""
+    """Report each omitted box as a fault, and each unusual reading as a note."""
     for phrase in dataset.dropped:
         report(f"{source}: left out {phrase}")
     notes += dataset.notes
@@ -138,7 +138,7 @@ def voc_stacks(
 
 
 def _image_folder(file: Path, root: Path) -> Path:
-    """Where a COCO file's images are likely to be: a folder named after it, or `images`."""
+    """The likely folder of a COCO file's images: one named after it, or `images`."""
     split = file.stem.removeprefix("instances_")
     for place in (file.parent, root):
         for name in (split, f"images/{split}", "images", "data"):

@@ -1,4 +1,4 @@
-"""Make a data set that trains: COCO JSON, images, their statistics, a config and a picture."""
+"""Make a data set to train on: COCO JSON, images, their statistics, a config and a picture."""
 
 import argparse
 import hashlib
@@ -49,15 +49,15 @@ from normdet.version import __version__
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Prepare what the arguments name.
+    """Prepare the source that the arguments name.
 
     Raises:
-        NormdetError: a source that cannot be read, or an output folder that cannot be written.
+        NormdetError: the source cannot be read, or the output folder cannot be written.
     """
     args = parse_arguments(argv)
     if args.anonymize is None:
         args.kind = args.kind or detect(args.source)
-        args.anonymize = args.kind == "dicom"  # named after patients more often than not
+        args.anonymize = args.kind == "dicom"  # its files are usually named after patients
     if not args.anonymize:
         return _main(args, None)
     roots = filter(None, (args.source, args.images, args.labels))
@@ -131,7 +131,7 @@ def _check_free(out: Path, overwrite: bool) -> None:
 
 
 def _digest(args: argparse.Namespace) -> str:
-    """Changes with the arguments and with the files that they name."""
+    """A hash of the arguments and of the files that they name."""
     given = {key: str(value) for key, value in vars(args).items() if key != "overwrite"}
     roots = [path for path in (args.source, args.images, args.labels) if path]
     files = [file for root in roots for file in (root, *root.rglob("*")) if file.exists()]
@@ -144,10 +144,10 @@ def prepare(
 ) -> str:
     """Write a whole data set into the journal's folder.
 
-    With `numbers`, images go by them in place of the names of their files.
+    With `numbers`, images are named by them instead of by their files.
 
     Returns:
-        A few lines on what it holds.
+        A summary of a few lines.
     """
     folder = journal.folder
     console = Console(stderr=True)
@@ -217,7 +217,7 @@ def _collect(
     faults: Faults,
     console: Console,
 ) -> Collected:
-    """The images of all stacks; stacks that a stopped run finished are not read again."""
+    """Collect the images of all stacks; those that a stopped run finished are not read again."""
     settings = _settings(request, args)
     keys = [key_of(stack, settings) for stack in queue]
     if journal:
@@ -231,7 +231,7 @@ def _collect(
         transient=True,
         disable=not console.is_terminal,
     ):
-        # Released when done: a stack may hold its labels.
+        # Release a stack when it is done, since it may hold its labels.
         stack, queue[number] = queue[number], None
         one = journal.get(keys[number], stack)
         if one is None or (one.faults and args.on_error == "stop"):
@@ -245,7 +245,7 @@ def _collect(
 
 
 def _settings(request: Request, args: argparse.Namespace) -> dict[str, Any]:
-    """What the images of a stack depend on, apart from its files."""
+    """The settings that the images of a stack depend on, without its files."""
     return {
         "normdet": __version__,
         "kind": request.kind,
@@ -345,7 +345,7 @@ def _sha256(path: Path) -> bytes:
 
 
 def _clear(folder: Path, written: Sequence[Written]) -> None:
-    """Remove what a stopped run left of sources that have changed, and of its last files."""
+    """Remove a stopped run's images of sources that have changed, and its unfinished files."""
     kept = {item.file_name for item in written}
     for path in (folder / IMAGES).iterdir():
         if path.name not in kept:
@@ -356,7 +356,7 @@ def _clear(folder: Path, written: Sequence[Written]) -> None:
 
 
 def _categories(written: Sequence[Written], declared: Sequence[str]) -> list[str]:
-    """The declared classes in their order, then those met, sorted."""
+    """The declared classes in their order, then the others that occur, sorted."""
     met = {entry["category"] for item in written for entry in item.objects}
     if not met:
         raise NormdetError("no image has a single object: are the labels the right ones?")
@@ -404,7 +404,7 @@ def _summary(
 
 
 def _replace(folder: Path, out: Path, old: Path) -> None:
-    """Move the finished folder to its place, and delete what was there only then."""
+    """Move the finished folder to its place, then delete the old one."""
     if out.exists():
         shutil.rmtree(old, ignore_errors=True)
         os.rename(out, old)

@@ -1,4 +1,4 @@
-"""One picture of a data set with its annotations drawn, to be looked at before training."""
+"""One picture of a data set with its annotations, to look at before training."""
 
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -14,13 +14,13 @@ from normdet.medical.prepare.write import Written
 _CELL, _COLUMNS, _MOST = 330, 5, 20
 _GAP, _CAPTION, _HEAD = 10, 22, 64
 _PAPER, _INK, _FAINT = "#FFFFFF", "#202020", "#707070"
-# Masks of larger images would take seconds each, and show as dots.
+# Masks of images with more pixels would take seconds each, and look like dots.
 _OUTLINED = 20_000_000
-# Pixels along the shorter side that are enough for a cell.
+# This many pixels along the shorter side suffice for a cell.
 _SEEN = 4 * _CELL
 # Images whose grey values stay below this are brightened.
 _DARK = 40
-# Classes that the legend names; of more it gives the number.
+# The legend names up to this many classes, and counts the rest.
 _NAMED = 8
 
 
@@ -32,7 +32,7 @@ def draw(
     Args:
         parts: the images by split.
         folder: where they lie.
-        categories: a colour each.
+        categories: each gets a colour.
         path: the file to write.
     """
     chosen = _choose(parts)
@@ -56,7 +56,7 @@ def draw(
 
 
 def _choose(parts: Mapping[str, Sequence[Written]]) -> list[tuple[str, Written]]:
-    """Up to 20 images, of each split about its share, at least some."""
+    """Choose up to 20 images, about the share of each split, but at least some of each."""
     total = sum(map(len, parts.values()))
     chosen = []
     for split, members in parts.items():
@@ -99,7 +99,7 @@ def _cell(folder: Path, split: str, item: Written, colours: Mapping[str, str]) -
 
 
 def picture_of(path: Path) -> Image.Image:
-    """An image of any depth, in 8 bits for the eye: dark ones are brightened."""
+    """An image of any depth as 8 bits for display; dark images are brightened."""
     pixels = read_pages(path, max_pixels=1 << 40)[0]
     # The steps below need many times the image's memory: sample a large image.
     step = max(1, min(pixels.shape[:2]) // _SEEN)
@@ -116,12 +116,12 @@ def picture_of(path: Path) -> Image.Image:
 
 
 def _is_outlined(entry: dict, item: Written) -> bool:
-    """Whether a mask is drawn: on very large images its box stands for it."""
+    """Whether a mask is drawn; on very large images its box is drawn instead."""
     return "segmentation" in entry and item.height * item.width <= _OUTLINED
 
 
 def _outline(entry: dict, item: Written, size: tuple[int, int]) -> np.ndarray:
-    """The inner edge of a mask, at the size it is drawn: `(H, W)` bool."""
+    """The inner edge of a mask at the size of the drawing: `(H, W)` bool."""
     mask = entry["segmentation"]
     if not isinstance(mask, dict):
         mask = mask_util.merge(mask_util.frPyObjects(mask, item.height, item.width))
@@ -157,7 +157,7 @@ def _head(
 
 
 def _shortened(name: str, text: ImageDraw.ImageDraw, font, room: float) -> str:
-    """The end of a name, as much as fits: the beginning is that of the folder."""
+    """As much of a name's end as fits; the beginning is only the folder's."""
     if text.textlength(name, font=font) <= room:
         return name
     while name and text.textlength("…" + name, font=font) > room:

@@ -30,7 +30,7 @@ from normdet.medical.prepare.stack import Stack
 from normdet.medical.readers import dicom
 from normdet.medical.readers.find import each_file
 
-# Mask pixels held at a time: a slice of cells may have thousands of segments.
+# The most mask pixels in memory; a slice of cells may have thousands of segments.
 BLOCK = 1 << 26
 
 
@@ -44,8 +44,8 @@ def dicom_stacks(
 ) -> Iterator[Stack]:
     """Every series that a segmentation refers to, or whose files have label images.
 
-    Images are grouped by the patient whom their files name, or by what the pattern `patient` finds
-    in their paths where it finds something.
+    Images are grouped by what the pattern `patient` finds in their paths or, if it finds nothing,
+    by the patient whom their files name.
     """
     segmentations = find_segmentations([root, labels] if labels else [root], report)
     files = label_files(root, labels, report)
@@ -76,7 +76,7 @@ def dicom_stacks(
 
 
 def _patient_of_all(paths: Sequence[Path], root: Path, pattern: str) -> str | None:
-    """What the pattern finds in the paths of a series.
+    """The text that the pattern finds in the paths of a series.
 
     Raises:
         NormdetError: it finds several patients.
@@ -90,13 +90,13 @@ def _patient_of_all(paths: Sequence[Path], root: Path, pattern: str) -> str | No
 
 
 class Segmentation:
-    """A DICOM-SEG file in memory, its masks made slice by slice.
+    """A DICOM-SEG file in memory; its masks are made slice by slice.
 
     Args:
         path: the file.
 
     Raises:
-        NormdetError: a file that highdicom does not read.
+        NormdetError: highdicom does not read the file.
     """
 
     def __init__(self, path: Path):
@@ -113,22 +113,22 @@ class Segmentation:
                 self.numbers = [int(number) for number in self._seg.segment_numbers]
                 self._categories = {number: self._category(number) for number in self.numbers}
                 self._shape = int(self._seg.Rows), int(self._seg.Columns)
-                # A binary segmentation has none: its values are 0 and 1.
+                # A binary segmentation lacks this tag; its values are 0 and 1.
                 self._most = int(self._seg.get("MaximumFractionalValue") or 1)
             except Exception:
-                # Not chained: the message of the cause may quote a tag.
+                # Do not chain: the message of the cause may quote a tag.
                 raise NormdetError(f"{path} is not a segmentation that can be read") from None
 
     def _category(self, number: int) -> str:
-        """The coded property type, such as "Nucleus"; a label in free text may name a patient."""
+        """The coded property type, such as "Nucleus". Free-text labels may name a patient."""
         description = self._seg.get_segment_description(number)
         return str(description.segmented_property_type.meaning)
 
     def masks(self, item: Slice, header: dicom.Header) -> Iterator[tuple[str, np.ndarray]]:
-        """Category and mask `(H, W)`, bool, of every segment that shows in a slice.
+        """Category and mask `(H, W)`, bool, of every segment in a slice.
 
-        In a fractional segmentation a segment is where its value, a probability or a share of the
-        pixel, is at least half of the largest possible.
+        In a fractional segmentation, values are probabilities or shares of the pixel. A pixel
+        belongs to a segment if its value is at least half of the largest possible one.
 
         Raises:
             NormdetError: the segmentation is of another size than the slice, or does not say which
@@ -145,7 +145,7 @@ class Segmentation:
                     yield self._categories[number], mask
 
     def values(self, frame: int, header: dicom.Header, numbers: Sequence[int]) -> np.ndarray:
-        """`(H, W, S)` of S segments in one frame of an image; 0 where it has none."""
+        """Values `(H, W, S)` of S segments in one frame of an image; 0 outside of segments."""
         options: dict[str, Any] = {
             "segment_numbers": numbers,
             "ignore_spatial_locations": True,
@@ -169,9 +169,9 @@ class Segmentation:
 def find_segmentations(
     folders: Sequence[Path], report: Report
 ) -> dict[Path, tuple[set[str], list[int]]]:
-    """Every DICOM-SEG below the folders, with the series it refers to and its segments' numbers.
+    """Every DICOM-SEG below the folders, with the series it refers to and its segment numbers.
 
-    Each is read once to see that it can be, and released: together they may not fit into memory.
+    Each is read once to check that it can be read, and released, since all may not fit into memory.
     """
     found = {}
     for path, _ in each_file(folders, report):
@@ -195,7 +195,7 @@ def _headers(paths: Sequence[Path]) -> dict[Path, dicom.Header]:
 
 
 class _Segmented:
-    """From a slice to the objects of its segmentations, which are read when first asked for."""
+    """Maps a slice to the objects of its segmentations, which are read when first needed."""
 
     def __init__(self, paths: Sequence[Path], headers: dict[Path, dicom.Header], rule: Labels):
         self._paths, self._headers, self._rule = paths, headers, rule
@@ -219,7 +219,7 @@ class _Segmented:
 
 
 class _Labelled:
-    """From a slice to the objects of the label image that shares its file's name."""
+    """Maps a slice to the objects of the label image with its file's name."""
 
     def __init__(
         self,

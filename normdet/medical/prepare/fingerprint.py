@@ -1,4 +1,4 @@
-"""The numbers of a data set, to be kept beside it."""
+"""The numbers that describe a data set, to be saved beside it."""
 
 from collections import Counter
 from collections.abc import Mapping, Sequence
@@ -21,7 +21,7 @@ def fingerprint_of(
     objects = [entry for item in every for entry in item.objects]
     mean, std = mean_and_std(sum(item.sums for item in parts["train"]))
     masks = [entry.get("segmentation") for entry in objects]
-    # Crowds are not trained on.
+    # Training ignores crowds.
     bare = sum(not (entry.get("segmentation") or entry.get("iscrowd")) for entry in objects)
     spacings = Counter(item.spacing for item in every if item.spacing)
     counted = Counter(entry["category"] for entry in objects)

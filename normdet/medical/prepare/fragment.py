@@ -1,4 +1,4 @@
-"""The config that fits the data: what `normdet train` needs to know of it."""
+"""Write the config that fits the data, for `normdet train`."""
 
 import json
 from collections.abc import Mapping
@@ -9,16 +9,17 @@ import numpy as np
 from normdet.config import merged_config
 from normdet.weights.facts import IMAGENET_STD
 
-# A detector of stride 4 wants the median object about this large, and images no longer than this.
+# For a detector of stride 4 the median object should be about this large, and images no longer
+# than this.
 _OBJECT, _LONGEST = 32, 1600
 _LEVELS = 5
 
 
 def write_configs(folder: Path, fingerprint: Mapping) -> None:
-    """Write `dataset.yaml`, to be a base of any config, and `train.yaml`, which has it as one.
+    """Write `dataset.yaml`, a base for any config, and `train.yaml`, which uses it.
 
-    Its other base, `detector.yaml`, is a copy: the folder can be moved to where normdet is
-    installed in another place, or in another version.
+    Its other base, `detector.yaml`, is a copy. So the folder can be moved to a machine where
+    normdet has another path or version.
 
     Args:
         folder: where they are written.
@@ -38,14 +39,14 @@ def write_configs(folder: Path, fingerprint: Mapping) -> None:
 
 
 def anchor_sizes(sizes: Mapping[str, float], scale: float) -> list[int]:
-    """Five sizes, each double the one before: the first near the smallest common object."""
+    """Five sizes, each double the one before; the first is near the smallest common object."""
     smallest = max(sizes.get("5%", 32) * scale, 1)
     first = int(2 ** np.clip(round(np.log2(smallest)), 3, 5))
     return [first * 2**level for level in range(_LEVELS)]
 
 
 def scale_of(fingerprint: Mapping) -> float:
-    """How much larger the detector should see the images: small objects up to four times."""
+    """The factor to enlarge images by, up to four times for small objects."""
     median = fingerprint["object_size"].get("median", _OBJECT)
     sizes = fingerprint["image_size"]
     longest = max(sizes["width"]["median"], sizes["height"]["median"])

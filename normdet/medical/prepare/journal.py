@@ -1,4 +1,4 @@
-"""What a stopped run has done already, so that the same command goes on with the rest."""
+"""The finished work of a stopped run, so that the same command does only the rest."""
 
 import base64
 import contextlib
@@ -21,28 +21,28 @@ from normdet.medical.prepare.statistics import Intensities
 from normdet.medical.prepare.write import IMAGES, Collected, Written
 from normdet.medical.readers import dicom
 
-# In the folder where a data set is made: the data set, and a note that it is whole.
+# Names in the folder where a data set is made: the data set, and a note that it is complete.
 DATA, FINISHED = "data", "finished"
 
 
 class Journal:
-    """One line for each finished stack: a key of all that its images depend on, and what it gave.
+    """One line for each finished stack: a hash of all that its images depend on, and its images.
 
-    No line says who a patient is, in whatever form: that is read from the source's headers again.
+    No line identifies a patient in any form. Patients are read again from the source's headers.
 
     Args:
-        workshop: the folder that a data set is made in.
+        workshop: the folder in which a data set is made.
 
     Attributes:
-        folder: the data set, which has the images that the lines name and others.
+        folder: the data set, with the images that the lines name and others.
 
     Raises:
-        NormdetError: another command is at work there.
+        NormdetError: another command is using the folder.
     """
 
     def __init__(self, workshop: Path):
         self.folder = workshop / DATA
-        # Append mode: lines go to the end, whatever was read before.
+        # In append mode lines go to the end, whatever was read before.
         self._file = open(workshop / "journal", "a+b")
         try:
             self._lock(workshop)
@@ -62,7 +62,7 @@ class Journal:
 
     def _lock(self, workshop: Path) -> None:
         held = hold(self._file)
-        # Another run may just have ended and deleted the folder.
+        # Another run may have ended just now and deleted the folder.
         with contextlib.suppress(FileNotFoundError):
             here = os.stat(self._file.name)
             if held and os.path.samestat(os.fstat(self._file.fileno()), here):
@@ -73,11 +73,11 @@ class Journal:
         return key in self._places
 
     def __bool__(self) -> bool:
-        """Whether anything is done."""
+        """Whether any stack is done."""
         return self._file.seek(0, os.SEEK_END) > 0
 
     def get(self, key: str, stack: Stack) -> Collected | None:
-        """The stack's images; None if it is not done, or if its images have changed."""
+        """The stack's images; None if it is not done or its images have changed."""
         if key not in self._places:
             return None
         self._file.seek(self._places[key])
@@ -87,7 +87,7 @@ class Journal:
         return _unpacked(content, stack)
 
     def add(self, key: str, stack: Stack, one: Collected) -> None:
-        """Note that a stack is done; its images are there."""
+        """Note that a stack is done; its images are written."""
         content = _packed(one, stack)
         for image in content["images"]:
             image["bytes"] = self._size(image["file_name"])
@@ -95,7 +95,7 @@ class Journal:
         self._file.flush()
 
     def finish(self, command: str) -> None:
-        """Note that the data set is whole, before it is moved to its place."""
+        """Note that the data set is complete, before it is moved to its place."""
         (self.folder.parent / FINISHED).write_text(command)
 
     def close(self) -> None:
@@ -109,9 +109,9 @@ class Journal:
 
 @contextlib.contextmanager
 def journal_beside(out: Path) -> Iterator[Journal]:
-    """The journal of the run that makes `out`, in a hidden folder whose name follows from it.
+    """The journal of the run that makes `out`, in a hidden folder named after `out`.
 
-    The folder goes at the end, and stays where the block does not end well but something is done.
+    The folder is removed at the end. It stays if the block fails after finishing some stacks.
 
     Raises:
         NormdetError: another run makes `out`.
@@ -134,11 +134,11 @@ def journal_beside(out: Path) -> Iterator[Journal]:
 
 
 def was_finished(out: Path, command: str) -> bool:
-    """Whether a run of the same command was killed after its result was in place; then clears up.
+    """Whether a run of the same command was killed after its result was in place; if so, clean up.
 
     Args:
-        out: the result's place.
-        command: what :meth:`Journal.finish` was given.
+        out: the path of the result.
+        command: as given to :meth:`Journal.finish`.
     """
     workshop = _workshop(out)
     note = workshop / FINISHED
@@ -154,10 +154,10 @@ def _workshop(out: Path) -> Path:
 
 
 def key_of(stack: Stack, settings: Mapping[str, Any]) -> str:
-    """Changes with the files of a stack, its annotations and the settings; tells nothing of them.
+    """A hash of the files of a stack, its annotations and the settings.
 
     Raises:
-        NormdetError: a file that is gone.
+        NormdetError: a file is gone.
     """
     parts = [json.dumps(settings, sort_keys=True), stack.source.kind, stack.source.name]
     parts += [stamp_of(stack.source.paths), stamp_of(stack.labels), stack.given, stack.reading]
@@ -184,7 +184,7 @@ def _packed_image(item: Written, stack: Stack) -> dict[str, Any]:
         "ignore": item.ignore,
         "spacing": item.spacing,
         "sums": item.sums.tolist(),
-        # Name the file that holds the patient's name, not the patient.
+        # Name the file that names the patient, not the patient.
         "named_by": None if item.named_by is None else stack.source.paths.index(item.named_by),
     }
 

@@ -1,4 +1,4 @@
-"""What kind of source a path holds, and its stacks."""
+"""Recognize the kind of a source, and read its stacks."""
 
 import json
 from collections.abc import Iterator
@@ -35,7 +35,7 @@ _PROBE = 1 << 16
 
 @dataclass(frozen=True)
 class Request:
-    """What the user asked for, as far as reading goes."""
+    """The user's settings for reading."""
 
     root: Path
     kind: str
@@ -50,10 +50,10 @@ class Request:
 
 
 def detect(root: Path) -> str:
-    """The kind of a source.
+    """Recognize the kind of a source.
 
     Raises:
-        NormdetError: where nothing is recognized.
+        NormdetError: nothing is recognized.
     """
     if not root.exists():
         raise NormdetError(f"{root} does not exist")
@@ -93,16 +93,16 @@ def _of_folder(root: Path) -> str | None:
             images.setdefault(path.parent, []).append(path)
     if is_bowl(images):
         kinds.add("masks")
-    # A DICOM source may have image files as labels, a volume image files as previews: the rarer
-    # kind wins.
+    # A DICOM source may have image files as labels, and a volume may have them as previews, so
+    # the rarer kind wins.
     order = ("dicom", "nifti", "masks", "images")
     return next((kind for kind in order if kind in kinds), None)
 
 
 def coco_files(root: Path, files: Files | None = None) -> list[Path]:
-    """The COCO files of a folder: its own and those in `annotations`, or else those below.
+    """The COCO files in a folder and in its `annotations`; without any, those in subfolders.
 
-    A file is what it is, for its reader to say what is wrong with it.
+    A file given as the source is returned unchecked; its reader reports what is wrong with it.
     """
     if root.is_file():
         known = files and any(form.find(files) for form in FORMATS.values())
@@ -111,7 +111,7 @@ def coco_files(root: Path, files: Files | None = None) -> list[Path]:
     found = [path for path in near if path.is_file() and _is_coco(path)]
     if found:
         return found
-    # As Roboflow writes them: one in the folder of each split.
+    # Roboflow writes one into the folder of each split.
     return [path for path in (files or Files(root)).ending(".json") if _is_coco(path)]
 
 
@@ -121,7 +121,7 @@ def _is_coco(path: Path) -> bool:
         with open(path, "rb") as file:
             text = file.read(_PROBE)
             if file.seek(0, 2) > 2 * _PROBE:
-                # Of a large file the beginning and end are read; `images` usually comes first.
+                # Read only the beginning and the end of a large file; `images` usually comes first.
                 return b'"images"' in text or b'"annotations"' in text
             file.seek(0)
             text = file.read()
@@ -140,10 +140,10 @@ def stacks(request: Request, report: Report, notes: list[str]) -> Iterator[Stack
     Args:
         request: what the user asked for.
         report: called with a sentence on each fault.
-        notes: gets sentences on what was read in a way that the user should know of.
+        notes: gets a sentence on each unusual reading that the user should know of.
 
     Raises:
-        NormdetError: for a source that is not of its kind.
+        NormdetError: the source is not of the kind asked for.
     """
     root, patient, limit = request.root, request.patient, request.max_pixels
     if request.kind == "coco":

@@ -60,12 +60,12 @@ def _is_label(path: Path, root: Path) -> bool:
 
 
 def label_files(root: Path, labels: Path | None, report: Report) -> dict[tuple[str, ...], Path]:
-    """Every label by the key it shares with its image."""
+    """Every label by the key that it shares with its image."""
     return labels_by_key(*find_labels(root, labels, report), report)
 
 
 def image_sources(root: Path, labels: Path | None, kind: str, report: Report) -> list[Source]:
-    """The sources of a kind that are no labels."""
+    """The sources of a kind that are not labels."""
     inside = labels and os.path.realpath(labels)
     sources = []
     for source in find_sources(root, report=report):
@@ -140,7 +140,7 @@ def settled(
 
 
 def _void(files: Sequence[Path], values: Callable[[], Iterator[np.ndarray]]) -> tuple[int, ...]:
-    """VOC's border, 255 in images with a palette, where other values but 254 are met too."""
+    """VOC's border: 255 in images with a palette, if other values occur and 254 does not."""
     if not files or not all(map(image_reader.has_palette, files)):
         return ()
     met = {int(value) for found in values() for value in found}
@@ -153,7 +153,7 @@ def read_labels(
     """The pages of a label image, or the slices of a volume along an axis: each `(H, W)`.
 
     Raises:
-        NormdetError: a file that is damaged, or whose values are no labels.
+        NormdetError: the file is damaged, or its values are not labels.
     """
     if _is_volume(path):
         volume, _ = nifti.load_volume(path, axis=axis, max_pixels=max_pixels, labels=True)
@@ -167,7 +167,7 @@ def _is_volume(path: Path) -> bool:
 
 
 def top_split(below: Path) -> str | None:
-    """The split that the uppermost folder names; nnU-Net's Tr and Ts count."""
+    """The split that the top folder names; nnU-Net's Tr and Ts count."""
     if len(below.parts) < 2:
         return None
     top = below.parts[0]
@@ -175,12 +175,12 @@ def top_split(below: Path) -> str | None:
 
 
 class label_reader:
-    """From a slice to the objects of its label; a label file is read once, when first asked for.
+    """Maps a slice to the objects of its label. Reads a label file once, when first needed.
 
     Args:
         path: an image, a stack, or a volume.
-        kind: that of the labelled source.
-        rule: how values are read, settled.
+        kind: of the labelled source.
+        rule: the settled rule for reading values.
         axis: of a volume.
         max_pixels: the largest image that is read.
     """
@@ -201,10 +201,10 @@ class label_reader:
         self._pages: Sequence[np.ndarray] | None = None
 
     def __call__(self, item: Slice, page: int | None = None) -> list[dict]:
-        """The objects of `item`, from the page of its own index or the one given.
+        """The objects of `item`, from the page of its own index or from the page given.
 
         Raises:
-            NormdetError: a label that is damaged, or of another size.
+            NormdetError: the label is damaged, or of another size.
         """
         if self._pages is None:
             self._pages = read_labels(self._path, self._axis, self._max, self._choice)
@@ -219,10 +219,10 @@ class label_reader:
 
 
 def check_pages(label: Path, image: Path, count: int, choice: Choice = DEFAULT) -> None:
-    """Refuse a label that has another number of pages than its image.
+    """Refuse a label with another number of pages than its image.
 
     Raises:
-        NormdetError: naming both numbers; or a label that cannot be read.
+        NormdetError: naming both numbers; or the label cannot be read.
     """
     pages = image_reader.read_header(label, labels=True, choice=choice).count
     if pages != count:
@@ -230,7 +230,7 @@ def check_pages(label: Path, image: Path, count: int, choice: Choice = DEFAULT) 
 
 
 def check_fit(shape: tuple[int, ...], item: Slice, label: Path) -> None:
-    """Refuse a mask that is not of its image's size.
+    """Refuse a mask of another size than its image.
 
     Raises:
         NormdetError: naming both sizes.
@@ -246,11 +246,11 @@ def check_fit(shape: tuple[int, ...], item: Slice, label: Path) -> None:
 
 
 def is_bowl(images: Mapping[Path, Sequence[Path]]) -> bool:
-    """Whether folders `images` are those of single images, each with masks of its own.
+    """Whether each folder `images` holds a single image with masks of its own.
 
-    One that has several images, or whose image has a mask of its name, is half of a pair of folders
-    in which names tell what belongs together. A lone image must be named as its folder is: what
-    lies beside it may be the masks of images that are missing.
+    A folder with several images, or whose image has a mask of the same name, is half of a pair of
+    folders that are matched by names. A single image must have the name of its folder; otherwise
+    the masks beside it may be those of missing images.
 
     Args:
         images: by folder, the images in it.
@@ -269,7 +269,7 @@ def is_bowl(images: Mapping[Path, Sequence[Path]]) -> bool:
 def bowl_stacks(
     root: Path, rule: Labels, patient: str | None, max_pixels: int, report: Report
 ) -> Iterator[Stack]:
-    """The images of folders `images`, each with all masks of the folder `masks` beside it."""
+    """The images of the folders `images`, each with all masks in the folder `masks` beside it."""
     if len(rule.classes) > 1:
         raise NormdetError("--classes has several names, but masks do not say which is whose")
     folders: dict[Path, list[Source]] = {}

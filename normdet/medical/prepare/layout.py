@@ -1,4 +1,4 @@
-"""What the names of folders and files tell: which label belongs to an image, patient, split."""
+"""Read from the names of folders and files an image's label, patient and split."""
 
 import re
 import unicodedata
@@ -38,16 +38,16 @@ _SPLITS = {
     "test": "test",
     "testing": "test",
 }
-# As BIDS names the folders and files of a subject.
+# BIDS's names for the folders and files of a subject.
 _SUBJECT = r"(sub-[A-Za-z0-9]+)"
 
 
 def is_label(path: Path) -> bool:
-    """Whether a path below the source names a label: by a folder, or by the name's end or start."""
+    """Whether a path below the source is a label's, by a folder or by the name's start or end."""
     folders, name = path.parts[:-1], _stem(path)
     if any(map(_LABEL_FOLDER.search, folders)) or _LABEL_ENDING.search(name):
         return True
-    # In a folder of images the beginning of a name may say what the picture shows.
+    # In a folder of images the start of a name may say what the picture shows.
     return bool(_LABEL_BEGINNING.search(name)) and not any(map(_IMAGE_FOLDER.search, folders))
 
 
@@ -57,7 +57,7 @@ def is_aside(path: Path) -> bool:
 
 
 def match_key(path: Path) -> tuple[str, ...]:
-    """Equal for an image and its label: the path without what tells the two apart."""
+    """A key that an image and its label share: the path without the marks of images and labels."""
     name = _CHANNEL.sub("", _LABEL_ENDING.sub("", _stem(path)))
     return (*_common_folders(path), _IMAGE_WORDS.sub("", _LABEL_BEGINNING.sub("", name)))
 
@@ -67,7 +67,7 @@ def _exact_key(path: Path) -> tuple[str, ...]:
 
 
 def _stem(path: Path) -> str:
-    """The name without endings, `.ome` among them, in one Unicode form: archives mix two."""
+    """The name without endings, also `.ome`, in one Unicode form, since archives mix two."""
     name = stem(path)
     name = name[: -len(".ome")] if name.lower().endswith(".ome") else name
     return unicodedata.normalize("NFC", name)
@@ -79,7 +79,7 @@ def _common_folders(path: Path) -> list[str]:
 
 
 def labels_by_key(paths: Iterable[Path], root: Path, report: Report) -> dict[tuple[str, ...], Path]:
-    """Label files by their `match_key` below `root`; `report` is told of those that share one."""
+    """Label files by their `match_key` below `root`; several with one key are reported."""
     groups = _grouped(paths, root, match_key)
     for files in groups.values():
         if len(files) > 1:
@@ -100,8 +100,8 @@ def pair(
         root: where the names of images begin.
         labels: below `place`.
         place: where the names of labels begin.
-        report: called with a sentence on each image and each label that is left alone, and on those
-            that do not tell what belongs together.
+        report: called with a sentence on each image and label without a partner, and on those
+            whose names are ambiguous.
     """
     return dict(_pairs(images, root, labels, place, report, match_key))
 
@@ -147,13 +147,13 @@ def _listed(paths: Iterable[Path]) -> str:
 
 
 def split_of(name: str) -> str | None:
-    """`"train"`, `"val"` or `"test"` where a name says so: `instances_val2017` is val."""
+    """The split that a name contains, or None: `instances_val2017` is `"val"`."""
     words = re.findall(r"[a-z]+", name.lower())
     found = {_SPLITS[word] for word in words if word in _SPLITS}
     return found.pop() if len(found) == 1 else None
 
 
 def patient_of(path: Path, pattern: str | None) -> str | None:
-    """What the pattern finds in a path below the source: its first group, or all of the match."""
+    """The pattern's match in a path below the source: its first group, or the whole match."""
     found = re.search(pattern or _SUBJECT, path.as_posix())
     return found and (found[1] if found.re.groups else found[0])

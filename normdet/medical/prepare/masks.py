@@ -1,4 +1,4 @@
-"""From label images and masks to objects of COCO."""
+"""Turn label images and masks into COCO objects."""
 
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
@@ -9,7 +9,7 @@ import pycocotools.mask as mask_util
 from normdet.errors import NormdetError
 from normdet.files.faults import missing_extra
 
-# Category of an object whose source does not name one.
+# The category of an object whose source names none.
 OBJECT = "object"
 
 
@@ -21,12 +21,12 @@ class Labels:
         instances: `"values"` (each value is an instance), `"components"` (each value is a class,
             each connected piece of it an instance) or `"auto"`, which :meth:`settle` decides.
         classes: names; one for all, or in components the name of value 1, of value 2, ...
-        numbered: whether classes without a name are called by their values.
+        numbered: whether classes without a name are named by their values.
         ignore: values of pixels that are neither object nor background; None for VOC's border,
-            if the label images turn out to have one.
+            if the label images have one.
 
     Raises:
-        NormdetError: several classes, where every value is to be an instance.
+        NormdetError: several classes although every value is to be an instance.
     """
 
     instances: str = "auto"
@@ -42,13 +42,13 @@ class Labels:
             )
 
     def settle(self, files: Iterable[np.ndarray]) -> "Labels":
-        """The one rule for a whole source: all files are read the same way.
+        """Decide on one rule for a whole source, so that all files are read the same way.
 
-        Several classes are the names of values. Else values are instances if any file has two, and
-        classes if none has.
+        Several classes are names of values. Otherwise values are instances if any file has two, and
+        classes if no file has.
 
         Args:
-            files: the values other than 0 of each label file, taken only as far as they matter.
+            files: the values other than 0 of each label file; not all need be read.
         """
         if self.instances == "values":
             return self
@@ -97,10 +97,10 @@ def label_values(labels: np.ndarray) -> np.ndarray:
 
 
 def as_labels(pixels: np.ndarray, where: str) -> np.ndarray:
-    """Label values `(H, W)` of an image as read: colours become numbers, whole floats integers.
+    """Label values `(H, W)` of an image: colours become numbers, whole floats integers.
 
     Raises:
-        NormdetError: for values that are not whole, or negative.
+        NormdetError: values are not whole, or negative.
     """
     if pixels.ndim == 3:
         grey = (pixels == pixels[..., :1]).all()
@@ -115,11 +115,11 @@ def as_labels(pixels: np.ndarray, where: str) -> np.ndarray:
 
 
 def objects_of(labels: np.ndarray, rule: Labels) -> list[dict]:
-    """The objects in a label image, and last `{"ignored": RLE}` where it has ignored pixels.
+    """The objects in a label image, and last `{"ignored": RLE}` if it has ignored pixels.
 
     Args:
         labels: `(H, W)`, 0 is background.
-        rule: how to read it, settled.
+        rule: the settled rule for reading it.
     """
     ignored = np.isin(labels, rule.ignore) if rule.ignore else np.zeros(0, bool)
     if ignored.any():
@@ -141,7 +141,7 @@ def _objects_of(labels: np.ndarray, rule: Labels) -> list[dict]:
 
 
 def components(mask: np.ndarray) -> np.ndarray:
-    """Connected pieces of `(H, W)` bool, numbered from 1; corners connect."""
+    """Connected pieces of `(H, W)` bool, numbered from 1; pixels that touch at a corner connect."""
     try:
         from skimage.measure import label
     except ImportError as error:
@@ -150,7 +150,7 @@ def components(mask: np.ndarray) -> np.ndarray:
 
 
 def encode_labels(labels: np.ndarray) -> dict[int, dict]:
-    """The RLE of every value other than 0, in one pass over `(H, W)` whatever their number."""
+    """The RLE of every value other than 0, all in one pass over `(H, W)`."""
     height, width = labels.shape
     flat = labels.ravel(order="F")
     if not flat.size:

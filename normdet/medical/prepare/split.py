@@ -1,4 +1,4 @@
-"""Which images train, validate and test: no patient, volume or series is ever divided."""
+"""Split images into train, val and test without dividing a patient, volume or series."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -17,7 +17,7 @@ def assign(
     seed: int,
     stated: Iterable[str | None] = (),
 ) -> list[str]:
-    """The split of each image.
+    """Assign a split to each image.
 
     Splits of the source are kept if there are several. Images without a split then train, if the
     source has a val or test split. Otherwise groups are drawn at random until their images reach
@@ -62,7 +62,7 @@ def assign(
 
 
 def divided(groups: Sequence[str], splits: Sequence[str]) -> list[str]:
-    """The groups with images in more than one split: only splits stated by the source have such."""
+    """The groups with images in several splits; only the source's own splits can have such."""
     seen: dict[str, set[str]] = {}
     for group, split in zip(groups, splits, strict=True):
         seen.setdefault(group, set()).add(split)

@@ -1,4 +1,4 @@
-"""What every kind of source gives: stacks of slices, and the objects in each slice."""
+"""Stacks of slices with the objects in each slice; every kind of source is read as these."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -13,15 +13,15 @@ class Stack:
 
     Attributes:
         source: its files.
-        objects: from a slice to COCO annotations without ids, `category` a name in place of an id;
-            raises NormdetError where the annotations do not fit.
-        group: what is never divided between splits; see :meth:`group_of`.
+        objects: maps a slice to COCO annotations without ids, with a name as `category`; raises
+            NormdetError if the annotations do not fit.
+        group: images of one group go to one split; see :meth:`group_of`.
         split: the part the source puts it in, or None.
         patient: whether `group` is a patient.
-        classes: those that the source declares, whether or not they occur; empty if it does not.
-        labels: the files that the objects come from, where `source` does not have them.
-        given: changes with objects that were read already, and tells nothing of them.
-        reading: how the values of label images are understood, the same for a whole source.
+        classes: those that the source declares, whether or not they occur; may be empty.
+        labels: the files of the objects, if they are not in `source`.
+        given: a hash of objects that were read already.
+        reading: how the values of label images are read, the same for a whole source.
     """
 
     source: Source
@@ -35,9 +35,9 @@ class Stack:
     reading: str = ""
 
     def group_of(self, patient: str | None) -> tuple[str, bool]:
-        """The group of an image whose file names `patient` or none, and whether that is a patient.
+        """The group of an image whose file names `patient`, and whether that is a patient.
 
-        The patient of the stack wins: the user said how to find it.
+        The patient of the stack wins, because the user said how to find it.
         """
         if self.patient or patient is None:
             return self.group, self.patient

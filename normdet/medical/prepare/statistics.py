@@ -13,13 +13,13 @@ _SAMPLE = 4096
 
 @dataclass
 class Intensities:
-    """Values of the source before the window, sampled evenly: of images, and inside masks."""
+    """Evenly sampled values of the source before the window, of whole images and inside masks."""
 
     whole: list[np.ndarray] = field(default_factory=list)
     inside: list[np.ndarray] = field(default_factory=list)
 
     def add(self, pixels: np.ndarray, objects: list[dict]) -> None:
-        """One image `(H, W)` or `(H, W, 3)` with its annotations."""
+        """Add one image `(H, W)` or `(H, W, 3)` with its annotations."""
         self.whole.append(sample(pixels, _SAMPLE).astype(np.float32))
         masks = [entry["segmentation"] for entry in objects if "segmentation" in entry]
         rles = [mask for mask in masks if isinstance(mask, dict)]
@@ -28,7 +28,7 @@ class Intensities:
             self.inside.append(sample(pixels[merged], _SAMPLE).astype(np.float32))
 
     def summary(self) -> dict:
-        """nnU-Net's numbers: mean, std, extremes and percentiles, of all and of foreground."""
+        """nnU-Net's numbers: mean, std, extremes and percentiles, of images and of foreground."""
         named = {"image": self.whole, "foreground": self.inside}
         return {name: _numbers(np.concatenate(parts)) for name, parts in named.items() if parts}
 
@@ -69,7 +69,7 @@ def _sums(channel: np.ndarray) -> np.ndarray:
 
 
 def mean_and_std(sums: np.ndarray) -> tuple[list[float], list[float]]:
-    """Of the summed :func:`channel_sums`; the std of a constant channel is given as 1."""
+    """Mean and std from summed :func:`channel_sums`; the std of a constant channel becomes 1."""
     count, total, squares = sums
     mean = total / np.maximum(count, 1)
     variance = np.maximum(squares / np.maximum(count, 1) - mean**2, 0)

@@ -1,4 +1,4 @@
-"""The folder that is written: images first, annotation files at the end."""
+"""Write the folder: images first, annotation files at the end."""
 
 import hashlib
 import json
@@ -14,17 +14,17 @@ from PIL import Image
 from normdet.medical.prepare.statistics import Intensities, channel_sums
 
 IMAGES = "images"
-# The longest name in bytes: file systems allow 255, and suffixes are added later.
+# The longest name in bytes. File systems allow 255, and suffixes are added later.
 _LONGEST = 200
 
 
 @dataclass
 class Written:
-    """An image in the folder with its annotations, and what splitting and statistics need.
+    """An image in the folder, with its annotations and its data for splits and statistics.
 
     Attributes:
         ignore: the RLE of pixels that are neither object nor background, or None.
-        named_by: the file, if it names a patient, which :meth:`Stack.group_of` makes `group` of.
+        named_by: the file, if it names a patient, from which :meth:`Stack.group_of` takes `group`.
     """
 
     file_name: str
@@ -42,7 +42,7 @@ class Written:
 
 @dataclass
 class Collected:
-    """What a stack gave, or all of them: images written, and what is told of them."""
+    """The images written for one stack or for all, and notes on them."""
 
     written: list[Written] = field(default_factory=list)
     intensities: Intensities = field(default_factory=Intensities)
@@ -51,7 +51,7 @@ class Collected:
     faults: int = 0
 
     def add(self, other: "Collected") -> None:
-        """The images of another stack after one's own."""
+        """Append the images of another stack."""
         self.written += other.written
         self.intensities.whole += other.intensities.whole
         self.intensities.inside += other.intensities.inside
@@ -61,9 +61,9 @@ class Collected:
 
 
 def file_name_of(name: str, pixels: np.ndarray) -> str:
-    """The file that pixels are written as: PNG for 8 bits and 16 of one channel, TIFF for all else.
+    """The file for pixels: PNG for 8 bits and for one channel of 16 bits, TIFF for others.
 
-    A name that is longer than file systems take keeps its end, and gets a hash of all of it.
+    A name that is too long for file systems keeps its end and gets a hash of the whole name.
     """
     if len(name.encode()) > _LONGEST:
         digest = hashlib.sha256(name.encode()).hexdigest()[:12]
@@ -73,17 +73,17 @@ def file_name_of(name: str, pixels: np.ndarray) -> str:
 
 
 def write_image(path: Path, pixels: np.ndarray) -> np.ndarray:
-    """Write pixels without loss, as :func:`file_name_of` names them.
+    """Write pixels without loss, in the format of :func:`file_name_of`.
 
     Returns:
-        Their channel sums.
+        The pixels' channel sums.
     """
     if path.suffix == ".png":
-        # zlib's run-length strategy: twice as fast here, and smaller files.
+        # zlib's run-length strategy is twice as fast here, and files are smaller.
         Image.fromarray(pixels).save(path, compress_level=1, compress_type=zlib.Z_RLE)
     else:
         photometric = "rgb" if pixels.ndim == 3 else "minisblack"
-        # No metadata, not even the time.
+        # Write no metadata, not even the time.
         tifffile.imwrite(
             path, pixels, photometric=photometric, compression="zlib", metadata=None, software=False
         )
@@ -91,7 +91,7 @@ def write_image(path: Path, pixels: np.ndarray) -> np.ndarray:
 
 
 def coco_content(written: Sequence[Written], categories: Sequence[str], patients: dict) -> dict:
-    """A COCO file of these images; patients are numbers."""
+    """The content of a COCO file of these images; patients become numbers."""
     ids = {name: index for index, name in enumerate(categories, start=1)}
     images, annotations = [], []
     for number, item in enumerate(written, start=1):
@@ -127,5 +127,5 @@ def coco_content(written: Sequence[Written], categories: Sequence[str], patients
 
 
 def write_json(path: Path, content: dict, indent: int | None = None) -> None:
-    """JSON in UTF-8; names of any script stay readable."""
+    """Write JSON in UTF-8, so that names of any script stay readable."""
     path.write_text(json.dumps(content, indent=indent, ensure_ascii=False) + "\n", encoding="utf-8")

@@ -36,17 +36,17 @@ def read_slices(
     """Read the slices of a source, or of all sources under a path.
 
     Args:
-        source: what :func:`find_sources` gives, a file or a folder.
+        source: of :func:`find_sources`, or a file or a folder.
         axis: of a volume: `"axial"`, `"coronal"` or `"sagittal"`.
         neighbours: if not 0, each grey slice of a volume, series or stack becomes `(H, W, 3)`: the
             slice this many before, itself, and the slice this many after.
-        choice: of channels and planes, where an image file has several.
+        choice: of channels and planes, if an image file has several.
         max_pixels: the largest image that is read.
         report: called with a sentence on every slice or file that cannot be read and every gap in
-            a series; what it does not raise on is passed over.
+            a series. If it returns, reading goes on without that slice or file.
 
     Raises:
-        NormdetError: by default, on the first of these.
+        NormdetError: at the first fault, unless `report` is given.
     """
     if axis not in nifti.AXES:
         raise NormdetError(f"axis {axis!r}: one of {', '.join(nifti.AXES)}")

@@ -1,7 +1,7 @@
 """DICOM through pydicom: single files, multi-frame files and series.
 
-No value of a tag reaches a name, a message or a log: what pydicom and its errors might quote is
-kept from both.
+No value of a tag reaches a name, a message or a log. Messages of pydicom, which may quote values,
+are suppressed.
 """
 
 import contextlib
@@ -29,7 +29,7 @@ _HEADER = (
     "SOPClassUID SOPInstanceUID SeriesInstanceUID StudyInstanceUID PatientID Modality Rows Columns "
     "NumberOfFrames ImageOrientationPatient ImagePositionPatient SliceLocation InstanceNumber"
 ).split()
-# Tags that tell images at one place apart, the most reliable first, and their names in frames.
+# Tags that distinguish images at one place, the most reliable first, and their names in frames.
 _TRAITS = (
     "AcquisitionNumber FrameAcquisitionNumber TemporalPositionIdentifier TemporalPositionIndex "
     "StackID EchoNumbers EchoTime EffectiveEchoTime DiffusionBValue FrameType ImageType"
@@ -58,17 +58,17 @@ _PIXELS = ("PixelData", "FloatPixelData", "DoubleFloatPixelData")
 _SAME_MM, _SAME_FACING = 1e-3, 0.02
 # A step this much above the usual one is a hole in the series.
 _GAP = 1.5
-# Places of missing slices that a message names.
+# The most places of missing slices that a message names.
 _SHOWN = 8
-# The transfer syntax of deflated files, and the longest first group of a file, which names it.
+# The transfer syntax of deflated files, and the longest first group of a file, which states it.
 _DEFLATED, _META, _BLOCK = b"1.2.840.10008.1.2.1.99", 4096, 1 << 20
-# No scanner is this wide: positions beyond it are damaged, and would overflow later.
+# No scanner is this wide. Positions beyond it are damaged, and would overflow later.
 _FARTHEST_MM = 1e6
 
 
 @dataclass(frozen=True)
 class Header:
-    """The tags of a file, read before its pixels; None where a tag is missing."""
+    """The tags of a file, read before its pixels; a missing tag is None."""
 
     path: Path
     uid: str | None
@@ -98,7 +98,7 @@ class Run:
 
 
 def is_dicom(path: Path) -> bool:
-    """Whether a file has a name or a mark of DICOM.
+    """Whether a file has DICOM's ending or its mark.
 
     Raises:
         NormdetError: a file that cannot be opened.
@@ -136,7 +136,7 @@ def read_header(path: Path) -> Header:
 
 
 def read_patient(path: Path) -> str | None:
-    """The key that :func:`read` gives the patient of a file's images.
+    """The key of the patient of a file's images, as :func:`read` gives it.
 
     Raises:
         NormdetError: a file that is not DICOM.
@@ -187,11 +187,11 @@ def read(source: Source, *, max_pixels: int, report: Report) -> Iterator[Slice]:
 def in_order(headers: Sequence[Header], name: str, report: Report) -> list[Run]:
     """The runs of slices in a series, each sorted by position along its normal.
 
-    A series is one run where its slices face one way and lie at places of their own. One that mixes
-    acquisitions, echoes, phases or times is split by what tells them apart; images that nothing
-    tells apart are reported and left out: no run ever holds two at one place.
+    A series is one run if its slices face one way and no two share a place. A series that mixes
+    acquisitions, echoes, phases or times is split by the tag that distinguishes them. Images that
+    no tag distinguishes are reported and left out, so no run has two images at one place.
     Without positions the slice location decides, then the instance number, then the file's name.
-    What is missing between the slices of a run is reported.
+    Slices that are missing within a run are reported.
     """
     runs = []
     for group in _alike(_once(headers, name, report)):
@@ -214,7 +214,7 @@ def in_order(headers: Sequence[Header], name: str, report: Report) -> list[Run]:
 
 
 def _once(headers: Sequence[Header], name: str, report: Report) -> list[Header]:
-    """Without files that hold an image again."""
+    """The headers without those of repeated images."""
     by_uid: dict[str, Header] = {}
     kept = []
     for header in sorted(headers, key=lambda header: header.path):
@@ -228,7 +228,7 @@ def _once(headers: Sequence[Header], name: str, report: Report) -> list[Header]:
 
 
 def _alike(headers: Sequence[Header]) -> list[list[Header]]:
-    """Headers by the way they face; those without geometry are by themselves."""
+    """Headers grouped by orientation; those without geometry form groups of their own."""
     groups: list[list[Header]] = []
     for header in headers:
         for group in groups:
@@ -252,7 +252,7 @@ def _is_scout(header: Header) -> bool:
 
 
 def _place(header: Header) -> float | None:
-    """mm along the normal of the slice; the slice location of one without geometry."""
+    """The position in mm along the slice's normal; without geometry, the slice location."""
     if header.position is None or header.orientation is None:
         return header.location
     row, column = np.reshape(header.orientation, (2, 3))
@@ -260,7 +260,7 @@ def _place(header: Header) -> float | None:
 
 
 def _by_number(group: Sequence[Header]) -> list[list[Header]]:
-    """Slices without a place by their numbers; by acquisition where numbers repeat."""
+    """Order slices without a place by their numbers; if these repeat, by acquisition first."""
     parts = {"": list(group)}
     numbers = [header.number for header in group if header.number is not None]
     if len(set(numbers)) < len(numbers):
@@ -282,14 +282,14 @@ def _by_number(group: Sequence[Header]) -> list[list[Header]]:
 def _told_apart(
     group: Sequence[Header], places: dict[int, float]
 ) -> list[list[Header]] | None:
-    """Split slices so that no two of a part share a place; None if no tag tells them apart."""
+    """Split slices so that no two of a part share a place; None if no tag distinguishes them."""
 
     def clear(part: Sequence[Header]) -> bool:
         steps = np.diff(sorted(places[id(header)] for header in part))
         return bool((steps > _SAME_MM).all())
 
     if clear(group):
-        # Acquisitions that lie side by side form one run; acquisitions that interleave do not.
+        # Acquisitions that follow one another in space form one run; interleaved ones do not.
         split = _split_by(group, (0,))
         parts = [split[key] for key in sorted(split)]
         spans = sorted(
@@ -309,7 +309,7 @@ def _split_by(group: Sequence[Header], traits: Sequence[int]) -> dict[str, list[
     parts: dict[str, list[Header]] = {}
     for header in group:
         values = [header.traits[place] or "" for place in traits]
-        # Numbers in their order as text.
+        # Numbers as text that sorts in their order.
         key = "|".join(value.zfill(12) if value.isdigit() else value for value in values)
         parts.setdefault(key, []).append(header)
     return parts
@@ -318,7 +318,7 @@ def _split_by(group: Sequence[Header], traits: Sequence[int]) -> dict[str, list[
 def _by_time(
     group: Sequence[Header], places: dict[int, float]
 ) -> list[list[Header]] | None:
-    """The first image at each place, the second, and so on, by time: phases of something moving."""
+    """Split by time into the first image at each place, the second, and so on: phases of motion."""
     at: list[list[Header]] = []
     for header in sorted(group, key=lambda header: places[id(header)]):
         if at and places[id(header)] - places[id(at[-1][0])] <= _SAME_MM:
@@ -413,7 +413,7 @@ def _frames(path: Path, max_pixels: int, report: Report) -> Iterator[_Frame]:
 
 
 def _complete(data: Any) -> None:
-    """Put in what a file leaves out of how its pixels are stored, as pydicom has parsed it."""
+    """Fill in the tags on the storage of pixels that a file leaves out."""
     for name, value in _DEFAULTS.items():
         if _value(data, name) is None and (_value(data, "SamplesPerPixel") or name[0] == "S"):
             with contextlib.suppress(AttributeError, ValueError, TypeError):
@@ -436,7 +436,7 @@ def _complete(data: Any) -> None:
 
 
 def _compressed_syntax(stream: bytes) -> str | None:
-    """The syntax of encapsulated pixels by how the first of them begin."""
+    """The transfer syntax of encapsulated pixels, told from the first bytes of a frame."""
     jpeg, jpeg_2000 = stream.find(b"\xff\xd8"), stream.find(b"\xff\x4f\xff\x51")
     if jpeg_2000 >= 0 and not 0 <= jpeg < jpeg_2000:
         return _JPEG_2000
@@ -449,17 +449,17 @@ def _compressed_syntax(stream: bytes) -> str | None:
 
 
 def _check_length(data: Any, frames: int, path: Path) -> None:
-    """Refuse more frames than there are pixels for, before any work per frame.
+    """Refuse a number of frames for which the pixels do not suffice, before any work per frame.
 
     Raises:
-        NormdetError: naming what they need and what there is.
+        NormdetError: naming the bytes that are needed and those that are there.
     """
     from pydicom.encaps import parse_fragments
     from pydicom.pixels.utils import get_expected_length
 
     try:
         if data.file_meta.TransferSyntaxUID.is_compressed:
-            # The first item is the table of where the others are.
+            # The first item is the table of the others' offsets.
             unit, needed, there = "fragments", frames, parse_fragments(data.PixelData)[0] - 1
         else:
             unit, needed = "bytes", get_expected_length(data)
@@ -479,7 +479,7 @@ def _patient(data: Any) -> str | None:
 
 
 def _frame_order(data: Any, frames: int, path: Path, report: Report) -> list[tuple[int, int]]:
-    """Frames with the number of their run, in the order of space where each states its place."""
+    """Frames with the number of their run, in the order of space if each states its place."""
     as_stored = [(0, index) for index in range(frames)]
     headers = []
     for index in range(frames if "PerFrameFunctionalGroupsSequence" in data else 0):
@@ -503,7 +503,7 @@ def _frame_order(data: Any, frames: int, path: Path, report: Report) -> list[tup
 
 
 def _functional_groups(data: Any, index: int) -> list[Any]:
-    """Where a frame's attributes stand, most specific first."""
+    """The places of a frame's attributes, the most specific first."""
     places = []
     per_frame = data.get("PerFrameFunctionalGroupsSequence")
     if per_frame and index < len(per_frame):
@@ -517,7 +517,7 @@ def _functional_groups(data: Any, index: int) -> list[Any]:
 def _pixels(
     data: Any, index: int, groups: list[Any]
 ) -> tuple[np.ndarray, tuple[float, float] | None, bool]:
-    """Pixels, their window, and whether one is recommended that cannot be read."""
+    """Pixels, their window, and whether the file has a window that cannot be read."""
     from pydicom import pixels as decode
 
     array = decode.pixel_array(data, index=index)
@@ -533,7 +533,7 @@ def _pixels(
     window, said = _window(groups)
     mirror = None
     if photometric == "MONOCHROME1":
-        # Larger values are darker: mirror them within the range of the bits.
+        # Larger values are darker, so mirror them within the range of the bits.
         bits = int(data.get("BitsStored", 8 * array.dtype.itemsize))
         mirror = -1 if data.get("PixelRepresentation", 0) else (1 << bits) - 1
         array = (mirror - array.astype(np.int64)).astype(array.dtype)
@@ -547,7 +547,7 @@ def _pixels(
 
 
 def _window(groups: list[Any]) -> tuple[tuple[float, float] | None, bool]:
-    """Center and width, and whether the tags are present but make no valid window."""
+    """Center and width, and whether the tags are present but not a valid window."""
     values = []
     for name in ("WindowCenter", "WindowWidth"):
         try:
@@ -556,7 +556,7 @@ def _window(groups: list[Any]) -> tuple[tuple[float, float] | None, bool]:
             several = hasattr(value, "__len__") and not isinstance(value, str)
             value = (value[0] if len(value) else None) if several else value
             values.append(None if value is None or value == "" else float(value))
-        except Exception:  # pydicom raises what its many parsers raise
+        except Exception:  # pydicom's parsers raise errors of many kinds
             return None, True
     if values == [None, None]:
         present = any(_present(place, "WindowCenter") for place in groups)
@@ -581,7 +581,7 @@ def _spacing(data: Any, groups: list[Any]) -> tuple[float, ...] | None:
 
 
 def _lengths(places: list[Any], name: str, count: int) -> tuple[float, ...] | None:
-    """The first that is possible: lengths are above 0."""
+    """The first valid lengths: those above 0."""
     found = (_numbers(place, name, count) for place in places)
     return next((values for values in found if values and min(values) > 0), None)
 
@@ -623,13 +623,13 @@ def _open(path: Path, pixels: bool) -> Iterator[Any]:
         except Exception as error:
             if isinstance(error, OSError) and error.strerror:
                 raise unreadable(path, error) from None
-            # Not chained: the cause may quote a tag, and a traceback would print it.
+            # Do not chain: the cause may quote a tag, and a traceback would print it.
             raise NormdetError(f"{path} is not a DICOM file that can be read") from None
         yield data
 
 
 def _check_deflated(path: Path) -> None:
-    """Refuse a deflated file that inflates to far more than it is: pydicom inflates it whole.
+    """Refuse a deflated file that inflates to far more than its size; pydicom inflates it whole.
 
     Raises:
         NormdetError: a compression bomb.
@@ -649,7 +649,7 @@ def _check_deflated(path: Path) -> None:
 
 @contextlib.contextmanager
 def quiet() -> Iterator[None]:
-    """Keeps pydicom and highdicom from logging or warning what may quote a tag."""
+    """Inside, pydicom and highdicom log and warn nothing, since messages may quote tags."""
     loggers = [logging.getLogger(name) for name in ("pydicom", "highdicom")]
     before = [logger.level for logger in loggers]
     for logger in loggers:
@@ -664,7 +664,7 @@ def quiet() -> Iterator[None]:
 
 
 def _reason(error: Exception) -> str:
-    """Why pixels could not be read, in words that cannot come from a tag."""
+    """Why pixels could not be read, in words that are not from a tag."""
     if "missing dependencies" in str(error):
         return (
             "is compressed in a way that no installed decoder reads: "

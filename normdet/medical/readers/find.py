@@ -1,4 +1,4 @@
-"""Which images lie under a path."""
+"""Find the images under a path."""
 
 import itertools
 import os
@@ -20,16 +20,16 @@ def find_sources(
 ) -> list[Source]:
     """Every image file, NIfTI volume and DICOM series, in the order of their paths.
 
-    DICOM files are grouped by series wherever they lie; those without pixels of an image
-    (reports, plans) and segmentations are left aside, as are hidden files and files of other
-    kinds. Links that lead out of the folder are not followed.
+    DICOM files are grouped by series, wherever they are. DICOM files without an image (reports,
+    plans), segmentations, hidden files and files of other kinds are ignored. Links that lead out
+    of the folder are not followed.
 
     Args:
-        paths: a file, a folder that is searched to its depth, or several of both.
+        paths: a file, a folder with its subfolders, or several of both.
         report: called with a sentence on a file that cannot be read or leads outside.
 
     Raises:
-        NormdetError: where a path does not exist or nothing is found.
+        NormdetError: a path does not exist, or nothing is found.
     """
     given = [Path(paths)] if isinstance(paths, str | Path) else [Path(path) for path in paths]
     sources: list[Source] = []
@@ -58,7 +58,7 @@ def find_sources(
 
 
 def each_file(given: Iterable[Path], report: Report) -> Iterator[tuple[Path, Path]]:
-    """Every file, once, with the folder its name is told from; folders may lie in one another."""
+    """Every file once, with the folder that its name starts from; folders may be nested."""
     seen: set[str] = set()
     for path, root in _named(given, report):
         real = os.path.realpath(path)
@@ -81,7 +81,7 @@ def _named(given: Iterable[Path], report: Report) -> Iterator[tuple[Path, Path]]
 def walk(folder: Path, report: Report = stop) -> Iterator[Path]:
     """The files below `folder`, sorted.
 
-    Links that lead out of it are reported, not followed; so are folders that cannot be read.
+    Links that lead out of it and folders that cannot be read are reported and left out.
     """
     root = os.path.realpath(folder)
 
@@ -106,7 +106,7 @@ def walk(folder: Path, report: Report = stop) -> Iterator[Path]:
 
 
 def stem(path: Path) -> str:
-    """The file's name without `.png`, `.nii.gz`, ...; a number counts as part of the name."""
+    """The file's name without `.png`, `.nii.gz`, ...; an ending that is a number stays."""
     if path.name.lower().endswith(".nii.gz"):
         return path.name[: -len(".nii.gz")]
     # DICOM files are often named by their UID alone, such as 1.2.840.1.
@@ -114,7 +114,7 @@ def stem(path: Path) -> str:
 
 
 def unique_name(path: Path, root: Path, taken: set[str]) -> str:
-    """The path below `root` as one file name that is not `taken`; letters of any script stay."""
+    """The path below `root` as a file name that is not `taken`; letters of any script stay."""
     parts = [*path.relative_to(root).parent.parts, stem(path)]
     name = re.sub(r"[^\w.-]+", "_", "__".join(parts)).strip(".") or "image"
     numbered = (f"{name}_{number}" for number in itertools.count(2))
@@ -124,7 +124,7 @@ def unique_name(path: Path, root: Path, taken: set[str]) -> str:
 
 
 def numbered(source: Source, numbers: Numbers) -> Source:
-    """The source under a name that is a number; those of DICOM series are."""
+    """The source with a number for its name; names of DICOM series are numbers already."""
     if source.kind == "dicom":
         return source
     return replace(source, name=numbers.image_name(source.paths[0]))

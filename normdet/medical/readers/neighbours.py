@@ -10,10 +10,10 @@ from normdet.data.slices import Slice
 
 
 def with_neighbours(slices: Iterator[Slice], step: int) -> Iterator[Slice]:
-    """Each slice with that `step` before and that `step` after: `(H, W, 3)`.
+    """Each slice with the one `step` before and the one `step` after: `(H, W, 3)`.
 
-    At the ends of a stack, and beside a slice of another size, the slice stands in for the
-    neighbour it lacks. Colour slices pass as they are. `2 * step + 1` slices are held at a time.
+    At the ends of a stack, and beside a slice of another size, the slice replaces the missing
+    neighbour. Colour slices stay as they are. `2 * step + 1` slices are in memory at a time.
     """
     window: deque[Slice] = deque()
     center = 0

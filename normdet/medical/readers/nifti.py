@@ -13,10 +13,10 @@ from normdet.errors import NormdetError
 from normdet.files.faults import Report, missing_extra
 
 SUFFIXES = (".nii", ".nii.gz")
-# Names of the axes once the volume lies as right, anterior, superior.
+# The names of the axes of a volume turned to right, anterior, superior.
 AXES = {"sagittal": 0, "coronal": 1, "axial": 2}
-# Tolerance for rounded headers, in shortest sides of a voxel: a label that is off by more is
-# refused.
+# The tolerance for rounded headers, in units of a voxel's shortest side. A label that is off by
+# more is refused.
 GRID_TOLERANCE = 0.1
 
 
@@ -31,12 +31,11 @@ def read(source: Source, *, axis: str, max_pixels: int, report: Report) -> Itera
 def load_volume(
     path: Path, *, axis: str = "axial", max_pixels: int, labels: bool = False
 ) -> tuple[np.ndarray, tuple[float, float, float]]:
-    """A volume as slices, whatever way it is stored: turned to the closest anatomical axes.
+    """Load a volume as slices, turned to the closest anatomical axes however it is stored.
 
     Returns:
-        `(N, H, W)` integers as stored, or float32 where the file has a scale; anterior (in axial
-        slices) or superior (in others) is up. And the mm from row to row, column to column, slice
-        to slice.
+        `(N, H, W)` integers as stored, or float32 if the file has a scale; anterior (in axial
+        slices) or superior (in others) is up. And the mm between rows, columns and slices.
 
     Raises:
         NormdetError: a file that is damaged, too large, or not three-dimensional.
@@ -55,14 +54,14 @@ def load_volume(
 
 
 def check_same_grid(label: Path, image: Path) -> None:
-    """Refuse a label volume whose voxels are not those of its image; headers alone are read.
+    """Refuse a label volume whose voxels are not those of its image. Reads headers alone.
 
-    However the two are stored, they are compared as they lie once turned to right, anterior,
-    superior: equal sizes, and every corner within `GRID_TOLERANCE`.
+    Both are compared after turning them to right, anterior, superior: the sizes must be equal, and
+    every corner must agree within `GRID_TOLERANCE`.
 
     Raises:
-        NormdetError: naming both files, and their sizes or the mm between their corners; or a file
-            whose header cannot be read.
+        NormdetError: naming both files, and their sizes or the mm between their corners; or a
+            header cannot be read.
     """
     (label_shape, label_affine, _), (shape, affine, mm) = map(_grid, (label, image))
     if label_shape != shape:
@@ -119,7 +118,7 @@ def _voxels(image: Any, shape: tuple[int, ...]) -> np.ndarray:
 
 
 def _unit(image: Any) -> float:
-    """mm of the header's unit of length; a header that names none means mm."""
+    """The mm in the header's unit of length; a header without a unit means mm."""
     metre, micron = 1, 3
     return {metre: 1e3, micron: 1e-3}.get(int(image.header["xyzt_units"]) & 7, 1.0)
 
@@ -141,7 +140,7 @@ def _turned(
 
     array = orientations.apply_orientation(array, to_ras)
     sizes = unit * np.sqrt((affine[:3, :3] ** 2).sum(0))
-    # Of stored axis i the anatomical one is to_ras[i, 0].
+    # to_ras[i, 0] is the anatomical axis of stored axis i.
     ras_sizes = np.empty(3)
     ras_sizes[to_ras[:, 0].astype(int)] = sizes
     across, up = (index for index in range(3) if index != axis)

@@ -1,8 +1,8 @@
-"""What the formats of labelling tools share: how one is known, and what its reader fills in.
+"""The shared part of the formats of labelling tools: how to recognize one, and what to fill in.
 
-Each format is read with the standard library: they are small JSON, XML, CSV and text files, and
-the packages that read them bring a viewer, OpenCV or a web client along. All are brought to
-COCO's form, so that boxes, masks and names go through the checks of :mod:`normdet.data.coco`.
+The standard library reads each format. They are small JSON, XML, CSV and text files, and the
+packages that read them depend on a viewer, OpenCV or a web client. All are brought to COCO's form,
+so that :mod:`normdet.data.coco` checks their boxes, masks and names.
 """
 
 import os
@@ -26,9 +26,9 @@ from normdet.files.faults import Report
 from normdet.files.read import read_text
 from normdet.medical.readers.find import walk
 
-# A format is recognized by this many bytes of a file.
+# This many first bytes of a file show its format.
 _PROBE = 1 << 16
-# Corners of the polygon that stands for an ellipse.
+# The number of corners of the polygon for an ellipse.
 _ELLIPSE = 48
 # The largest text of one annotation file.
 MAX_TEXT = 1 << 28
@@ -36,13 +36,13 @@ MAX_TEXT = 1 << 28
 
 @dataclass(frozen=True)
 class Format:
-    """One tool's files.
+    """The file format of one tool.
 
     Attributes:
         name: as `--kind` takes it.
-        text: what it is, for the help.
-        find: from the files of a source to those that hold annotations of this format.
-        read: takes in one of them.
+        text: its description for the help.
+        find: returns those files of a source that hold annotations of this format.
+        read: adds the content of one such file to a :class:`Builder`.
     """
 
     name: str
@@ -52,7 +52,7 @@ class Format:
 
 
 class Files:
-    """The files below a folder, or one file, and how each begins; each is opened once."""
+    """The files below a folder, or one file, with their first bytes; each is opened once."""
 
     def __init__(self, root: Path):
         self.root = root
@@ -60,22 +60,22 @@ class Files:
 
     @cached_property
     def all(self) -> list[Path]:
-        """Every file, sorted; hidden ones and links that lead out are left aside."""
+        """Every file, sorted, without hidden ones and links that lead out."""
         if self.root.is_file():
             return [self.root]
         return list(walk(self.root, report=lambda sentence: None))
 
     def ending(self, *suffixes: str) -> list[Path]:
-        """Those whose names end so."""
+        """The files with this ending."""
         return [path for path in self.all if path.name.lower().endswith(suffixes)]
 
     @cached_property
     def images(self) -> set[str]:
-        """The names without endings of all images, with their folders."""
+        """The paths of all images, without endings."""
         return {str(path.with_suffix("")) for path in self.ending(*SUFFIXES)}
 
     def beginning(self, path: Path) -> str:
-        """The first letters of a file; "" of what cannot be read."""
+        """The first letters of a file; "" if it cannot be read."""
         if path not in self._begins:
             try:
                 with open(path, "rb") as file:
@@ -86,7 +86,7 @@ class Files:
         return self._begins[path]
 
     def json_with(self, *keys: str, opening: str = "{[") -> list[Path]:
-        """JSON files that begin so and have all these keys near their beginning."""
+        """The JSON files that begin with `start` and have all `keys` near their beginning."""
         return [
             path
             for path in self.ending(".json")
@@ -97,7 +97,7 @@ class Files:
 
 @dataclass
 class Builder:
-    """Takes in images and objects, and gives them as COCO's content.
+    """Collects images and objects, and returns them as the content of a COCO file.
 
     Args:
         root: the source.
@@ -122,22 +122,22 @@ class Builder:
         self.finder = Finder([*roots, folder], beside_source=True)
 
     def declare(self, names: Iterable[str]) -> None:
-        """Classes in their order, whether or not they occur."""
+        """Add classes in their order, whether or not they occur."""
         for name in names:
             self._categories.setdefault(" ".join(str(name).split()), len(self._categories))
 
     def image(
         self, name: str, source: Path, size: Sequence[Any] | None = None
     ) -> dict | None:
-        """An image that a file names; None where it is not there, which is reported.
+        """Add an image that a file names; if it is missing, report that and return None.
 
         Args:
             name: as the tool writes it, or a path.
             source: the annotation file.
-            size: height and width that it states, if it does.
+            size: the height and width that the file states, if any.
 
         Returns:
-            A dict with `height` and `width` as the loader sees them, to be given to :meth:`add`.
+            A dict with `height` and `width` as the loader sees them, for :meth:`add`.
         """
         try:
             path = self.finder(name, source)
@@ -170,15 +170,15 @@ class Builder:
         rle: dict | None = None,
         crowd: bool = False,
     ) -> None:
-        """An object.
+        """Add an object.
 
         Args:
             image: of :meth:`image`.
             label: its class.
-            box: x, y, width, height; that of the mask by default.
+            box: x, y, width, height; by default that of the mask.
             polygons: outlines `x0, y0, x1, y1, ...`; several are parts of one object.
-            holes: outlines of what is no part of it.
-            rle: a mask in place of outlines.
+            holes: outlines of regions inside that are not part of it.
+            rle: a mask instead of outlines.
             crowd: whether it is to be ignored.
         """
         label = " ".join(str(label).split()) or "object"
@@ -201,14 +201,14 @@ class Builder:
         self._annotations.append(entry)
 
     def leave_out(self, what: str) -> None:
-        """Count something that is no object of detection: points, lines."""
+        """Count a point, a line or the like, which no detector finds."""
         self._left_out[what] += 1
 
     def dataset(self) -> Dataset:
-        """All that was taken in.
+        """The collected images and objects.
 
         Raises:
-            NormdetError: no class, or boxes that disagree as in :func:`load_coco`.
+            NormdetError: there is no class, or boxes disagree as in :func:`load_coco`.
         """
         content = {
             "images": list(self._images.values()),
@@ -242,7 +242,7 @@ class _Found(Finder):
 def without_holes(
     polygons: Sequence[Sequence[float]], holes: Sequence[Sequence[float]], height: int, width: int
 ) -> Any:
-    """The RLE of outlines less their holes; the outlines where they cannot be drawn."""
+    """The RLE of outlines without their holes; the outlines if they cannot be drawn."""
     lines = [*polygons, *holes]
     if not all(are_finite(line) and len(line) >= 6 and len(line) % 2 == 0 for line in lines):
         return [list(line) for line in polygons]
@@ -259,13 +259,13 @@ def without_holes(
 
 
 def rle_of(mask: np.ndarray) -> dict:
-    """The compressed RLE of a mask `(H, W)`, its counts as text."""
+    """The compressed RLE of a mask `(H, W)`, with counts as text."""
     rle = mask_util.encode(np.asfortranarray(mask > 0, dtype=np.uint8))
     return {"size": [int(side) for side in rle["size"]], "counts": rle["counts"].decode()}
 
 
 def pasted(part: np.ndarray, x: int, y: int, image: dict) -> dict | None:
-    """The RLE of a mask `(h, w)` whose upper left pixel is `x, y`; None outside of the image."""
+    """The RLE of a mask `(h, w)` with its upper left pixel at `x, y`; None outside the image."""
     whole = np.zeros((image["height"], image["width"]), np.uint8)
     top, left = max(y, 0), max(x, 0)
     inside = part[top - y : image["height"] - y, left - x : image["width"] - x]
@@ -294,7 +294,7 @@ def rectangle(x: float, y: float, width: float, height: float, degrees: float) -
 
 
 def corners_box(x0: float, y0: float, x1: float, y1: float) -> list[float]:
-    """x, y, width and height of two opposite corners, whichever they are."""
+    """x, y, width and height from any two opposite corners."""
     return [min(x0, x1), min(y0, y1), abs(x1 - x0), abs(y1 - y0)]
 
 
@@ -309,6 +309,6 @@ def text_of(path: Path, largest: int = MAX_TEXT) -> str:
 
 
 def same_stem(path: Path, below: str = "") -> str:
-    """The name of the image that an annotation file is named after: its path less its ending."""
+    """The name of the image that an annotation file is named after: its path without its ending."""
     name = re.sub(r"\.(geo)?json$|\.(txt|xml|csv)$", "", path.name, flags=re.I)
     return os.path.join(below, name) if below else name

@@ -51,7 +51,7 @@ def read(file: Path, out: Builder) -> None:
 
 
 def _open(line: list[float]) -> list[float]:
-    """Without the last point, which in GeoJSON repeats the first."""
+    """The ring without its last point, which in GeoJSON repeats the first."""
     return line[:-2] if line[:2] == line[-2:] and len(line) > 6 else line
 
 

@@ -44,7 +44,7 @@ def _image_name(task: dict) -> str | None:
 
 
 def _regions(task: dict) -> Iterable[dict]:
-    """Regions with `value`; of several people's annotations the first that was not cancelled."""
+    """Regions with `value`, from the first person's annotations that were not cancelled."""
     done = task.get("annotations") or task.get("completions")
     if isinstance(done, list):
         kept = [one for one in done if not one.get("was_cancelled")]
@@ -95,12 +95,12 @@ def _add(out: Builder, image: dict, region: dict, file: Path) -> None:
 
 
 def brush(rle: list[int], height: int, width: int) -> np.ndarray:
-    """The mask `(H, W)` of a brush: runs of RGBA values in a stream of bits.
+    """The mask `(H, W)` of a brush, which is stored as runs of RGBA values in a stream of bits.
 
-    A head gives the number of values, the bits of one and four lengths that runs are counted in.
+    The head gives the number of values, the bits of one value, and four bit lengths of run counts.
 
     Raises:
-        ValueError: a stream that does not fill the image.
+        ValueError: the stream does not fill the image.
     """
     bits = np.unpackbits(np.array(rle, np.uint8))
     place = 0

@@ -11,7 +11,7 @@ from normdet.data.coco import read_json
 from normdet.errors import NormdetError
 from normdet.medical.prepare.formats.base import Builder, Files, Format, ellipse, text_of
 
-# The attribute of a region that is its class, where several are set.
+# The attribute that is a region's class, if several are set.
 _CLASS = ("class", "label", "name", "type", "category")
 
 
@@ -74,7 +74,7 @@ def _label(attributes: Any) -> str:
     named = {key.lower(): value for key, value in attributes.items()}
     value = next((named[key] for key in _CLASS if named.get(key)), None)
     value = next(iter(named.values()), "") if value is None else value
-    if isinstance(value, dict):  # check boxes: those that are set
+    if isinstance(value, dict):  # the state of check boxes
         value = " ".join(str(key) for key, on in value.items() if on)
     return str(value)
 

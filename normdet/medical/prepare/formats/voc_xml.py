@@ -19,7 +19,7 @@ def find(files: Files) -> list[Path]:
 def read(file: Path, out: Builder) -> None:
     """One image's boxes."""
     root = parse_xml(file)
-    # `filename` may be an earlier name of the image: try the XML's own name first.
+    # `filename` may be an old name of the image, so try the XML's own name first.
     image = None
     names = (same_stem(file), " ".join((root.findtext("filename") or "").split()))
     for name in filter(None, names):
@@ -29,7 +29,7 @@ def read(file: Path, out: Builder) -> None:
     else:
         out.image(names[1] or names[0], file)  # named as missing
     for label, (x0, y0, x1, y1) in read_objects(root, file.name) if image else ():
-        # Corners count from 1 and are inside the box; a box with equal corners is a slip.
+        # Corners count from 1 and are inside the box; a box with equal corners is a mistake.
         width, height = (b - a + 1 if b > a else 0 for a, b in ((x0, x1), (y0, y1)))
         out.add(image, label, box=[x0 - 1, y0 - 1, width, height])
 

@@ -9,15 +9,15 @@ from normdet.data.coco import read_json
 from normdet.errors import NormdetError
 from normdet.medical.prepare.formats.base import Builder, Files, Format, same_stem, text_of
 
-# The largest list of names that is read: PyYAML reads about 100 kB a second.
+# The largest list of names that is read; PyYAML reads about 100 kB per second.
 _LARGEST_YAML = 1 << 18
 _LINE = re.compile(r"^\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*$", re.I)
-# Where tools put the names of classes, one a line.
+# The files with the names of classes, one per line.
 _LISTS = ("classes.txt", "obj.names", "predefined_classes.txt", "labels.txt", "_darknet.labels")
 
 
 def find(files: Files) -> list[Path]:
-    """Text files of numbers by fives or more, named after images."""
+    """Text files named after images, with five or more numbers per line."""
     found = [path for path in files.ending(".txt") if _is_labels(path, files)]
     # An empty file means an image without objects, but does not show that this is YOLO.
     return found if any(files.beginning(path).strip() for path in found) else []
@@ -27,12 +27,12 @@ def _is_labels(path: Path, files: Files) -> bool:
     if path.name in _LISTS or not _image_of(path, files):
         return False
     lines = files.beginning(path).splitlines()
-    # The last line may be cut off by the probe.
+    # The probe may cut off the last line.
     return all(_LINE.match(line) for line in lines[:20] if line.strip())
 
 
 def _image_of(path: Path, files: Files) -> bool:
-    """Whether an image of its name lies beside a label, or in the folder that mirrors its own."""
+    """Whether an image of its name is beside a label, or in the folder that mirrors its own."""
     stem = str(path.with_suffix(""))
     mirrored = re.sub(r"(^|/)labels(?=/|$)", r"\1images", str(path.parent.as_posix()))
     return stem in files.images or str(Path(mirrored, path.stem)) in files.images
@@ -70,7 +70,7 @@ def read(file: Path, out: Builder) -> None:
 
 
 def _names(out: Builder) -> list[str]:
-    """The classes that a source declares, in their order; read once."""
+    """The classes that a source declares, in order; read once."""
     if not hasattr(out, "yolo_names"):
         out.yolo_names = _declared(out.root if out.root.is_dir() else out.root.parent)
         out.declare(out.yolo_names)
