@@ -167,9 +167,9 @@ def seeded_loader(
         batch_sampler=BatchStream(indices, groups, size),
         num_workers=workers,
         collate_fn=list,
-        # Out of the terminal's process group: Ctrl-C must not kill loaders that a last step needs.
+        # Leave the terminal's process group: Ctrl-C must not kill loaders that a last step needs.
         worker_init_fn=_leave_process_group,
-        # Else every `iter` takes a number from torch's global generator, which a step draws from.
+        # Without it every `iter` draws from torch's global generator, which the steps use.
         generator=torch.Generator(),
     )
 

@@ -48,7 +48,7 @@ _MARKS = ("last_checkpoint", "metrics.json", "results.json")
 
 
 def train(args: argparse.Namespace, trainer: type[Trainer] = Trainer) -> dict | None:
-    """Train and evaluate, or with `args.eval_only` evaluate, what the arguments describe.
+    """Train and evaluate what the arguments describe; with `args.eval_only` only evaluate.
 
     Args:
         args: as :func:`normdet.arguments.train_arguments` reads them.
@@ -89,7 +89,7 @@ def use_device_at_hand(cfg: CfgNode) -> None:
 
 
 def _run(cfg: CfgNode, args: argparse.Namespace, kind: type[Trainer] = Trainer) -> dict:
-    """What every process of a job does."""
+    """The work of every process of a job."""
     numbers = None
     if args.anonymize:
         # Every worker makes the same key.

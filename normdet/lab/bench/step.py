@@ -33,8 +33,8 @@ def rows(
 
     Args:
         norms: options, each perhaps followed by :data:`RECOMPUTE` or :data:`FOLDED`.
-        done: `(op, provider)` of rows that need no repetition; a timing is repeated whole.
-        budget: GB that a step may take beyond the model; on a GPU none means its memory.
+        done: `(op, provider)` of rows that exist already; an incomplete timing is repeated whole.
+        budget: GB that a step may take beyond the model; on a GPU, None means all of its memory.
         freeze_at: frozen stages of the backbone.
     """
 
