@@ -24,7 +24,7 @@ class TransposeTransform(Transform):
 
 
 class RandomD4(T.Augmentation):
-    """One of the eight flips and quarter turns, each as likely; no pixel is interpolated."""
+    """One of the eight flips and quarter turns, all equally likely; no pixel is interpolated."""
 
     def get_transform(self, image: np.ndarray) -> Transform:
         """Draw one symmetry for `image` `(H, W, C)`."""
@@ -41,7 +41,7 @@ class RandomD4(T.Augmentation):
 
 
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """detectron2's resizing and flipping, and `RandomD4` where `INPUT.RANDOM_D4` asks for it."""
+    """detectron2's resizing and flipping, and `RandomD4` if `INPUT.RANDOM_D4` is on."""
     augmentations = detection_utils.build_augmentation(cfg, is_train)
     if is_train and cfg.INPUT.RANDOM_D4:
         augmentations.append(RandomD4())

@@ -1,4 +1,4 @@
-"""One look at the headers of all images before training: every bad file is named at once."""
+"""Check the headers of all images before training, and name every bad file at once."""
 
 import contextlib
 import hashlib
@@ -14,9 +14,9 @@ from normdet.data.image_file import ANY_SIZE, Header, check_single, read_header,
 from normdet.errors import NormdetError
 from normdet.files.atomic import atomic_file
 
-# Threads wait for files and compute little, so there are many.
+# Threads mostly wait for files, so there are many.
 _THREADS = 16
-# How a whole file of each format ends, and within how many bytes.
+# The ending of an undamaged file of each format, and the number of last bytes to search for it.
 _ENDINGS = {b"\xff\xd8\xff": b"\xff\xd9", b"\x89PNG\r\n\x1a\n": b"IEND\xaeB`\x82"}
 _TAIL = 64
 
@@ -75,12 +75,12 @@ def _looks_whole(path: Path) -> bool:
         return int.from_bytes(begin[4:8], "little") + 8 <= size
     if begin[:2] == b"BM":
         return int.from_bytes(begin[2:6], "little") <= size
-    # Of TIFF the header says where its pixels end.
+    # A TIFF's header says where its pixels end.
     return begin[:2] in (b"II", b"MM")
 
 
 class _Seen:
-    """Headers of files that were whole when they were last looked at."""
+    """The headers of files that were undamaged at the last check."""
 
     def __init__(self, records: Sequence[Mapping[str, Any]], choice: Choice):
         folders = sorted({os.path.dirname(record["file_name"]) for record in records})
@@ -94,7 +94,7 @@ class _Seen:
             self._known = content if isinstance(content, dict) else {}
 
     def get(self, path: Path) -> Header | None:
-        """What is known of a file that has not changed."""
+        """The header of a file that has not changed since."""
         status = path.stat()
         entry = self._known.get(self._key(path))
         if not entry or entry[:2] != [status.st_size, status.st_mtime_ns]:
@@ -103,13 +103,13 @@ class _Seen:
         return Header(*entry[2:])
 
     def put(self, path: Path, header: Header) -> None:
-        """Keep what was found."""
+        """Add a file's header."""
         status = path.stat()
         values = [header.height, header.width, header.count, header.deep]
         self._now[self._key(path)] = [status.st_size, status.st_mtime_ns, *values]
 
     def write(self) -> None:
-        """Keep it for the next run, if anything is new; without a place to write it is not kept."""
+        """Save new headers for the next run, if there is a place to write to."""
         if self._now.keys() - self._known.keys() or any(
             self._known[key] != entry for key, entry in self._now.items()
         ):

@@ -1,6 +1,6 @@
-"""Which channels and which planes of a file that has several become a model's images.
+"""The choice of channels and planes in files that have several.
 
-Colours are not channels: a picture of red, green and blue samples has one of each.
+Colours are not channels: a picture with red, green and blue samples has one channel and one plane.
 """
 
 import functools
@@ -16,7 +16,7 @@ logger = logging.getLogger(__name__)
 
 CHANNEL_FORMS = "one place for grey or three for red, green, blue, counted from 1, such as 1,2,2"
 PLANE_FORMS = "all, middle, max (the brightest value at each pixel) or a number, counted from 1"
-# What becomes red, green and blue if nothing is chosen, by the number of channels.
+# The channels for red, green and blue if nothing is chosen, by the number of channels.
 _DEFAULTS = {1: (1,), 2: (1, 2, 2)}
 _DEFAULT = (1, 2, 3)
 
@@ -35,7 +35,7 @@ class Choice:
     planes: str | int = "all"
 
     def pick(self, channels: Sequence[np.ndarray], name: str) -> np.ndarray:
-        """The image that channels `(H, W)` become: `(H, W)` or `(H, W, 3)`.
+        """Make an image `(H, W)` or `(H, W, 3)` from channels `(H, W)`.
 
         Raises:
             NormdetError: a channel that the file does not have.
@@ -50,11 +50,11 @@ class Choice:
         return taken[0] if len(taken) == 1 else np.stack(taken, axis=-1)
 
     def count(self, planes: int) -> int:
-        """How many images a file with so many planes gives."""
+        """The number of images in a file with this many planes."""
         return planes if self.planes == "all" else min(planes, 1)
 
     def places(self, planes: int, name: str) -> list[int]:
-        """Which planes are read, counted from 0.
+        """The planes to read, counted from 0.
 
         Raises:
             NormdetError: a plane that the file does not have.

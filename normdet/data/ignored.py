@@ -9,16 +9,16 @@ class PartlyIgnored(Instances):
 
     @property
     def ignored(self) -> Tensor:
-        """Where the image is neither object nor background: `(H, W)` bool."""
+        """The pixels that are neither object nor background: `(H, W)` bool."""
         return self._ignored
 
     @classmethod
     def of(cls, instances: Instances, ignored: Tensor) -> "PartlyIgnored":
-        """`instances` with a mask of what is ignored; fields are shared."""
+        """`instances` with a mask of ignored pixels; fields are shared."""
         result = cls(instances.image_size, **instances.get_fields())
         result._ignored = ignored
         return result
 
     def to(self, *args, **kwargs) -> "PartlyIgnored":
-        """On another device, as detectron2's models ask for it."""
+        """Move to another device; detectron2's models call this."""
         return self.of(super().to(*args, **kwargs), self._ignored.to(*args, **kwargs))

@@ -1,7 +1,7 @@
 """Image files as pixels: PNG, JPEG, BMP, WebP and TIFF, of 8 to 32 bits or float, also stacks.
 
-Training, prepare, predict, doctor and convert all read through this file, so an image is the same
-to all of them.
+Training, prepare, predict, doctor and convert all read through this file, so they all see the same
+image.
 """
 
 import contextlib
@@ -25,24 +25,24 @@ logger = logging.getLogger(__name__)
 TIFF_SUFFIXES = (".tif", ".tiff")
 SUFFIXES = (".png", ".jpg", ".jpeg", ".bmp", ".webp", *TIFF_SUFFIXES)
 
-# The largest plane in training: the user chose the file, so its size is not limited.
+# The largest plane in training. The user chose the file, so its size is not limited.
 ANY_SIZE = 1 << 40
-# Pillow's modes whose pixels are used as they are, and what the others are converted to.
+# Pillow's modes whose pixels are used unchanged, and the modes that others are converted to.
 _PLAIN_MODES = ("L", "RGB", "I", "F", "I;16", "I;16L", "I;16B", "I;16N")
 _CONVERTED = {"1": "L", "LA": "L", "La": "L"}
 _ORIENTATION = 0x0112
-# Bytes at the end of a file in which its closing marks are looked for.
+# The number of last bytes of a file to search for its closing marks.
 _END = 1 << 16
 
 
 @dataclass(frozen=True)
 class Header:
-    """What a file says of its images, as the readers below give them.
+    """Facts from a file's header about its images, as the readers below give them.
 
     Attributes:
-        height: in pixels, once turned upright.
+        height: in pixels, of the upright image.
         width: the same.
-        count: images; one but for stacks.
+        count: of images, one except for stacks.
         deep: whether 8 bits a channel would lose something.
     """
 
@@ -66,16 +66,16 @@ def read(
 def read_pages(
     path: Path, *, max_pixels: int, labels: bool = False, choice: Choice = DEFAULT
 ) -> list[np.ndarray]:
-    """Each image of a file, `(H, W)` or `(H, W, 3)` RGB; one but for TIFF stacks.
+    """Each image of a file, `(H, W)` or `(H, W, 3)` RGB. Only TIFF stacks have several.
 
     Args:
         path: the file.
         max_pixels: the largest page that is read.
-        labels: read numbers as they are stored: places in a palette, white that is zero.
-        choice: of channels and planes, where a file has several.
+        labels: read numbers as they are stored, without looking up a palette or inverting grey.
+        choice: of channels and planes, if a file has several.
 
     Raises:
-        NormdetError: a file that is damaged, too large, or of a colour space that is not converted.
+        NormdetError: the file is damaged, too large, or has a colour space that is not converted.
     """
     with _sentences(path):
         if _is_tiff(path):
@@ -96,7 +96,7 @@ def read_image(path: Path, choice: Choice = DEFAULT) -> np.ndarray:
 
 
 def check_single(path: Path, count: int) -> None:
-    """Refuse a stack where one image is needed.
+    """Refuse a stack if one image is needed.
 
     Raises:
         NormdetError: naming the ways out.
@@ -109,7 +109,7 @@ def check_single(path: Path, count: int) -> None:
 
 
 def read_header(path: Path, *, labels: bool = False, choice: Choice = DEFAULT) -> Header:
-    """What :func:`read_pages` will give, told without reading a pixel.
+    """The facts about what :func:`read_pages` will return, without reading a pixel.
 
     Raises:
         NormdetError: a file whose header is damaged, or a TIFF that is cut short.
@@ -131,16 +131,16 @@ def _unpacked(image: Image.Image) -> int:
 
 
 def has_palette(path: Path) -> bool:
-    """Whether an image is places in a table of colours."""
+    """Whether an image's values are indices into a table of colours."""
     try:
         with Image.open(path) as image:
             return image.mode == "P"
-    except Exception:  # reading it will name what is broken
+    except Exception:  # reading it will report the damage
         return False
 
 
 def _orientation(image: Image.Image, path: Path) -> int:
-    # A PNG's own method decodes all pixels, in search of a note behind them.
+    # Pillow's method for PNG would decode all pixels to search for a note behind them.
     ours = image.format != "PNG" or "exif" in image.info or b"eXIf" not in _end(path)
     exif = Image.Image.getexif(image) if ours else image.getexif()
     return exif.get(_ORIENTATION, 1)
@@ -153,7 +153,7 @@ def _end(path: Path) -> bytes:
 
 
 def _is_tiff(path: Path) -> bool:
-    """Told by the content, since names can be wrong, and Pillow reads TIFF differently."""
+    """Whether the content is TIFF. Names can be wrong, and Pillow reads TIFF differently."""
     check_regular(path)
     try:
         with open(path, "rb") as file:
@@ -180,7 +180,7 @@ def _read_pillow(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
         check_growth(path, _unpacked(image), labels)
         if image.mode == "RGB" and ";16" in str(image.tile):
             logger.warning("%s has 16 bits a colour, of which 8 are read: save TIFF", path)
-        # As detectron2 reads it: the orientation that a camera notes is applied.
+        # Apply the orientation that a camera noted, as detectron2 does.
         ImageOps.exif_transpose(image, in_place=True)
         if image.mode not in _PLAIN_MODES and not (labels and image.mode == "P"):
             image = image.convert(_CONVERTED.get(image.mode, "RGB"))
@@ -189,7 +189,7 @@ def _read_pillow(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
 
 @contextlib.contextmanager
 def _own_limit() -> Iterator[None]:
-    """Lift Pillow's limit on image size: ours is checked on the header."""
+    """Lift Pillow's limit on image size, since ours is checked on the header."""
     before = Image.MAX_IMAGE_PIXELS
     Image.MAX_IMAGE_PIXELS = None
     try:

@@ -1,4 +1,4 @@
-"""The user's images as a model sees them one by one: resized as in a test, unpadded."""
+"""The user's images one by one as a model sees them: resized as in a test, unpadded."""
 
 import os
 from collections.abc import Iterator, Sequence
@@ -22,10 +22,10 @@ from normdet.files.faults import stop
 
 
 def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
-    """The image files that are named or lie in the folders named, at any depth, sorted.
+    """The image files among `paths` and in folders among them, at any depth, sorted.
 
     Raises:
-        NormdetError: a path does not exist, or there is none.
+        NormdetError: a path does not exist, or there is no image.
     """
     found: set[Path] = set()
     for path in map(Path, paths):
@@ -47,14 +47,14 @@ def find_images(paths: Sequence[str | os.PathLike]) -> list[Path]:
 def named_images(
     paths: Sequence[str | os.PathLike], dataset: str | None, root: str | os.PathLike
 ) -> list[Path]:
-    """The images that a command line names, by paths or as a dataset; none if it names none.
+    """The images that a command line names, by paths or as a dataset; may be none.
 
     Args:
         paths: as in :func:`find_images`.
         dataset: a name as in `DATASETS.TRAIN`; its paths are relative to `root`.
 
     Raises:
-        NormdetError: both are given, or what is given has no images.
+        NormdetError: both are given, or there are no images.
     """
     if dataset and paths:
         raise NormdetError("--dataset names the images: give it or paths of images, not both")
@@ -67,22 +67,22 @@ def named_images(
 
 
 def sample(files: Sequence[Path], count: int) -> list[Path]:
-    """At most `count` of the files, evenly spaced: neighbours in a folder are often alike."""
+    """At most `count` files, evenly spaced, since neighbours in a folder are often alike."""
     if count >= len(files):
         return list(files)
     return [files[index * len(files) // count] for index in range(count)]
 
 
 class Images:
-    """Reads images for a config; what cannot be read is left out and kept in `faults`.
+    """Reads images for a config. Files that cannot be read are left out and named in `faults`.
 
     Args:
         files: in the order they are read.
         cfg: `INPUT` says channel order and test size.
         divisor: the model pads sides to multiples of this; they are cut to multiples instead, as
             the padding would count as part of the image.
-        window: what brings images of more than 8 bits to 8, as `normdet prepare --window`; under
-            `none` they stay as they are.
+        window: reduces images of more than 8 bits to 8, as `normdet prepare --window`; under `none`
+            they stay as they are.
     """
 
     def __init__(self, files: Sequence[Path], cfg: CfgNode, divisor: int, window: str = "auto"):
@@ -92,7 +92,7 @@ class Images:
         self._choice = choice_of(cfg)
         self._augmentations = T.AugmentationList(build_augmentation(cfg, False))
         self._divisor = max(divisor, 1)
-        parse_window(window)  # refuse it here, not at each image
+        parse_window(window)  # refuse a bad one here, not at each image
         self._window = window
 
     def __iter__(self) -> Iterator[list[dict[str, Tensor]]]:

@@ -1,4 +1,4 @@
-"""What a model was trained to see and name, kept beside its checkpoints for `normdet predict`."""
+"""A record of a model's input and classes, beside its checkpoints, for `normdet predict`."""
 
 import json
 from dataclasses import asdict, dataclass
@@ -10,19 +10,19 @@ from detectron2.data import MetadataCatalog
 from normdet.errors import NormdetError
 
 FILE = "input.json"
-# What `normdet prepare` leaves beside the folder of images that it wrote.
+# The file that `normdet prepare` leaves beside its folder of images.
 PREPARED = "fingerprint.json"
 
 
 @dataclass(frozen=True)
 class InputRecord:
-    """How images became the model's input, and what its classes are.
+    """How images become the model's input, and the names of its classes.
 
     Attributes:
         classes: names, in the order of the model's classes.
         category_ids: the annotation file's id of each.
         window: as :func:`normdet.data.window.parse_window` reads it.
-        axis: along which volumes are cut.
+        axis: the one along which volumes are cut.
         neighbours: see :func:`normdet.medical.readers.read_slices`.
         channels, planes: as :func:`normdet.data.choice.parse_choice` reads them.
     """
@@ -50,10 +50,10 @@ def write_record(cfg: CfgNode, folder: Path) -> None:
 
 
 def read_record(cfg: CfgNode, folder: Path) -> InputRecord:
-    """The record in `folder`; without one numbered classes, and the window of `DATASETS.ROOT`.
+    """The record in `folder`; without one, numbered classes and the window of `DATASETS.ROOT`.
 
     Raises:
-        NormdetError: a record that cannot be read, or of another number of classes.
+        NormdetError: the record cannot be read, or has another number of classes.
     """
     part = "RETINANET" if cfg.MODEL.META_ARCHITECTURE.endswith("RetinaNet") else "ROI_HEADS"
     count = cfg.MODEL[part].NUM_CLASSES
@@ -78,13 +78,13 @@ def window_of(file: Path, window: str) -> str:
 
 
 def _made(cfg: CfgNode) -> dict:
-    """How the images of `DATASETS.ROOT` were made: by `normdet prepare`, or as the config says."""
+    """How the images of `DATASETS.ROOT` were made, by `normdet prepare` or by the config."""
     taken = {"channels": cfg.INPUT.CHANNELS, "planes": cfg.INPUT.PLANES}
     return taken | _prepared(Path(cfg.DATASETS.ROOT or "."))
 
 
 def _prepared(root: Path) -> dict:
-    """What `normdet prepare` did to the images of a data set; {} if it did not make it."""
+    """The settings of `normdet prepare` for a data set; {} if it did not make it."""
     try:
         content = json.loads((root / PREPARED).read_text())
     except (OSError, ValueError):

@@ -28,7 +28,7 @@ class Mapper(DatasetMapper):
     `PIXEL_STD` are then in their units.
 
     Args:
-        choice: of channels and planes, where a file has several.
+        choice: of channels and planes, if a file has several.
     """
 
     def __init__(self, cfg: CfgNode, is_train: bool, *, choice: Choice = DEFAULT, **options):
@@ -63,7 +63,7 @@ class Mapper(DatasetMapper):
         return dataset_dict
 
     def _ignored(self, dataset_dict: dict, transforms: T.Transform) -> torch.Tensor | None:
-        """Which pixels of the augmented image are neither object nor background, `(H, W)` bool."""
+        """The augmented image's pixels that are neither object nor background: `(H, W)` bool."""
         height, width = dataset_dict["height"], dataset_dict["width"]
         rles = [dataset_dict.pop("ignore")] if "ignore" in dataset_dict else []
         if self._ignore_crowds:
@@ -77,7 +77,7 @@ class Mapper(DatasetMapper):
 
 
 def _rle(entry: dict, height: int, width: int) -> dict:
-    """An annotation's mask, or its box where it has none."""
+    """An annotation's mask, or its box if it has none."""
     mask = entry.get("segmentation")
     if isinstance(mask, dict):
         return mask
@@ -103,7 +103,7 @@ class TileMapper(Mapper):
 
 
 def _cropped(entry: dict, frame: tuple[int, int, int, int]) -> dict | None:
-    """An annotation in coordinates of a crop, its mask an RLE; None outside of it."""
+    """An annotation in coordinates of a crop, with its mask as an RLE; None outside the crop."""
     x0, y0, x1, y1 = frame
     left, top, right, bottom = BoxMode.convert(entry["bbox"], entry["bbox_mode"], BoxMode.XYXY_ABS)
     if min(right, x1) <= max(left, x0) or min(bottom, y1) <= max(top, y0):
@@ -128,18 +128,18 @@ def _cropped(entry: dict, frame: tuple[int, int, int, int]) -> dict | None:
 
 
 def is_deep(path: str, choice: Choice = DEFAULT) -> bool:
-    """Whether 8 bits a channel lose something of an image, told from its header."""
+    """Whether an image has more than 8 bits per channel, by its header."""
     try:
         return read_header(Path(path), choice=choice).deep
     except NormdetError:
-        return False  # reading it will name what is broken
+        return False  # reading it will report the damage
 
 
 def read_input(path: str, image_format: str, choice: Choice = DEFAULT) -> np.ndarray:
-    """An image `(H, W, C)` in the channels of `INPUT.FORMAT`: uint8, or float32 where it is deep.
+    """Read an image `(H, W, C)` in the channels of `INPUT.FORMAT`: uint8, or float32 if it is deep.
 
     Raises:
-        NormdetError: an image that cannot be read, is a stack, or holds NaN.
+        NormdetError: the image cannot be read, is a stack, or holds NaN.
     """
     pixels = read_image(Path(path), choice)
     if pixels.dtype != np.uint8:
@@ -150,12 +150,12 @@ def read_input(path: str, image_format: str, choice: Choice = DEFAULT) -> np.nda
 
 
 def choice_of(cfg: CfgNode) -> Choice:
-    """The channels and planes that a config takes."""
+    """The channels and planes that a config asks for."""
     return parse_choice(cfg.INPUT.CHANNELS, cfg.INPUT.PLANES)
 
 
 def build_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
-    """The mapper that `cfg` describes; detectron2's but for our own keys and images over 8 bits.
+    """The mapper of `cfg`: detectron2's, extended by our keys and by images of more than 8 bits.
 
     With `INPUT.TILE`, training sees a random tile of each image; the test mapper gives the image
     whole and unresized, for :class:`normdet.evaluation.tiled_model.TiledModel`.
@@ -172,7 +172,7 @@ def build_tile_mapper(cfg: CfgNode, is_train: bool) -> DatasetMapper:
     """The mapper of `INPUT.TILE`.
 
     Raises:
-        NormdetError: a config that crops or predicts in a way that does not go with tiles.
+        NormdetError: the config crops or predicts in a way that does not work with tiles.
     """
     if cfg.INPUT.CROP.ENABLED:
         raise NormdetError("INPUT.TILE and INPUT.CROP.ENABLED both crop: set one of them")

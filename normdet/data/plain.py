@@ -1,7 +1,7 @@
-"""Annotations many at a time: which are in COCO's own form, and sound.
+"""Find those annotations that are in COCO's own form and valid, many at a time.
 
-Nearly all are. To look at each costs more than to parse the file, and to look at columns of them
-costs a fifth of it; what is odd in any way is left to :mod:`normdet.data.annotation`.
+Nearly all are. To check each in turn costs more than to parse the file; to check them in columns
+costs a fifth of that. :mod:`normdet.data.annotation` reads those that are odd in any way.
 """
 
 from collections.abc import Iterable, Mapping, Sequence
@@ -15,13 +15,13 @@ import pycocotools.mask as mask_util
 from normdet.data.annotation import LONGEST_OUTLINE
 from normdet.data.rle import fills
 
-# What an annotation says of being a crowd: no, yes, and no.
+# The values of `iscrowd` and what they mean.
 _CROWDS = (0, 1, None)
 
 
 @dataclass
 class Columns:
-    """N annotations side by side. Rows of those that are not plain hold nothing.
+    """N annotations in columns. Rows of annotations that are not plain hold nothing.
 
     Attributes:
         plain: `(N,)` bool: in COCO's own form, and nothing is wrong with it but, perhaps, that its
@@ -40,7 +40,7 @@ class Columns:
 def columns(
     annotations: Sequence[dict], owners: Mapping[Any, dict], classes: Mapping[Any, int]
 ) -> Columns:
-    """Look at annotations side by side.
+    """Check annotations in columns.
 
     Args:
         annotations: as a file has them.
@@ -71,7 +71,7 @@ def columns(
 
 def _known(annotations: Sequence[dict], name: str, known: Mapping[Any, Any]) -> np.ndarray:
     values = [entry.get(name) for entry in annotations]
-    # A number that is true or false is no id, though Python finds it among them.
+    # True and False are not ids, though Python finds them among numbers.
     return np.array([type(value) in (int, str) and value in known for value in values], bool)
 
 
@@ -87,7 +87,7 @@ def _numbers(lists: Iterable[list]) -> np.ndarray | None:
 
 
 def _boxes(annotations: Sequence[dict]) -> np.ndarray:
-    """`(N, 4)`, NaN where a box is not a list of four numbers."""
+    """Boxes `(N, 4)`; NaN if a box is not a list of four numbers."""
     boxes = np.full((len(annotations), 4), np.nan)
     lists = [entry.get("bbox") for entry in annotations]
     four = np.array([type(box) is list and len(box) == 4 for box in lists], bool)
@@ -123,7 +123,7 @@ def _polygons(annotations: Sequence[dict], sizes: np.ndarray, bounds: np.ndarray
     lengths = np.fromiter(map(len, lines), int, len(lines))
     if (lengths < 6).any() or (lengths % 2).any() or (numbers := _numbers(lines)) is None:
         return sound
-    # From the numbers of each line to those of each mask.
+    # Combine the numbers of each outline into those of each mask.
     counts = np.fromiter((len(masks[place]) for place in places), int, len(places))
     totals = np.add.reduceat(lengths, np.cumsum(counts) - counts)
     starts = (np.cumsum(totals) - totals) // 2

@@ -36,7 +36,7 @@ def prepare(folder: str | Path | None = None) -> Path:
     `folder` appears complete or not at all, even if the run is interrupted.
 
     Raises:
-        NormdetError: where the folder cannot be written, or holds something else.
+        NormdetError: the folder cannot be written, or holds something else.
     """
     folder = default_folder() if folder is None else Path(folder)
     if all((folder / f"{part}.json").is_file() for part in ("train", "test")):

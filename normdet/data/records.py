@@ -1,4 +1,4 @@
-"""What the readers share: the form they return, and the checks on boxes and paths."""
+"""The shared part of the readers: the form they return, and checks on boxes and paths."""
 
 import logging
 import math
@@ -19,7 +19,7 @@ logger = logging.getLogger(__name__)
 
 # The largest share of boxes that disagree with their masks or leave their image.
 MAX_BOX_FAULTS = 0.1
-# What a box may be off by: pixels, and of its mask's longer side.
+# A box may be off by this many pixels, plus this share of its mask's longer side.
 _ROUNDING, _SLACK = 2, 0.1
 # Unicode categories: control characters, surrogates, separators of lines and paragraphs.
 _UNWRITTEN = ("Cc", "Cs", "Zl", "Zp")
@@ -34,8 +34,8 @@ class Dataset:
         classes: names in the order of the contiguous `category_id`.
         category_ids: the annotation file's id of each class, in the same order.
         image_root: folder of the images.
-        dropped: what was left out, one phrase per box.
-        notes: sentences on what was read in a way that its user should know of.
+        dropped: a phrase on each box that was left out.
+        notes: sentences on unusual readings that the user should know of.
     """
 
     records: list[dict]
@@ -47,7 +47,7 @@ class Dataset:
 
 
 def are_finite(values: Iterable[Any]) -> bool:
-    """Whether all are finite numbers; their sum is then finite too, but for extreme values."""
+    """Whether all are finite numbers. The sum shows it, except for extreme values."""
     try:
         return math.isfinite(sum(values))
     except (TypeError, OverflowError):  # no number, or a whole one of hundreds of digits
@@ -84,11 +84,11 @@ def warn_dropped(dropped: Sequence[str], total: int, source: Path) -> None:
 
 
 class BoxCheck:
-    """Counts boxes that disagree with their masks, or leave their image, by more than rounding.
+    """Counts boxes that disagree with their masks or leave their image by more than rounding.
 
     Args:
         source: of the boxes, for messages.
-        most: the largest share of such boxes that is taken.
+        most: the largest share of such boxes that is accepted.
     """
 
     def __init__(self, source: Path, most: float = MAX_BOX_FAULTS):
@@ -99,7 +99,7 @@ class BoxCheck:
     def see(
         self, boxes: ArrayLike, bounds: ArrayLike, sizes: ArrayLike, name: Callable[[int], str]
     ) -> None:
-        """N boxes.
+        """Check N boxes.
 
         Args:
             boxes: `(N, 4)`: x, y, width, height.
@@ -112,7 +112,7 @@ class BoxCheck:
         self._total += len(boxes)
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
         odd = _leave(corners, sides) | _disagree(corners, bounds, sides)
-        # Many files have corners where COCO has a width and a height.
+        # Many files have corners instead of COCO's width and height.
         as_corners = ~(_leave(boxes, sides) | _disagree(boxes, bounds, sides))
         as_corners &= (boxes[:, 2:] > boxes[:, :2]).all(1)
         self._corners += int((odd & as_corners).sum())
@@ -121,7 +121,7 @@ class BoxCheck:
             self._phrases.append(f"{name(row)} ({why})")
 
     def settle(self, report: Callable[[str], None] | None) -> list[str]:
-        """Sentences on the boxes that were seen.
+        """Sentences on the boxes so far.
 
         Raises:
             NormdetError: their share is larger than allowed; `report` is called before.
@@ -152,7 +152,7 @@ def _leave(corners: np.ndarray, sides: np.ndarray) -> np.ndarray:
 
 
 def _disagree(corners: np.ndarray, bounds: np.ndarray, sides: np.ndarray) -> np.ndarray:
-    """Whether each of N boxes is not its mask's, where it has one."""
+    """Whether each of N boxes disagrees with its mask, if it has one."""
     inside = np.clip(corners, 0, np.tile(sides, 2))
     mask = np.clip(bounds, 0, np.tile(sides, 2))
     slack = np.maximum(_ROUNDING, _SLACK * (mask[:, 2:] - mask[:, :2]).max(1))
@@ -174,8 +174,8 @@ def confined(folder: Path, name: str, source: Path) -> Path:
     A link that is `folder` itself is followed first, so a dataset folder may be a link.
 
     Raises:
-        NormdetError: where the name is absolute, climbs out, is a link to a place outside, or is
-            none that a file can have.
+        NormdetError: the name is absolute, climbs out, is a link to a place outside, or is not
+            possible for a file.
     """
     root = os.path.realpath(folder)
     try:

@@ -21,7 +21,7 @@ from normdet.files.faults import Report
 
 logger = logging.getLogger(__name__)
 
-# Faults of a dataset that a message lists.
+# The most faults of a dataset that a message lists.
 _SHOWN_FAULTS = 20
 FORMS = "coco:ANNOTATIONS.json:IMAGE_DIR, voc:IMAGESET, quickstart:train or quickstart:test"
 
@@ -36,8 +36,8 @@ def register_datasets(cfg: CfgNode) -> None:
     files and the headers of their images are checked. Costs one reading of every annotation file.
 
     Raises:
-        NormdetError: for a name that is neither, data that is not what it should be, and data
-            that the model of `cfg` cannot take (number of classes, masks).
+        NormdetError: a name is neither, data is faulty, or the model of `cfg` cannot take the data
+            (number of classes, masks).
     """
     for key in ("TRAIN", "TEST"):
         for text in cfg.DATASETS[key]:
@@ -56,16 +56,16 @@ def register_datasets(cfg: CfgNode) -> None:
 
 
 def is_described(text: str) -> bool:
-    """Whether a dataset's name says in our words where its data is, such as `coco:FILE:FOLDER`."""
+    """Whether a dataset's name states its files in our form, such as `coco:FILE:FOLDER`."""
     return text.partition(":")[0] in _READERS
 
 
 def image_files(text: str, root: str | Path = "") -> list[Path]:
-    """The images of a dataset, whatever their annotations are for.
+    """The images of a dataset, for any kind of annotations.
 
     Args:
         text: as in `DATASETS.TRAIN`.
-        root: what relative paths start at, `DATASETS.ROOT`.
+        root: the folder that relative paths start from, `DATASETS.ROOT`.
 
     Raises:
         NormdetError: as :func:`register_datasets`, but for what concerns the model.
@@ -83,16 +83,16 @@ def image_files(text: str, root: str | Path = "") -> list[Path]:
 
 
 def _checked(text: str, cfg: CfgNode, where: str, train: bool) -> Dataset:
-    """A dataset none of whose images would end the training, or a list of those that would.
+    """Check that no image of a dataset would end the training.
 
     Raises:
         NormdetError: naming all bad images at once.
     """
     faults: list[str] = []
-    # A test set is somebody's truth, and may be measured against as it is: its faults are told.
+    # A test set may be used as it is, since others compare with it; its faults are reported.
     reading = Reading(faults.append, cfg.DATASETS.MAX_BOX_FAULTS if train else 1.0)
     dataset = _read(text, Path(cfg.DATASETS.ROOT), reading)
-    # One process looks, and all hear of it.
+    # One process checks, and all get the result.
     headers = None
     if comm.is_main_process():
         headers = check_images(dataset.records, choice_of(cfg)) if not faults else []
@@ -118,11 +118,11 @@ def _refuse(faults: list[str], where: str) -> None:
 
 
 def _check_registered(name: str, cfg: CfgNode, where: str) -> None:
-    """Look at a dataset that detectron2 or the user registered as at one of ours."""
+    """Check a dataset that detectron2 or the user registered, as one of ours."""
     _check_files(name)
     headers = None
     if comm.is_main_process():
-        # What is fetched from elsewhere is looked at when it comes.
+        # Files that are fetched from elsewhere are checked when they arrive.
         local = [
             record
             for record in DatasetCatalog.get(name)
@@ -211,7 +211,7 @@ def _check(cfg: CfgNode, where: str, dataset: Dataset, train: bool) -> None:
             f"MODEL.{part}.NUM_CLASSES is {classes}, but {where} has "
             f"{len(dataset.classes)} classes: {names}"
         )
-    # Crowd regions do not train, and are RLE in files whose objects are polygons.
+    # Crowds are not trained on. They are RLE even in files whose objects are polygons.
     objects = [
         obj
         for record in dataset.records
@@ -238,7 +238,7 @@ def _deep(dataset: Dataset) -> bool:
 
 
 def _register(text: str, dataset: Dataset) -> None:
-    # The same text may mean another folder by now (DATASETS.ROOT), so the newest reading holds.
+    # The same text may mean another folder now (DATASETS.ROOT), so the newest reading counts.
     if text in DatasetCatalog.list():
         DatasetCatalog.remove(text)
     if text in MetadataCatalog.list():

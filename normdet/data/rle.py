@@ -1,4 +1,4 @@
-"""COCO's run lengths, and masks kept as the piece that holds them: cheap in images of any size."""
+"""COCO's run lengths, and masks stored as pieces of the image, which stay small in any image."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -6,15 +6,15 @@ from dataclasses import dataclass
 import numpy as np
 import pycocotools.mask as mask_util
 
-# A run has 32 bits. Without this limit a number of millions of characters takes hours.
+# A run has 32 bits. Without this limit, a number of millions of characters would take hours.
 _MOST_BITS = 60
 
 
 def runs(counts: str | bytes) -> list[int] | None:
-    """The run lengths of a compressed RLE, or None where it is none.
+    """The run lengths of a compressed RLE, or None if it is not one.
 
-    COCO's form: five bits a character, low ones first, the sixth says that the number goes on;
-    from the fourth run on each is the difference to the run before the last.
+    In COCO's form a character has five bits, low ones first, and a sixth that says whether the
+    number goes on. From the fourth run on, a number is the difference to the run before the last.
     """
     counts = counts.encode("utf-8", "surrogatepass") if isinstance(counts, str) else counts
     lengths: list[int] = []
@@ -31,7 +31,7 @@ def runs(counts: str | bytes) -> list[int] | None:
             value -= (bits >> 4 & 1) << shift
             lengths.append(value + (lengths[-2] if len(lengths) > 2 else 0))
             value = shift = 0
-    # Where the last number does not end, pycocotools reads on behind the text.
+    # If the last number does not end, pycocotools reads beyond the text.
     return None if shift else lengths
 
 
@@ -65,10 +65,10 @@ def fills(counts: Sequence[str], pixels: np.ndarray) -> np.ndarray:
     values = np.add.reduceat((data & 31) << np.minimum(5 * place, _MOST_BITS), firsts)
     values -= (data[lasts] >> 4 & 1) << np.minimum(5 * digits, _MOST_BITS)
     of = owner[lasts]
-    # So small that no sum of them leaves 64 bits; no run of a sound RLE is longer.
+    # No sum of runs up to this limit overflows 64 bits, and no run of a valid RLE is longer.
     sound[of[np.abs(values) >= 1 << 31]] = False
     values[~sound[of]] = 0
-    # Each run from the fourth on adds to the one before the last: sums along odd and even places.
+    # Each run from the fourth on adds to the one before the last, so sum odd and even places.
     begins = np.flatnonzero(np.diff(of, prepend=-1))
     index = np.arange(len(of)) - np.repeat(begins, np.diff(np.append(begins, len(of))))
     chain = 3 * of + np.where(index == 0, 0, 1 + index % 2)
@@ -79,7 +79,7 @@ def fills(counts: Sequence[str], pixels: np.ndarray) -> np.ndarray:
     lengths = sums - np.repeat(before, np.diff(np.append(heads, len(of))))
     sound[of[order][(lengths < 0) | (lengths >= 1 << 31)]] = False
     lengths[~sound[of[order]]] = 0
-    # A mask's chains lie side by side, so its runs begin where they did.
+    # The two chains of a mask stay together, so each mask's runs begin where they did.
     full[sound] = (np.add.reduceat(lengths, begins) == pixels)[sound]
     return full
 
@@ -105,7 +105,7 @@ class Piece:
 
     @classmethod
     def of(cls, mask: np.ndarray, x: int = 0, y: int = 0) -> "Piece":
-        """The piece of a mask `(H, W)` whose upper left pixel is `(x, y)`; empty if it is."""
+        """The piece of a mask `(H, W)` whose upper left pixel is at `(x, y)`; it may be empty."""
         rows, columns = np.flatnonzero(mask.any(1)), np.flatnonzero(mask.any(0))
         if not len(rows):
             return cls(x, y, np.zeros((0, 0), bool))
@@ -115,7 +115,7 @@ class Piece:
 
     @classmethod
     def from_rle(cls, rle: dict) -> "Piece":
-        """The piece of a compressed RLE, in time and memory of the object, not of the image."""
+        """The piece of a compressed RLE. Time and memory depend on the object, not on the image."""
         height = rle["size"][0]
         ends = np.cumsum(runs(rle["counts"]) or [0])
         starts, ends = ends[:-1:2], ends[1::2]
@@ -138,17 +138,17 @@ class Piece:
 
     @property
     def area(self) -> int:
-        """How many pixels it has."""
+        """The number of its pixels."""
         return int(np.count_nonzero(self.mask))
 
     def within(self, box: tuple[int, int, int, int]) -> np.ndarray:
-        """The mask inside `box`: the pixels of the piece's and the box's common rectangle."""
+        """The mask on the common rectangle of the piece and `box`."""
         x0, y0, x1, y1 = box
         left, top = max(x0 - self.x, 0), max(y0 - self.y, 0)
         return self.mask[top : max(y1 - self.y, top), left : max(x1 - self.x, left)]
 
     def filled(self, box: tuple[int, int, int, int]) -> np.ndarray:
-        """`(H, W)` bool of all that `box` holds."""
+        """The mask on all of `box`: `(H, W)` bool."""
         x0, y0, x1, y1 = box
         out = np.zeros((y1 - y0, x1 - x0), bool)
         part = self.within(box)
@@ -157,7 +157,7 @@ class Piece:
         return out
 
     def shared(self, other: "Piece") -> int:
-        """How many pixels both have."""
+        """The number of pixels that both have."""
         mine, others = self.within(other.box), other.within(self.box)
         return int(np.count_nonzero(mine & others)) if mine.size and others.size else 0
 

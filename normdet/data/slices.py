@@ -1,7 +1,7 @@
-"""What every reader takes and gives: a source on disk, and the slices in it.
+"""The input and the output of every reader: a source on disk, and its slices.
 
-The plugin reads images alone (:mod:`normdet.data.image_file`); DICOM and NIfTI, which need more
-libraries, are read by :mod:`normdet.medical.readers` into the same slices.
+The plugin only reads image files (:mod:`normdet.data.image_file`). :mod:`normdet.medical.readers`
+reads DICOM and NIfTI, which need more libraries, into the same slices.
 """
 
 import hashlib
@@ -13,18 +13,19 @@ import numpy as np
 
 from normdet.errors import NormdetError
 
-# The largest image read unless the caller allows more: 10,000 x 10,000.
+# The largest image unless the caller allows more: 10,000 x 10,000.
 MAX_PIXELS = 100_000_000
 # A volume may hold this many slices of the largest size.
 MAX_VOXELS_PER_PIXEL = 20
 
-# Pictures that people look at shrink far less; one colour shrinks a thousandfold.
+# The most that compression may shrink pixels. Real pictures shrink far less; one colour shrinks a
+# thousandfold.
 MOST_GROWTH = 200
-# Below this nothing is a bomb; labels of few objects are nearly all zeros.
+# Fewer bytes than this are no bomb; label images of few objects are nearly all zeros.
 _HARMLESS, _HARMLESS_LABELS = 64 << 20, 2 << 30
 
-# Each process draws its own: a patient's key tells nothing about the patient, even to someone
-# who tries every possible number.
+# Each process draws its own secret. So a patient's key reveals nothing about the patient, even to
+# someone who tries every possible number.
 _SECRET = secrets.token_bytes(32)
 
 
@@ -35,8 +36,8 @@ class Source:
     Attributes:
         kind: `"image"`, `"dicom"` or `"nifti"`.
         paths: its files; those of a series in any order.
-        name: unique among the sources found together, fit for a file name. That of DICOM is made
-            up: files are often named after patients.
+        name: unique among the sources found together, fit for a file name. DICOM sources get a
+            number, since their files are often named after patients.
     """
 
     kind: str
@@ -46,21 +47,21 @@ class Source:
 
 @dataclass(frozen=True)
 class Slice:
-    """One two-dimensional image, as the file means it and before any window.
+    """One two-dimensional image in the file's values, before any window.
 
     Attributes:
         pixels: `(H, W)` or `(H, W, 3)` in the file's precision: integers as stored, or float32 in
-            the file's units (such as HU) where it has a scale.
+            the file's units (such as HU) if it has a scale.
         name: unique among the slices of sources found together, fit for a file name.
         patient: a key equal for images of one patient within this process, or None if unknown.
-        spacing: mm from row to row and from column to column, in a volume also from slice to
-            slice; None if unknown.
+        spacing: mm between rows and between columns, in a volume also between slices; None if
+            unknown.
         window: center and width that the file recommends, in the units of `pixels`, or None.
         source: the file it was read from.
         index: its place in the volume, series or stack, from 0.
-        frame: its place in its file, from 0: of several frames, in the order they are stored.
-        stack: slices of one source and one number lie one beside the other; a series may hold
-            several acquisitions, which do not.
+        frame: its place in its file, from 0, in the stored order.
+        stack: slices of one source with the same number are neighbours in space. A series may hold
+        several acquisitions, which have different numbers.
     """
 
     pixels: np.ndarray
@@ -75,19 +76,19 @@ class Slice:
 
 
 def patient_key(identity: str) -> str:
-    """An opaque key: equal for equal identities in this process, unrelated in any other."""
+    """An opaque key, equal for equal identities in this process and unrelated in others."""
     return hashlib.blake2b(identity.encode(), key=_SECRET, digest_size=12).hexdigest()
 
 
 def native(pixels: np.ndarray) -> np.ndarray:
-    """In this machine's byte order, and never wider than float32."""
+    """The pixels in this machine's byte order, and no wider than float32."""
     if pixels.dtype == np.float64:
         return pixels.astype(np.float32)
     return pixels.astype(pixels.dtype.newbyteorder("="), copy=False)
 
 
 def check_size(path: Path, height: int, width: int, max_pixels: int, slices: int = 1) -> None:
-    """Refuse what a header says is larger than allowed, before memory is asked for.
+    """Refuse an image that is larger than allowed by its header, before allocating memory.
 
     Raises:
         NormdetError: naming the size and the flag.
@@ -107,7 +108,7 @@ def check_size(path: Path, height: int, width: int, max_pixels: int, slices: int
 
 
 def check_growth(path: Path, unpacked: int, labels: bool = False) -> None:
-    """Refuse pixels that a file of its size cannot hold, unless they are all alike.
+    """Refuse more pixels than a file of its size can hold, unless they are all alike.
 
     Args:
         path: the file.

@@ -1,4 +1,4 @@
-"""A part of a dataset held out by image, the same part on every machine and in every run."""
+"""Hold out a part of a dataset by image, the same on every machine and in every run."""
 
 import hashlib
 import os
@@ -13,17 +13,17 @@ SIDES = ("train", "val")
 def split(dataset: Dataset, part: str, share: float) -> Dataset:
     """The images of one part, with their annotations, in their order.
 
-    An image's place is decided by its file name below the image folder alone, so neither the order
-    of the annotation file nor the machine matters. Images of one patient or slide that should
-    stay together need splits of their own.
+    An image's part depends only on its file name below the image folder, not on the order of the
+    annotation file or on the machine. Images of one patient or slide that should stay together need
+    another way to split.
 
     Args:
-        dataset: what is divided; not changed.
+        dataset: is not changed.
         part: `"val"` is the part held out, `"train"` the rest.
-        share: of the images that are held out, above 0 and below 1; at least one image each way.
+        share: of the images to hold out, above 0 and below 1. Each part gets at least one image.
 
     Raises:
-        NormdetError: for an unknown part, a share out of range, or fewer than two images.
+        NormdetError: unknown part, share out of range, or fewer than two images.
     """
     if part not in SIDES or not 0 < share < 1:
         raise NormdetError(

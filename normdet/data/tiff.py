@@ -1,7 +1,7 @@
-"""TIFF as images: axes, photometric interpretation, orientation and planar order are honoured.
+"""Read TIFF as images, by its axes, photometric interpretation, orientation and planar order.
 
-tifffile reads the samples as they are stored; what they mean is decided here, in one place. Where
-tifffile lacks a codec (LZW and JPEG need imagecodecs), Pillow decodes.
+tifffile reads the samples as they are stored, and this module interprets them. If tifffile lacks a
+codec (LZW and JPEG need imagecodecs), Pillow decodes.
 """
 
 import contextlib
@@ -22,12 +22,12 @@ from normdet.errors import NormdetError
 _logger = logging.getLogger("tifffile")
 
 MAGIC = (b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")
-# Each page costs as much as a small file.
+# The most pages; each costs as much as a small file.
 MAX_PAGES = 1 << 14
 _ORIENTATION = 274
 _INK_SET, _CMYK_INKS = 332, 1
 _ALPHA = (1, 2)
-# Whole slides: the other series are a thumbnail, a label and a picture of the glass.
+# In whole slides the other series are a thumbnail, a label and a picture of the glass.
 _SLIDES = ("svs", "scn", "ndpi", "bif", "philips", "avs", "qpi")
 # Samples of a pixel before extra ones.
 _SAMPLES = {PHOTOMETRIC.RGB: 3, PHOTOMETRIC.SEPARATED: 4, PHOTOMETRIC.YCBCR: 3}
@@ -36,12 +36,12 @@ _GREY = (PHOTOMETRIC.MINISWHITE, PHOTOMETRIC.MINISBLACK)
 
 @dataclass(frozen=True)
 class _Part:
-    """A series, or a page that belongs to none, with its axes told apart.
+    """A series, or a page that belongs to none, with its axes identified.
 
     Attributes:
         stored: tifffile's.
-        planes: places along depth, time and all other axes together.
-        channels: places along the axis of channels.
+        planes: the number along depth, time and all other axes together.
+        channels: the number along the axis of channels.
         height, width: as stored.
     """
 
@@ -62,12 +62,12 @@ class _Part:
 
     @property
     def bytes(self) -> int:
-        """Of all its samples."""
+        """The bytes of all its samples."""
         return int(np.prod(self.stored.shape, dtype=np.float64)) * self.stored.dtype.itemsize
 
     @property
     def upright(self) -> tuple[int, int]:
-        """Height and width as they are to be seen."""
+        """Height and width of the upright image."""
         size = self.height, self.width
         return size[::-1] if self.orientation > 4 else size
 
@@ -83,8 +83,8 @@ def read(path: Path, *, max_pixels: int, labels: bool, choice: Choice) -> list[n
         choice: of channels and planes.
 
     Raises:
-        NormdetError: a file that is too large, holds no image, or has a colour space or samples
-            that cannot be converted.
+        NormdetError: the file is too large, holds no image, or has a colour space or samples that
+            cannot be converted.
     """
     images: list[np.ndarray] = []
     with _opened(path) as file:
@@ -107,7 +107,7 @@ def header(path: Path, *, labels: bool, choice: Choice) -> tuple[int, int, int, 
     """Height, width, number and type of the images that :func:`read` gives; no pixel is read.
 
     Raises:
-        NormdetError: as :func:`read`, as far as headers tell, or a file that is cut short.
+        NormdetError: as :func:`read`, as far as headers show it, or the file is cut short.
     """
     with _opened(path) as file:
         parts = list(_parts(file, path))
@@ -130,7 +130,7 @@ def header(path: Path, *, labels: bool, choice: Choice) -> tuple[int, int, int, 
 
 @contextlib.contextmanager
 def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
-    """The file, while tifffile's own messages are silenced: they name it, and do not stop."""
+    """Open the file and silence tifffile's messages, which name it and do not stop the reading."""
     level = _logger.level
     _logger.setLevel(logging.CRITICAL + 1)
     try:
@@ -141,13 +141,13 @@ def _opened(path: Path) -> Iterator[tifffile.TiffFile]:
 
 
 def _parts(file: tifffile.TiffFile, path: Path) -> Iterator[_Part]:
-    """Pages that are neither smaller copies of others nor masks of transparency."""
+    """The pages that are neither smaller copies of others nor masks of transparency."""
     _check_pages(file, path)
     series = file.series
     if series and series[0].kind in _SLIDES:
         series = series[:1]
     if len(series) > 1 and series[0].kind == "generic":
-        # Pages of several sizes, in the order they are stored.
+        # Pages of several sizes in their stored order.
         pages = (page for one in series for page in one.pages)
         series = sorted((page.aspage() for page in pages if page), key=lambda page: page.index)
     for stored in series:
@@ -192,7 +192,7 @@ def _read_part(
             images += channels
             continue
         grey = part.page.photometric in _GREY
-        if grey and channels[0].ndim == 3:  # samples of grey are channels
+        if grey and channels[0].ndim == 3:  # several grey samples are channels
             channels = [one for stack in channels for one in np.moveaxis(stack, -1, 0)]
         if not grey and len(channels) > 1 and channels[0].ndim == 3:
             raise NormdetError(f"{path} has {len(channels)} channels of colours each")
@@ -223,7 +223,7 @@ def _stored(file: tifffile.TiffFile, part: _Part, path: Path) -> tuple[np.ndarra
 
 
 def _sorted(array: np.ndarray, axes: str) -> np.ndarray:
-    """With its axes as planes, channels, rows, columns and samples."""
+    """Reorder the axes to planes, channels, rows, columns and samples."""
     for axis in "CS":
         if axis not in axes:
             array, axes = array[..., None], axes + axis
@@ -244,7 +244,7 @@ def _pillow_page(path: Path, index: int, page: TiffPage, lacking: Exception) -> 
     """A page decoded by Pillow, upright, its samples as stored.
 
     Raises:
-        Exception: `lacking`, where Pillow would change their depth.
+        Exception: `lacking`, if Pillow would change the samples' depth.
     """
     with Image.open(path) as image:
         image.seek(index)
@@ -258,7 +258,7 @@ def _pillow_page(path: Path, index: int, page: TiffPage, lacking: Exception) -> 
 
 
 def _rgb_pages(file: tifffile.TiffFile, part: _Part, path: Path) -> tuple[np.ndarray, bool]:
-    """Brightness and colour differences as RGB, by Pillow: subsampling is its business."""
+    """Convert brightness and colour differences to RGB by Pillow, which handles subsampling."""
     if part.stored.dtype != np.uint8 or part.channels > 1:
         raise NormdetError(f"{path} has YCbCr colours of {part.stored.dtype}: convert it to RGB")
     pages = []
@@ -270,7 +270,7 @@ def _rgb_pages(file: tifffile.TiffFile, part: _Part, path: Path) -> tuple[np.nda
 
 
 def _labels(samples: np.ndarray) -> np.ndarray:
-    """Numbers as they are stored: `(H, W)`, or `(H, W, 3)` of a label drawn in colours."""
+    """The stored numbers: `(H, W)`, or `(H, W, 3)` for a label in colours."""
     samples = samples[..., 0] if samples.shape[-1] < 3 else samples[..., :3]
     return _eight_bits(samples)
 
@@ -287,7 +287,7 @@ def _meant(samples: np.ndarray, page: TiffPage, path: Path) -> np.ndarray:
         return samples[..., 0] if samples.shape[-1] == 1 else samples
     if photometric == PHOTOMETRIC.PALETTE and page.colormap is not None:
         table = page.colormap.T
-        # Some writers fill 8 of the 16 bits, as libtiff knows too.
+        # Some writers fill only 8 of the 16 bits; libtiff handles this too.
         table = table >> 8 if table.max() > 255 else table
         return table.astype(np.uint8)[np.minimum(samples[..., 0], len(table) - 1)]
     needed = _SAMPLES.get(photometric, 0)
@@ -306,7 +306,7 @@ def _inverted(samples: np.ndarray, bits: int) -> np.ndarray:
     """Invert images in which white is zero, as in scanned film."""
     if samples.dtype.kind == "u":
         return samples.dtype.type((1 << bits) - 1) - samples
-    # Signed numbers and floats have no largest value: negate them.
+    # Signed numbers and floats have no natural maximum, so negate them.
     return -samples if samples.dtype.kind == "f" else ~samples
 
 
@@ -328,7 +328,7 @@ def _eight_bits(samples: np.ndarray) -> np.ndarray:
 
 
 def _turn(pixels: np.ndarray, orientation: int) -> np.ndarray:
-    """Upright, by the numbers of TIFF's and EXIF's tag 274."""
+    """Turn upright by the number of TIFF's and EXIF's tag 274."""
     if orientation > 4:
         pixels = np.swapaxes(pixels, 0, 1)
         orientation = {5: 1, 6: 2, 7: 3, 8: 4}[orientation]

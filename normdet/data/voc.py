@@ -23,7 +23,7 @@ from normdet.errors import NormdetError
 from normdet.files.faults import fault
 from normdet.files.read import parse_xml, read_text
 
-# What lists of images have behind a name: whether an object of some class is there.
+# Lists of images may have this behind a name: whether an object of some class is there.
 _MARKS = ("-1", "0", "1")
 # The largest list of images.
 _LARGEST_LIST = 64 << 20
@@ -36,14 +36,13 @@ def load_voc(
     without: Container[str] = (),
     max_box_faults: float = MAX_BOX_FAULTS,
 ) -> Dataset:
-    """Read `folder/ImageSets/Main/<image_set>.txt` and what it names.
+    """Read `folder/ImageSets/Main/<image_set>.txt` and the images that it names.
 
     The records are those of detectron2's `load_voc_instances` (1-based corners, `difficult`
-    objects included); sizes are those of the images as they are loaded, turned as EXIF says, and
-    an XML file that states another is a fault. Lists may name files with their endings and with
-    spaces. The classes are all names that occur in `folder/Annotations`, sorted, so every image
-    set of a folder has the same ones. Boxes without area or outside their image are left out and
-    listed as `dropped`.
+    objects included). Sizes are those of the loaded images, turned by EXIF; an XML file with
+    another size is a fault. Lists may name files with their endings and with spaces. The classes
+    are all names in `folder/Annotations`, sorted, so every image set of a folder has the same ones.
+    Boxes without area or outside their image are left out and listed as `dropped`.
 
     Args:
         report: called with a sentence on each image that cannot be used, which is then left out;
@@ -52,7 +51,7 @@ def load_voc(
         max_box_faults: the largest share of boxes that may leave their image.
 
     Raises:
-        NormdetError: where a file is missing, is not VOC, or lies outside `folder`.
+        NormdetError: a file is missing, is not VOC, or is outside `folder`.
     """
     folder = Path(folder)
     stems = [stem for stem in read_set(folder, image_set) if stem not in without]
@@ -82,7 +81,7 @@ def read_set(folder: Path, image_set: str) -> list[str]:
     """The images that `folder/ImageSets/Main/<image_set>.txt` names, each once, without endings.
 
     Raises:
-        NormdetError: the file is missing or no text in UTF-8.
+        NormdetError: the file is missing, or not text in UTF-8.
     """
     listing = _listing(folder, image_set)
     if not listing.is_file():
@@ -98,7 +97,7 @@ def read_set(folder: Path, image_set: str) -> list[str]:
 
 
 def _stem(line: str, known: Mapping[str, str]) -> str:
-    """The stem of the XML file that a line means, of those that are known."""
+    """The stem of the XML file that a line means, among the known ones."""
     name, _, mark = line.rpartition(" ")
     name = name.strip() if mark in _MARKS and name.strip() else line
     possible = [name, PurePath(name).name, line, line.split()[0]]
@@ -136,7 +135,7 @@ def _record(
         )
     objects, dropped = [], []
     for name, (x0, y0, x1, y1) in read_objects(tree, f"{stem}.xml"):
-        # Read as VOC means them, equal corners are one pixel; in practice they are a slip.
+        # By VOC's rules equal corners are one pixel; in practice they are a mistake.
         if reason := box_fault(x0, y0, x1, y1, width, height):
             dropped.append(f"{name} in {stem}.xml ({reason})")
             continue
@@ -163,7 +162,7 @@ def _classes(annotations: Path, report: Callable[[str], None] | None) -> list[st
         try:
             names |= {_name(item) for item in parse_xml(path).iter("object")}
         except NormdetError:
-            # It is reported when its own turn comes.
+            # It is reported when it is read itself.
             if report is None:
                 raise
     if not names or "" in names:
@@ -177,7 +176,7 @@ def _name(item: ET.Element) -> str:
 
 
 def stated_size(tree: ET.Element) -> tuple[int, int] | None:
-    """Height and width that an annotation states; None where it does not, or states 0."""
+    """Height and width that an annotation states; None if it does not, or states 0."""
     try:
         height, width = (int(float(tree.findtext(f"size/{k}") or 0)) for k in ("height", "width"))
     except (ValueError, OverflowError):

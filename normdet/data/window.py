@@ -1,4 +1,4 @@
-"""Grey values of any range to the 8 bits a detector takes.
+"""Map grey values of any range to the 8 bits that a detector takes.
 
 MONAI's `ScaleIntensityRange(a_min, a_max, 0, 255, clip=True)` with the limits of a window: given
 (`CT:40,400` is -160 to 240), the file's own, or percentiles (0.5 and 99.5, nnU-Net's).

@@ -1,4 +1,4 @@
-"""How a module's own forward calls its children: one level of a network as a graph."""
+"""One level of a network as a graph: how a module's forward calls its children."""
 
 import warnings
 from collections.abc import Iterator
@@ -9,7 +9,7 @@ from . import known
 
 
 class _OneLevel(fx.Tracer):
-    """Every child is a leaf: what happens inside it is the child's own graph."""
+    """A tracer that treats every child as a leaf; each child has its own graph."""
 
     def is_leaf_module(self, module: nn.Module, name: str) -> bool:
         return True
@@ -19,7 +19,7 @@ class Level:
     """The graph of one module's forward.
 
     Attributes:
-        module: whose it is.
+        module: the module.
         graph: torch.fx's.
         rewritable: whether the graph is the whole forward.
     """
@@ -62,7 +62,7 @@ class Level:
                 yield user
 
     def source(self, node: fx.Node) -> fx.Node:
-        """Where a value comes from, looking through nodes that pass it on unchanged."""
+        """The node that a value comes from, looking through nodes that pass it on unchanged."""
         child = self.child(node)
         if child is not None and known.passes_on(child) and isinstance(node.args[0], fx.Node):
             return self.source(node.args[0])
@@ -70,7 +70,7 @@ class Level:
 
 
 def level_of(module: nn.Module) -> Level | None:
-    """The graph of a module's forward; None where it cannot be had without running it.
+    """The graph of a module's forward; None if only running it would show it.
 
     A forward that branches on its input, or differs between training and inference, has no single
     graph.
@@ -90,7 +90,7 @@ def level_of(module: nn.Module) -> Level | None:
 
 
 def rewrite(module: nn.Module, graph: fx.Graph) -> None:
-    """Make a module compute a changed graph. Its keys stay.
+    """Make a module compute a changed graph; its keys stay.
 
     Its class becomes a subclass of the one it had, so `isinstance` and methods still work.
     """

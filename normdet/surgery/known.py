@@ -1,4 +1,4 @@
-"""What a network's modules and functions are: norm, convolution, activation, or something else.
+"""Recognize a network's modules and functions: norm, convolution, activation, or something else.
 
 Nothing here imports detectron2, torchvision or timm: their layers are recognized by name and by
 attributes.
@@ -26,9 +26,9 @@ _NORMS = {
 # detectron2's norm over the channels; torch has another norm of this name.
 _CHANNEL_NORMS = {"detectron2.layers.batch_norm.LayerNorm"}
 
-# Norms in a head that is shared over the levels of a pyramid: statistics a level, one affine.
+# Norms of a head that the levels of a pyramid share: statistics for each level, and one affine.
 _PER_LEVEL = {"CycleBatchNormList", "PerLevelNorm"}
-# Networks whose convolutions are normalized and, as in their papers, not activated.
+# Networks whose convolutions are normalized but, as in their papers, not activated.
 _PYRAMIDS = {"FPN", "FeaturePyramidNetwork", "SimpleFeaturePyramid"}
 
 # The activations that an option's own activation replaces.
@@ -46,7 +46,7 @@ _ADDITIONS = {operator.add, operator.iadd, torch.add, "add", "add_", "__add__", 
 _QUESTIONS = {getattr, "size", "dim", "ndimension"}
 
 _CONVOLUTIONS = (nn.modules.conv._ConvNd, nn.Linear)
-# The forward of these is a convolution and nothing else, with a norm and activation if it has them.
+# The forward of these is a convolution, then a norm and an activation if it has them.
 _PLAIN = {nn.Conv1d, nn.Conv2d, nn.Conv3d, nn.ConvTranspose2d, nn.Linear}
 
 # Modules that pass their input on unchanged, at least in inference.
@@ -112,12 +112,12 @@ def is_unit(module: nn.Module) -> bool:
 def is_plain(conv: nn.Module) -> bool:
     """Whether a weight method may take it over: its forward is torch's, or detectron2's."""
     if isinstance(conv, nn.ConvTranspose2d) and conv.groups > 1:
-        return False  # its weight has no dimension of output channels
+        return False  # no dimension of its weight is the output channels
     return type(conv) in _PLAIN or (is_unit(conv) and isinstance(conv, nn.Conv2d))
 
 
 def dims_of(norm: nn.Module, conv: nn.Module | None) -> int | None:
-    """Spatial dimensions of what a norm sees; None where nothing tells."""
+    """The spatial dimensions of a norm's inputs; None if they are not known."""
     if isinstance(conv, nn.Linear):
         return 0
     for dims, kinds in {
@@ -137,7 +137,7 @@ def torch_norm(norm: nn.Module) -> bool:
 
 
 def activation_name(what: nn.Module | Callable | str | None) -> str | None:
-    """`"ReLU"`, another activation's name, or None for what is no activation.
+    """`"ReLU"`, another activation's name, or None if it is no activation.
 
     Args:
         what: a module, a function, or a tensor method's name.
@@ -146,7 +146,7 @@ def activation_name(what: nn.Module | Callable | str | None) -> str | None:
         if type(what) is nn.ReLU:
             return "ReLU"
         if isinstance(what, AddAct):
-            return None  # it adds first
+            return None  # it adds before it activates
         place = type(what).__module__.rpartition(".")[2]
         return type(what).__name__ if place.startswith("activation") else None
     if what in _RELUS:

@@ -33,7 +33,7 @@ class Change:
 
     Attributes:
         name: of the norm, or of the join's activation.
-        before: what stood there.
+        before: the norm or activation that was there.
         after: the option, or the activation.
         activated: whether the norm has the activation fused.
     """
@@ -46,7 +46,7 @@ class Change:
 
 @dataclass
 class Left:
-    """One place that was left as it is, and why."""
+    """One place that was not changed, and why."""
 
     name: str
     what: str
@@ -84,9 +84,9 @@ class Bare:
 
     Attributes:
         modules: the parts asked for, as names of modules; None for all.
-        dress: what gives a part without norms its norms, by the part's name.
-        start: called with the network, batches and names of norms: sets the affine of norms that
-            are put where there were none, and returns the names of those that it started.
+        dress: by the name of a part without norms, the function that gives it norms.
+        start: called with the network, batches and names of norms. It sets the affine of norms in
+        parts that had none, and returns the names of those that it started.
     """
 
     modules: list[str] | None
@@ -94,7 +94,8 @@ class Bare:
     start: Callable[[nn.Module, Iterable[Any], list[str]], list[str]]
 
 
-# Asked for every network: `(model, option, parts)` to a Bare, or None for a network it knows not.
+# Functions from `(model, option, parts)` to a Bare, or to None for an unknown kind of network. All
+# are called for every network.
 _BARE: list[Callable[[nn.Module, NormOption, list[str] | None], Bare | None]] = []
 
 
@@ -123,8 +124,8 @@ def normalize(
     BN: `weight` and `bias`); TLU adds `tau`.
 
     Args:
-        model: any network. A detector of detectron2 gets what `--norm` would give it: FPN and heads
-            get norms where they have none.
+        model: any network. A detector of detectron2 is changed as by `--norm`: an FPN and heads
+            without norms get some.
         norm: an option such as `"GN+WS"`.
         parts: names of modules, with `*` if wanted (`"backbone.*"`, `"layer4"`): only what is below
             them; the whole network by default. In a detector of detectron2 also the names that
@@ -136,10 +137,10 @@ def normalize(
         inputs: arguments for the model's forward. It is run once in inference, to see what follows
             a norm if the code does not tell.
         params: the methods' parameters, as `{"GN": {"NUM_GROUPS": 16}}`.
-        strict: refuse where a norm cannot be replaced for sure; else it is left, and reported.
+        strict: refuse if a norm cannot be replaced for certain; else it is left, and reported.
 
     Returns:
-        The network, with a :class:`NormReport` as `norm_report`; it is another object only where
+        The network, with a :class:`NormReport` as `norm_report`. It is another object only if
         `model` itself was a norm.
 
     Raises:
@@ -219,7 +220,7 @@ def _has_statistics(norm: nn.Module) -> bool:
 
 
 class _Plan:
-    """What can be replaced and what cannot, found before anything is changed."""
+    """The sites that can be replaced and those that cannot, found before any change."""
 
     def __init__(self, option: NormOption, finder: Finder, chosen: set[str] | None):
         self.option = option

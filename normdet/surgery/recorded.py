@@ -1,4 +1,4 @@
-"""One level's graph from a forward that was run, for modules that torch.fx cannot read."""
+"""Record one level's graph while a forward runs, for modules that torch.fx cannot read."""
 
 from collections.abc import Iterable
 from typing import Any
@@ -12,7 +12,7 @@ from .graph import Level
 
 
 class RecordedLevel(Level):
-    """What a module's forward did with its children and which functions it called.
+    """The record of a module's forward: its calls of children and functions.
 
     A module that is called several times, such as a head on every level of a pyramid, has all its
     calls in one graph.
@@ -22,7 +22,7 @@ class RecordedLevel(Level):
         self.module = module
         self.graph = fx.Graph()
         self._names = {child: name for name, child in module.named_children()}
-        self._known: dict[int, tuple[Tensor, fx.Node]] = {}  # held, so that no id is used again
+        self._known: dict[int, tuple[Tensor, fx.Node]] = {}  # keeps tensors, so ids stay unique
 
     rewritable = False
 
@@ -31,7 +31,7 @@ class RecordedLevel(Level):
             self._bind(tensor, self.graph.placeholder(f"x{len(self._known)}"))
 
     def node(self, value: Any) -> Any:
-        """A value with nodes in place of its tensors; what is new comes from outside."""
+        """A value with nodes instead of its tensors; unknown tensors become inputs."""
         if not isinstance(value, Tensor):
             return value if isinstance(value, int | float | str | bool | None) else None
         if id(value) not in self._known:
@@ -67,11 +67,11 @@ class RecordedLevel(Level):
 
 
 def _part(whole):
-    """Represents taking a tensor out of what a call returned."""
+    """Represents taking a tensor out of the result of a call."""
 
 
 def _grandchild(*args):
-    """Represents calling a module that is no child."""
+    """Represents calling a module that is not a child."""
 
 
 def _tensors(value: Any) -> list[Tensor]:
@@ -105,7 +105,7 @@ class _Recorder(TorchFunctionMode):
 
 
 def record(model: nn.Module, inputs: Iterable[Any]) -> dict[nn.Module, RecordedLevel]:
-    """Run `model(*inputs)` in inference and note what every module's forward does."""
+    """Run `model(*inputs)` in inference and record every module's forward."""
     recorder, hooks = _Recorder(), []
     for module in model.modules():
         hooks.append(module.register_forward_pre_hook(recorder.enter, with_kwargs=True))

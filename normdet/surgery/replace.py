@@ -14,7 +14,7 @@ _STATE = ("weight", "bias", "running_mean", "running_var", "num_batches_tracked"
 
 
 def new_norm(site: Site, option: NormOption, *, activate: bool, fresh: bool) -> nn.Module:
-    """The norm that takes a site's place.
+    """The new norm of a site.
 
     Args:
         activate: fuse the option's activation.
@@ -49,7 +49,7 @@ def take_over(old: nn.Module, norm: nn.Module) -> None:
         for theirs, mine in zip(old, norm, strict=True):
             take_over(theirs, mine)
     kin = hasattr(old, "running_var") and isinstance(norm, BatchStatistics | FrozenBatchNorm2d)
-    if kin:  # its running averages were learned with these
+    if kin:  # its running averages were learned under these constants
         norm.eps = old.eps
         if getattr(old, "momentum", None) is not None and hasattr(norm, "momentum"):
             norm.momentum = old.momentum
@@ -76,7 +76,7 @@ def put_site(site: Site, option: NormOption, norm: nn.Module) -> None:
 
 
 def remove_activation(place: Place) -> None:
-    """Take away the modules of an activation that the norm before them has fused."""
+    """Remove the modules of an activation that the norm before them now computes."""
     for name in place.names:
         if place.level is None:
             setattr(place.owner, name, None)
@@ -85,7 +85,7 @@ def remove_activation(place: Place) -> None:
 
 
 class Rewrites:
-    """Collects changes of forwards, which are then made module by module."""
+    """Collects changes of forwards, to make them module by module."""
 
     def __init__(self):
         self._levels: dict[nn.Module, Level] = {}
@@ -98,7 +98,7 @@ class Rewrites:
             place.level.graph.erase_node(node)
 
     def join(self, join: Join, option: NormOption) -> str:
-        """Put the option's join where a forward adds and activates; returns its name."""
+        """Replace a forward's addition and activation by the option's join; return its name."""
         place = join.place
         (node,) = place.nodes
         name = next(
@@ -135,7 +135,7 @@ def _has_constant(added: fx.Node) -> bool:
 
 
 def check_option(option: NormOption) -> None:
-    """Refuse an option that is no norm to put where another stood."""
+    """Refuse an option that cannot replace a norm."""
     if option.init:
         raise NormdetError(
             f"{option} is a start of residual blocks without norms: build the network with it, "

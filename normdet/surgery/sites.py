@@ -18,12 +18,12 @@ from .recorded import RecordedLevel
 
 @dataclass
 class Place:
-    """Where an activation stands.
+    """The place of an activation.
 
     Attributes:
         owner: the module whose forward calls it.
         names: of the activation among the owner's children or attributes; none for a function.
-        level: the owner's graph; None where the owner calls it by a rule of its own.
+        level: the owner's graph; None if the owner calls it by a rule of its own.
         nodes: the calls in that graph.
         alone: whether nothing else calls these children.
     """
@@ -50,9 +50,9 @@ class Site:
         places: the modules it is a child of, and its name there.
         conv: the convolution or linear layer before it; None if there is none.
         conv_places: the modules that it is a child of, and its name there.
-        activation: `"ReLU"`, `"TLU"`, another activation's name, `""` where none follows directly,
-            or None where nothing tells.
-        place: where the activation stands.
+        activation: `"ReLU"`, `"TLU"`, another activation's name, `""` if none follows directly, or
+            None if it is not known.
+            place: of the activation.
     """
 
     name: str
@@ -81,7 +81,7 @@ class Finder:
 
     Args:
         model: the network.
-        recorded: what was seen of its forward, for modules whose graph cannot be had otherwise.
+        recorded: a record of its forward, for modules that have no other graph.
 
     Attributes:
         sites: by norm, in the order of definition.
@@ -235,7 +235,7 @@ class Finder:
             self.joins.append(Join(name, self._names[module], place, channels, addition, sites))
 
     def _channels(self, level: Level, node: fx.Node) -> int | None:
-        """How many channels a value of a level has, if its graph tells."""
+        """How many channels a value of a level has, if its graph shows it."""
         child = level.child(node)
         if child is None:
             if level.is_addition(node):
@@ -269,7 +269,7 @@ def _children_first(module: nn.Module, seen: set | None = None) -> Iterator[nn.M
 
 
 def _count_uses(model: nn.Module) -> dict[nn.Module, list[tuple[nn.Module, str]]]:
-    """Where every module stands as a child."""
+    """All places of every module as a child."""
     uses: dict[nn.Module, list[tuple[nn.Module, str]]] = {}
     for module in model.modules():
         for name, child in module._modules.items():
