@@ -29,7 +29,7 @@ AS_BACKBONE = "as backbone"
 
 # detectron2's key for a part's builder -> the builders that have a normdet form.
 BUILDERS: dict[str, tuple[str, ...]] = {
-    "MODEL.META_ARCHITECTURE": ("RetinaNet",),
+    "MODEL.META_ARCHITECTURE": ("RetinaNet", "GeneralizedRCNN", "PanopticFPN"),
     "MODEL.BACKBONE.NAME": (
         "build_resnet_backbone",
         "build_resnet_fpn_backbone",
@@ -43,6 +43,8 @@ BUILDERS: dict[str, tuple[str, ...]] = {
     "MODEL.ROI_KEYPOINT_HEAD.NAME": ("KRCNNConvDeconvUpsampleHead",),
     "MODEL.SEM_SEG_HEAD.NAME": ("SemSegFPNHead",),
 }
+# Detectors whose form of ours serves `IGNORE_PADDING` alone.
+_ONLY_PADDED = ("GeneralizedRCNN", "PanopticFPN")
 
 
 def normdet_name(stock: str) -> str:
@@ -95,6 +97,9 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # batch norms that stay in test mode. Functions, gradients and keys are the same to rounding.
     # `predict`, `eval` and `export` always fold.
     node.FOLD_FIXED = False
+    # Images of a batch that are smaller than its largest are padded. True: statistics, convolutions
+    # and anchors end where an image ends, so that its result is the one it has alone.
+    node.IGNORE_PADDING = False
     # The network of timm under MODEL.BACKBONE.NAME build_normdet_timm_fpn_backbone, such as
     # resnet50.a1_in1k, and a file with its weights; "" starts from random weights.
     node.TIMM = ""
@@ -206,8 +211,14 @@ def use_normdet_parts(cfg: CfgNode) -> None:
     With an option that detectron2 knows, ours compute the same under the same state-dict keys.
     """
     for key, stock in BUILDERS.items():
-        if get(cfg, key) in stock:
-            put(cfg, key, normdet_name(get(cfg, key)))
+        name = get(cfg, key)
+        if name in stock and (name not in _ONLY_PADDED or ignores_padding(cfg)):
+            put(cfg, key, normdet_name(name))
+
+
+def ignores_padding(cfg: CfgNode) -> bool:
+    """Whether an image's result must not depend on the padding of its batch."""
+    return "NORMDET" in cfg.MODEL and cfg.MODEL.NORMDET.IGNORE_PADDING
 
 
 def set_norm(cfg: CfgNode, text: str, parts: Iterable[str] | None = None) -> None:
@@ -243,7 +254,8 @@ def set_norm(cfg: CfgNode, text: str, parts: Iterable[str] | None = None) -> Non
 
 def has_part(cfg: CfgNode, name: str) -> bool:
     """Whether the detector may have the part, as far as its architecture tells."""
-    return cfg.MODEL.META_ARCHITECTURE in (PARTS[name].detectors or (cfg.MODEL.META_ARCHITECTURE,))
+    detector = cfg.MODEL.META_ARCHITECTURE.removeprefix("Normdet")
+    return detector in (PARTS[name].detectors or (detector,))
 
 
 def check_config(cfg: CfgNode) -> None:
@@ -268,6 +280,13 @@ def check_config(cfg: CfgNode) -> None:
                 f"{part.key} is {str(option)!r}, and {part.builder} {stock!r} has no such stage: "
                 f"it is for {', '.join(ours)}"
             )
+    detector = cfg.MODEL.META_ARCHITECTURE
+    if cfg.MODEL.NORMDET.IGNORE_PADDING and not detector.startswith("Normdet"):
+        known = BUILDERS["MODEL.META_ARCHITECTURE"]
+        use = f"use {normdet_name(detector)!r}" if detector in known else "it would ignore that"
+        raise NormdetError(
+            f"MODEL.NORMDET.IGNORE_PADDING is True and MODEL.META_ARCHITECTURE {detector!r}: {use}"
+        )
     steps, images = cfg.SOLVER.ACCUMULATE_STEPS, cfg.SOLVER.IMS_PER_BATCH
     if steps < 1 or images % steps:
         raise NormdetError(

@@ -4,6 +4,7 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from ..ops.padded import Padded, like, plain
 from .batch_norm import FrozenBatchNorm2d
 from .moments import spread
 
@@ -24,6 +25,8 @@ class AffineBatchNorm2d(FrozenBatchNorm2d):
 
     def _by_fixed_statistics(self, x: torch.Tensor) -> torch.Tensor:
         self._check_input(x)
+        if isinstance(x, Padded):
+            return like(self._by_fixed_statistics(plain(x)), x)
         affine = self.weight, self.bias
         if x.numel() == 0:  # the graph stays connected: other workers have gradients to share
             weight, bias = (spread(p, x) for p in affine)

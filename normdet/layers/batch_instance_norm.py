@@ -21,6 +21,8 @@ class BatchInstanceNorm(RunningNorm):
         kwargs: see :class:`RunningNorm`.
     """
 
+    by_example = True
+
     def __init__(self, num_features: int, *, rate: float = 10.0, **kwargs):
         super().__init__(num_features, **kwargs)
         self.rate = rate

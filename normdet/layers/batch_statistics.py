@@ -5,6 +5,7 @@ from torch import Tensor, nn
 
 from ..errors import NormdetError
 from ..ops import act
+from ..ops.padded import Padded, apart, like, plain, pooled, sizes
 from ..ops.reference import frozen_affine
 from .base import NormLayer
 from .moments import affine, instance_moments, pool, pool_workers, several_workers
@@ -46,12 +47,14 @@ class BatchStatistics(NormLayer):
             forward and one small all-reduce in backward, and every worker must call the layer, with
             an empty batch if it has none.
         is_frozen: whether it stays in test mode, whatever `train()` says.
+        by_example: whether it takes moments of single examples in training too.
     """
 
     batch_statistics = True
     needs_batch = True
     sync = False
     is_frozen = False
+    by_example = False
 
     def normalize(self, x: Tensor) -> Tensor:
         """The method itself, affine included, without the activation."""
@@ -59,7 +62,21 @@ class BatchStatistics(NormLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
-        return act(self.normalize(x), self.tau, activation=self.activation)
+        if isinstance(x, Padded):
+            return self.of_images(x)
+        return self.activate_normalized(self.normalize(x))
+
+    def of_images(self, x: Padded) -> Padded:
+        """The forward of a padded map: all statistics are of its images alone."""
+        if not self.learns_from(x):
+            return apart(self.forward, x)
+        if not self.by_example:
+            return pooled(self.forward, x)
+        return like(self.activate_normalized(plain(self.normalize(x))), x)
+
+    def activate_normalized(self, y: Tensor) -> Tensor:
+        """The activation of what :meth:`normalize` gives."""
+        return act(y, self.tau, activation=self.activation)
 
     def learns_from(self, x: Tensor) -> bool:
         """Whether `x` is normalized by its batch: an empty one only where workers share theirs."""
@@ -79,10 +96,12 @@ class BatchStatistics(NormLayer):
         Args:
             instance: the instance moments `(N, C)` of `x`, if they are known already.
         """
-        count = torch.full((), x.numel() // self.num_features, device=x.device)
+        areas = [h * w for h, w in sizes(x)] if isinstance(x, Padded) else None
+        count = x.numel() // self.num_features if areas is None else sum(areas)
+        count = torch.full((), count, device=x.device)
         if not self.learns_from(x):
             return self.running_mean, self.running_var, count
-        mean, var = pool(*(instance or instance_moments(x)), dim=0)
+        mean, var = pool(*(instance or instance_moments(x)), dim=0, counts=areas)
         if self.pools_workers():
             mean, var, count = pool_workers(mean, var, count)
             # Reading the count waits for the device, so do it only where it could be too small.

@@ -5,6 +5,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops.padded import Padded, pooled
 from ..option_text import with_norm
 from .batch_norm import _BatchNorm
 from .batch_statistics import RunningNorm
@@ -31,6 +32,7 @@ class EvalNorm(RunningNorm):
     """
 
     tests_as_bn = True
+    by_example = True
 
     def __init__(self, num_features: int, **kwargs):
         super().__init__(num_features, **kwargs)
@@ -42,6 +44,9 @@ class EvalNorm(RunningNorm):
         self._learn_blend(x)
         if self.pools_workers():
             return self.normalize_with(x, *self.batch_moments(x)[:2])
+        return pooled(self._by_batch, x) if isinstance(x, Padded) else self._by_batch(x)
+
+    def _by_batch(self, x: Tensor) -> Tensor:
         if x.numel() == self.num_features:
             self.refuse_one_value(x)
         self.num_batches_tracked.add_(1)

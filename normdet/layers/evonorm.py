@@ -5,6 +5,7 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..ops import check_groups, recording
+from ..ops.padded import Padded, apart, plain
 from ..ops.reference import affine, wide
 from .base import NormLayer
 from .batch_statistics import RunningNorm
@@ -72,6 +73,8 @@ class EvoNormS0(NormLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
+        if isinstance(x, Padded):
+            return apart(self.forward, x)
         return _lean(self._normalize, x, self.v, self.weight, self.bias)
 
     def _normalize(self, x: Tensor, v: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
@@ -105,19 +108,20 @@ class EvoNormB0(RunningNorm):
         kwargs: see :class:`RunningNorm`.
     """
 
+    by_example = True
+
     def __init__(self, num_features: int, *, activation: str | None = None, **kwargs):
         super().__init__(num_features, activation=None, **kwargs)
         self.activation = activation
         self.register_parameter("v", nn.Parameter(torch.ones(num_features)) if activation else None)
 
-    def forward(self, x: Tensor) -> Tensor:
-        self._check_input(x)
-        return self.normalize(x)
+    def activate_normalized(self, y: Tensor) -> Tensor:
+        return y
 
     def normalize(self, x: Tensor) -> Tensor:
         instance = instance_moments(x)
         var = self.batch_moments(x, instance)[1]
-        return _lean(self._normalize, x, instance[1], var, self.v, self.weight, self.bias)
+        return _lean(self._normalize, plain(x), instance[1], var, self.v, self.weight, self.bias)
 
     def _normalize(self, x, own_var, var, v, weight, bias) -> Tensor:
         x_hat = self._divided(wide(x), (var + self.eps).sqrt(), (own_var + self.eps).sqrt(), v)

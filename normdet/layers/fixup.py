@@ -4,6 +4,7 @@ import torch
 from torch import nn
 
 from ..ops import act
+from ..ops.padded import Padded, like, plain
 from .base import NormLayer
 
 
@@ -43,6 +44,8 @@ class FixupScalars(NormLayer):
 
     def forward(self, x: torch.Tensor) -> torch.Tensor:
         self._check_input(x)
+        if isinstance(x, Padded):
+            return like(self.forward(plain(x)), x)
         # A tensor of one element would widen a half-precision input.
         scale, shift, offset = (
             p if p is None else p.to(x.dtype) for p in (self.scale, self.shift, self.offset)

@@ -5,12 +5,15 @@ Each keeps `x` for backward and nothing else of its size. A method's own formula
 autograd over `(N, C)` or `(C,)` numbers.
 """
 
+from collections.abc import Sequence
+
 import torch
 import torch.distributed as dist
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from ..ops import recording
+from ..ops.padded import Padded, crops, like, plain
 from ..ops.reference import wide
 
 
@@ -56,8 +59,14 @@ def instance_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
     One pass over `x`; keeps `x` for backward.
     """
+    if isinstance(x, Padded):
+        parts = [instance_moments(part) for part in crops(x)]
+        mean, var = (torch.cat(moments) for moments in zip(*parts, strict=True))
+        return mean, var
     if x.dim() == 2:
         return wide(x), torch.zeros_like(wide(x))
+    if 0 in x.shape[2:]:  # an image without pixels
+        return (_sum_space(wide(x)),) * 2
     if recording():
         var, mean = torch.var_mean(wide(x), _space(x), correction=0)
         return mean, var
@@ -66,14 +75,25 @@ def instance_moments(x: Tensor) -> tuple[Tensor, Tensor]:
 
 def instance_means(x: Tensor) -> Tensor:
     """The mean alone, `(N, C)`; keeps nothing of activation size."""
+    if isinstance(x, Padded):
+        return torch.cat([instance_means(part) for part in crops(x)])
     return x.mean(_space(x), dtype=wide(x.new_empty(0)).dtype) if x.dim() > 2 else wide(x)
 
 
-def pool(mean: Tensor, var: Tensor, dim: int) -> tuple[Tensor, Tensor]:
-    """Pool the moments of equally large parts along `dim`; zeros if there are no parts.
+def pool(
+    mean: Tensor, var: Tensor, dim: int, counts: Sequence[int] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Pool the moments of parts along `dim`; zeros if there are no parts.
 
     Layer moments pool instance moments over channels, batch moments over examples.
+
+    Args:
+        counts: how many values each part has, if that differs; `dim` is then the first.
     """
+    if counts is not None:
+        shares = mean.new_tensor(counts) / max(sum(counts), 1)
+        pooled = shares @ mean
+        return pooled, shares @ (var + (mean - pooled).square())
     count = max(mean.shape[dim], 1)
     pooled = mean.sum(dim, keepdim=True) / count
     var = var.sum(dim) / count + (mean - pooled).square().sum(dim) / count
@@ -159,4 +179,6 @@ def affine(x: Tensor, centre: Tensor, scale: Tensor, shift: Tensor | None) -> Te
     Keeps `x` for backward. A `shift` of `None` is 0.
     """
     shift = torch.zeros_like(scale) if shift is None else shift
+    if isinstance(x, Padded):
+        return like(affine(plain(x), centre, scale, shift), x)
     return (_affine if recording() else _Affine.apply)(x, centre, scale, shift)

@@ -5,6 +5,7 @@ from collections.abc import Iterable
 from torch import Tensor, nn
 
 from ..ops import act
+from ..ops.padded import Padded, like, plain
 from .base import NormLayer
 
 
@@ -34,6 +35,11 @@ class PerLevelNorm(NormLayer, nn.ModuleList):
     def forward(self, x: Tensor) -> Tensor:
         x = self[self.level](x)
         self.level = (self.level + 1) % len(self)
+        if isinstance(x, Padded):
+            return like(self._affine(plain(x)), x)
+        return self._affine(x)
+
+    def _affine(self, x: Tensor) -> Tensor:
         y = x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
         return act(y.to(x.dtype), self.tau, activation=self.activation)
 

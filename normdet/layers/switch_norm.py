@@ -23,6 +23,7 @@ class SwitchNorm(RunningNorm):
     """
 
     needs_batch = False
+    by_example = True
 
     def __init__(self, num_features: int, *, dims: int | None = None, **kwargs):
         super().__init__(num_features, dims=dims, **kwargs)

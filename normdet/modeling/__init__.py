@@ -13,6 +13,7 @@ from .fpn import (
 from .ignored import NormdetRPN, NormdetStandardROIHeads
 from .keypoint_head import NormdetKRCNNConvDeconvUpsampleHead, normalize_keypoint_head
 from .mask_head import NormdetMaskRCNNConvUpsampleHead, normalize_mask_head
+from .padding import NormdetGeneralizedRCNN, NormdetPanopticFPN
 from .res5_heads import NormdetRes5ROIHeads
 from .resnet import build_normdet_resnet_backbone, normalize_resnet
 from .retinanet import NormdetRetinaNet, normalize_retinanet_head
@@ -31,8 +32,10 @@ use_torchvision_where_detectron2_has_none()
 __all__ = [
     "NormdetClassifier",
     "NormdetFastRCNNConvFCHead",
+    "NormdetGeneralizedRCNN",
     "NormdetKRCNNConvDeconvUpsampleHead",
     "NormdetMaskRCNNConvUpsampleHead",
+    "NormdetPanopticFPN",
     "NormdetRPN",
     "NormdetRes5ROIHeads",
     "NormdetRetinaNet",

@@ -1,16 +1,19 @@
 """RetinaNet, the convolutions of its head normalized."""
 
 import torch
+from detectron2.config import configurable
 from detectron2.modeling import META_ARCH_REGISTRY, RetinaNet
 from detectron2.modeling.meta_arch.retinanet import RetinaNetHead
-from detectron2.structures import Boxes, Instances
+from detectron2.structures import Boxes, ImageList, Instances
 from torch import Tensor, nn
 
 from ..keys import norm_option
+from ..ops.padded import Padded, crops, plain, sizes
 from ..options import NormOption
 from .dress import without_norms
 from .ignored import in_ignored
 from .lean import lean
+from .padding import IgnoringPadding
 
 
 def _normalize_subnet(subnet: nn.Sequential, option: NormOption, levels: int) -> nn.Sequential:
@@ -36,8 +39,13 @@ def normalize_retinanet_head(head: RetinaNetHead, option: NormOption, levels: in
 
 
 @META_ARCH_REGISTRY.register()
-class NormdetRetinaNet(RetinaNet):
+class NormdetRetinaNet(IgnoringPadding, RetinaNet):
     """detectron2's `RetinaNet` for any norm option in `MODEL.RETINANET.NORM`."""
+
+    @configurable
+    def __init__(self, *, ignore_padding: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.ignores_padding = ignore_padding
 
     @classmethod
     def from_config(cls, cfg):
@@ -45,7 +53,7 @@ class NormdetRetinaNet(RetinaNet):
         levels = len(cfg.MODEL.RETINANET.IN_FEATURES)
         normalize_retinanet_head(ret["head"], norm_option(cfg, "retinanet_head"), levels)
         lean(ret["head"], cfg.MODEL.NORMDET.RECOMPUTE)
-        return ret
+        return {**ret, "ignore_padding": cfg.MODEL.NORMDET.IGNORE_PADDING}
 
     @torch.no_grad()
     def label_anchors(
@@ -59,3 +67,43 @@ class NormdetRetinaNet(RetinaNet):
             if ignored is not None:
                 label[(label == self.num_classes) & ignored] = -1
         return labels, matched
+
+    def forward_training(self, images, features, predictions, gt_instances):
+        """As detectron2 does; anchors outside an image are neither matched nor trained."""
+        if not isinstance(images.tensor, Padded):
+            return super().forward_training(images, features, predictions, gt_instances)
+        logits, deltas = self._transpose_dense_predictions(
+            [[plain(x) for x in level] for level in predictions], [self.num_classes, 4]
+        )
+        anchors = self.anchor_generator(features)
+        labels, boxes = [], []
+        for n, target in enumerate(gt_instances):
+            inside = [self._inside(x, n) for x in features]
+            own = [Boxes(a.tensor[i]) for a, i in zip(anchors, inside, strict=True)]
+            (found,), (matched,) = self.label_anchors(own, [target])
+            inside = torch.cat(inside)
+            labels.append(found.new_full(inside.shape, -1).masked_scatter_(inside, found))
+            rows = inside[:, None].expand(-1, matched.shape[1])
+            boxes.append(matched.new_zeros(rows.shape).masked_scatter_(rows, matched))
+        return self.losses(anchors, logits, labels, deltas, boxes)
+
+    def _inside(self, x: Padded, n: int) -> Tensor:
+        """Which anchors of a level are of image `n`, in their order."""
+        height, width = sizes(x)[n]
+        cells = torch.zeros(x.shape[2:], dtype=torch.bool, device=x.device)
+        cells[:height, :width] = True
+        return cells.flatten().repeat_interleave(self.anchor_generator.num_anchors[0])
+
+    def forward_inference(
+        self, images: ImageList, features: list[Tensor], predictions: list[list[Tensor]]
+    ) -> list[Instances]:
+        """As detectron2 does, each image by itself."""
+        if not isinstance(images.tensor, Padded):
+            return super().forward_inference(images, features, predictions)
+        results = []
+        for n, size in enumerate(images.image_sizes):
+            one = ImageList(plain(images.tensor)[n : n + 1], [size])
+            maps = [crops(x)[n] for x in features]
+            found = [[crops(x)[n] for x in level] for level in predictions]
+            results += super().forward_inference(one, maps, found)
+        return results

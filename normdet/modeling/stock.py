@@ -53,6 +53,8 @@ def asks_for_ours(cfg: CfgNode) -> bool:
     """Whether a config has a norm that detectron2 alone would refuse or ignore."""
     if "NORMDET" not in cfg.MODEL:
         return False
+    if cfg.MODEL.NORMDET.IGNORE_PADDING:
+        return True
     for key in (part.key for part in NORMED.values()):
         fine = ("", AS_BACKBONE) if key.startswith("MODEL.NORMDET.") else STOCK_NORMS
         if get(cfg, key) not in fine:
@@ -74,6 +76,11 @@ def _taking_our_names(from_config: Callable) -> Callable:
     def build(cls, cfg, *args, **kwargs):
         if asks_for_ours(cfg):
             cfg = _with_our_parts(cfg)
+            if cfg.MODEL.NORMDET.IGNORE_PADDING and cls in _DETECTORS:
+                raise NormdetError(
+                    f"MODEL.NORMDET.IGNORE_PADDING needs another detector than {cls.__name__}: "
+                    "normdet.set_norm or normdet.keys.use_normdet_parts name it"
+                )
             if cls is retinanet.RetinaNet:
                 return NormdetRetinaNet.from_config(cfg, *args, **kwargs)
         return from_config(cls, cfg, *args, **kwargs)

@@ -13,6 +13,9 @@ gradient to `tau`.
 - "eager": plain torch that keeps as little for backward as the kernels do.
 - "cpp": compiled kernels on the CPU, built at first use.
 - "triton": Triton kernels on CUDA.
+
+Of a padded batch (:class:`normdet.ops.padded.Padded`) they take each image's part alone; statistics
+of examples then come from "eager" in place of "triton".
 """
 
 import torch
@@ -22,6 +25,7 @@ from torch import Tensor
 from normdet.errors import NormdetError
 from normdet.files.words import listed
 from normdet.ops import library, reference
+from normdet.ops.padded import Padded, apart, like, plain, sizes
 
 __all__ = [
     "act",
@@ -64,14 +68,17 @@ def frn_tlu(
     if num_groups is not None:
         check_groups(num_groups, x.shape[1])
     if _plain(backend, x, residual):
-        return reference.frn_tlu(
-            x, weight, bias, tau, eps=eps, num_groups=num_groups, activation=activation,
-            residual=residual,
-        )  # fmt: skip
-    number, learned = _split_eps(eps)
-    return library.norm_act(
-        x, residual, weight, bias, tau, learned, "rms", num_groups or x.shape[1], number,
-        activation, None, backend,
+
+        def plainly(x: Tensor, residual: Tensor | None = None) -> Tensor:
+            return reference.frn_tlu(
+                x, weight, bias, tau, eps=eps, num_groups=num_groups, activation=activation,
+                residual=residual,
+            )  # fmt: skip
+
+        return _by_reference(plainly, x, residual, activation)
+    return _norm_act(
+        x, residual, weight, bias, tau, eps, "rms", num_groups or x.shape[1], activation, None,
+        backend,
     )  # fmt: skip
 
 
@@ -100,15 +107,38 @@ def group_norm_act(
     _check(x, tau, activation)
     check_groups(num_groups, x.shape[1])
     if _plain(backend, x, residual, dtype):
-        return reference.group_norm_act(
-            x, num_groups, weight, bias, tau, eps=eps, activation=activation, residual=residual,
-            dtype=dtype,
-        )  # fmt: skip
-    number, learned = _split_eps(eps)
-    return library.norm_act(
-        x, residual, weight, bias, tau, learned, "group", num_groups, number, activation,
+
+        def plainly(x: Tensor, residual: Tensor | None = None) -> Tensor:
+            return reference.group_norm_act(
+                x, num_groups, weight, bias, tau, eps=eps, activation=activation,
+                residual=residual, dtype=dtype,
+            )  # fmt: skip
+
+        return _by_reference(plainly, x, residual, activation)
+    return _norm_act(
+        x, residual, weight, bias, tau, eps, "group", num_groups, activation,
         None if dtype is x.dtype else dtype, backend,
     )  # fmt: skip
+
+
+def _by_reference(run, x: Tensor, residual: Tensor | None, activation: str | None) -> Tensor:
+    others = () if residual is None else (residual,)
+    if isinstance(x, Padded):
+        return apart(run, x, *others, positive=activation == "ReLU")
+    return run(x, *others)
+
+
+def _norm_act(
+    x: Tensor, residual: Tensor | None, weight, bias, tau, eps: float | Tensor, kind: str,
+    groups: int, activation: str | None, dtype: torch.dtype | None, backend: str,
+) -> Tensor:  # fmt: skip
+    number, learned = (0.0, eps) if isinstance(eps, Tensor) else (eps, None)
+    more = (weight, bias, tau, learned, kind, groups, number, activation, dtype, backend)
+    if not isinstance(x, Padded):
+        return library.norm_act(x, residual, *more, None)
+    residual = None if residual is None else plain(residual)
+    y = library.norm_act(plain(x), residual, *more, torch.tensor(sizes(x)))
+    return like(y, x, clean=True, positive=activation == "ReLU")
 
 
 def frozen_bn_act(
@@ -132,6 +162,12 @@ def frozen_bn_act(
         residual: as in :func:`frn_tlu`.
     """
     _check(x, tau, activation)
+    if isinstance(x, Padded):
+        y = frozen_bn_act(
+            plain(x), weight, bias, running_mean, running_var, tau, eps=eps, activation=activation,
+            residual=None if residual is None else plain(residual), backend=backend,
+        )  # fmt: skip
+        return like(y, x, positive=activation == "ReLU")
     fixed = [p for p in (weight, bias, running_mean, running_var) if p is not None]
     if _plain(backend, x, residual) or any(p.requires_grad for p in fixed):
         return reference.frozen_bn_act(
@@ -152,6 +188,10 @@ def add_act(
 ) -> Tensor:
     """The residual join: add, then the activation. Keeps nothing but its output for backward."""
     _check(x, tau, activation)
+    if isinstance(x, Padded):
+        z = add_act(plain(x), plain(y), tau, activation=activation, backend=backend)
+        clean = x.clean and isinstance(y, Padded) and y.clean and activation != "TLU"
+        return like(z, x, clean=clean, positive=activation == "ReLU")
     if _plain(backend, x, y) or activation is None:
         return reference.add_act(x, y, tau, activation=activation)
     if backend == "auto" and activation == "ReLU" and x.device.type == "cpu":
@@ -162,6 +202,12 @@ def add_act(
 def act(x: Tensor, tau: Tensor | None = None, *, activation: str | None = None) -> Tensor:
     """The activation alone."""
     _check(x, tau, activation)
+    if isinstance(x, Padded):
+        y = reference.act(plain(x), tau, activation=activation)
+        return like(
+            y, x, clean=x.clean and activation != "TLU",
+            positive=activation == "ReLU" or (activation is None and x.positive),
+        )  # fmt: skip
     return reference.act(x, tau, activation=activation)
 
 
@@ -204,7 +250,7 @@ def standardize_weight(
         kind = "group"  # one value has no unbiased deviation
     standard = library.norm_act(
         rows.flatten(1).unsqueeze(0), None, None, None, None, None, kind, len(rows), eps, None,
-        None, backend,
+        None, backend, None,
     )  # fmt: skip
     return standard.reshape(rows.shape).movedim(0, out_dim)
 
@@ -230,10 +276,6 @@ def check_groups(num_groups: int, channels: int) -> int:
     if num_groups < 1 or channels % num_groups:
         raise NormdetError(f"{channels} channels do not divide into {num_groups} groups")
     return num_groups
-
-
-def _split_eps(eps: float | Tensor) -> tuple[float, Tensor | None]:
-    return (0.0, eps) if isinstance(eps, Tensor) else (eps, None)
 
 
 def _plain(

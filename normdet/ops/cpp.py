@@ -22,13 +22,13 @@ import torch
 from torch import Tensor
 
 from normdet.errors import NormdetError
-from normdet.ops.layout import memory_format
+from normdet.ops.layout import fill_outside, memory_format
 
 _SOURCE = Path(__file__).parent / "csrc" / "ops.cpp"
 _FLAGS = "-std=gnu++17 -O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -fopenmp"
 _DTYPES = {torch.float32: 0, torch.float64: 1, torch.float16: 2, torch.bfloat16: 3}
 _KINDS = {"rms": 0, "group": 1, "deviation": 2}
-_CALL = struct.Struct("@9q d 10P")  # `Call` of ops.cpp: one pointer passes faster than 20 words
+_CALL = struct.Struct("@10q d 11P")  # `Call` of ops.cpp: one pointer passes faster than 20 words
 _log = logging.getLogger(__name__)
 
 
@@ -93,8 +93,9 @@ def _build(compiler: list[str], path: Path) -> None:
 
 
 def norm_forward(
-    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype=None
-):
+    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype=None,
+    extents=None,
+):  # fmt: skip
     if dtype is not None and dtype is not x.dtype:
         x = x.to(dtype)
     x, last, shape = _prepare(x)
@@ -108,19 +109,21 @@ def norm_forward(
     if x.numel():
         call = _call(
             x, last, shape, activation, residual, weight, bias, tau, y,
-            mean, rstd, None, None, _KINDS[kind], groups, eps,
+            mean, rstd, None, None, _KINDS[kind], groups, eps, extents,
         )  # fmt: skip
         _library().normdet_norm_forward(call)
     return y, mean, rstd
 
 
 def norm_backward(
-    dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient
-):
+    dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient,
+    extents=None,
+):  # fmt: skip
     if out is not None:
         return _joined_backward(
-            dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient
-        )
+            dy, x, out, mean, rstd, weight, bias, tau, extents, kind, groups, eps, activation,
+            eps_gradient,
+        )  # fmt: skip
     dtype = x.dtype
     x, last, shape = _prepare(x.to(dy.dtype))
     dy = _alike(dy, x)
@@ -132,20 +135,22 @@ def norm_backward(
     if x.numel():
         call = _call(
             x, last, shape, activation, dy, weight, bias, tau, dx,
-            mean, rstd, by_channel, deps, _KINDS[kind], groups, eps,
+            mean, rstd, by_channel, deps, _KINDS[kind], groups, eps, extents,
         )  # fmt: skip
         _library().normdet_norm_backward(call)
     return dx.to(dtype), None, by_channel if trained else None, deps
 
 
-def _joined_backward(dy, x, out, mean, rstd, weight, bias, tau, *options):
+def _joined_backward(dy, x, out, mean, rstd, weight, bias, tau, extents, *options):
     """What the activation let pass of the sum is the residual's gradient, and the norm's."""
     *options, activation, eps_gradient = options
     dtau = None
+    if extents is not None:
+        dy = fill_outside(dy.clone(), extents.tolist())
     if activation is not None:
         dy, _, dtau = point_backward(dy, out, None, True, tau)
     dx, _, by_channel, deps = norm_backward(
-        dy, x, None, mean, rstd, weight, bias, None, *options, None, eps_gradient
+        dy, x, None, mean, rstd, weight, bias, None, *options, None, eps_gradient, extents
     )
     if dtau is not None and by_channel is None:
         by_channel = torch.zeros(3, x.shape[1], dtype=rstd.dtype)
@@ -186,14 +191,14 @@ def point_backward(dy, y, scale, joined, tau):
 
 def _call(
     x, last, shape, activation, x2, weight, bias, tau, out,
-    mean=None, rstd=None, by_channel=None, deps=None, kind=0, groups=1, eps=0.0,
+    mean=None, rstd=None, by_channel=None, deps=None, kind=0, groups=1, eps=0.0, extents=None,
 ) -> bytes:  # fmt: skip
     """The arguments of a kernel, as `Call` of ops.cpp lays them out."""
     return _CALL.pack(
         _DTYPES[x.dtype], last, kind, activation is not None, torch.get_num_threads(),
-        *shape, groups, eps, x.data_ptr(), _pointer(x2), _pointer(weight), _pointer(bias),
-        _pointer(tau), out.data_ptr(), _pointer(mean), _pointer(rstd), _pointer(by_channel),
-        _pointer(deps),
+        *shape, groups, x.shape[-1], eps, x.data_ptr(), _pointer(x2), _pointer(weight),
+        _pointer(bias), _pointer(tau), out.data_ptr(), _pointer(mean), _pointer(rstd),
+        _pointer(by_channel), _pointer(deps), _pointer(extents),
     )  # fmt: skip
 
 

@@ -13,29 +13,37 @@ from normdet.ops.reference import wide
 
 
 def norm_forward(
-    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype=None
-):
+    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype=None,
+    extents=None,
+):  # fmt: skip
     """`y` shaped as `x`, and `mean` (None for "rms") and `rstd`, both `(N, groups)`.
 
-    A residual is added before the activation.
+    A residual is added before the activation. With `extents` `(N, 2)`, the height and width of
+    each image in `x`, nothing else counts, and `y` is zero there.
     """
     z = _with_space(wide(x))
-    mean, rstd = _statistics(z, kind, groups, eps if learned_eps is None else learned_eps)
+    inside = None if extents is None else _inside(z, extents)
+    eps = eps if learned_eps is None else learned_eps
+    mean, rstd = _statistics(z, kind, groups, eps, inside)
     y = _affine(_centre(z, mean), _scale(rstd, weight, z), bias)
     if residual is not None:
         y = y + wide(residual).reshape(y.shape)
-    return _finish(_activate(y, tau, activation), x, dtype or x.dtype), mean, rstd
+    y = _within(_activate(y, tau, activation), inside)
+    return _finish(y, x, dtype or x.dtype), mean, rstd
 
 
 def norm_backward(
-    dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient
-):
+    dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient,
+    extents=None,
+):  # fmt: skip
     """Gradients of `x` and of the residual, of weight, bias and tau `(3, C)`, and of eps.
 
     The gradient of an input that was not given is None. With a residual, the output `out` tells
     what was clamped.
     """
     z, grad = _with_space(wide(x)), _with_space(wide(dy))
+    inside = None if extents is None else _inside(z, extents)
+    z, grad = _within(z, inside), _within(grad, inside)
     space = list(range(2, z.dim()))
     centred = _centre(z, mean)
     scale = _scale(rstd, weight, z)
@@ -52,7 +60,7 @@ def norm_backward(
     s0, s1 = kept.sum(space), (kept * centred).sum(space)
 
     n, c = z.shape[:2]
-    count = c // groups * z[0, 0].numel() if n else 1
+    count = c // groups * _pixels(z, inside) if n else 1
     w = torch.ones_like(s0) if weight is None else weight.to(s0.dtype).expand(n, c)
     g0, g1 = ((w * s).view(n, groups, c // groups).sum(2) for s in (s0, s1))
     p = -g1 * rstd**3 / count
@@ -63,6 +71,7 @@ def norm_backward(
     dx = torch.addcmul(kept * scale, centred, _spread(p, z))
     if mean is not None:
         dx += _spread(-g0 * rstd / count, z)
+    dx = _within(dx, inside)
 
     per_row = rstd.repeat_interleave(c // groups, 1)
     deps = (-0.5 * (w * s1 * per_row**3).sum()).reshape(1) if eps_gradient else None
@@ -123,13 +132,48 @@ def _spread(stat: Tensor, x: Tensor) -> Tensor:
     return stat.reshape(*x.shape[:2], *[1] * (x.dim() - 2))
 
 
-def _statistics(z: Tensor, kind: str, groups: int, eps) -> tuple[Tensor | None, Tensor]:
+def _inside(z: Tensor, extents: Tensor) -> Tensor:
+    """Which places of `z` `(N, C, H, W)` are image, `(N, 1, H, W)`."""
+    height, width = extents.to(z.device)[:, :, None].unbind(1)
+    rows, columns = (torch.arange(length, device=z.device) for length in z.shape[2:])
+    return ((rows < height)[:, :, None] & (columns < width)[:, None])[:, None]
+
+
+def _within(z: Tensor, inside: Tensor | None) -> Tensor:
+    return z if inside is None else z.masked_fill(~inside, 0)
+
+
+def _pixels(z: Tensor, inside: Tensor | None) -> int | Tensor:
+    """How many there are in a channel of each example, `(N, 1)` if that differs."""
+    if inside is None:
+        return z[0, 0].numel()
+    return inside.flatten(1).sum(1, keepdim=True).clamp(min=1)
+
+
+def _moments(z: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
+    """Variance and mean of each channel, `(N, C)`."""
+    space = list(range(2, z.dim()))
+    if inside is None:
+        return torch.var_mean(z, space, correction=0)
+    count = _pixels(z, inside)
+    mean = _within(z, inside).sum(space) / count
+    return _within(z - _spread(mean, z), inside).square().sum(space) / count, mean
+
+
+def _statistics(
+    z: Tensor, kind: str, groups: int, eps, inside: Tensor | None = None
+) -> tuple[Tensor | None, Tensor]:
     space = list(range(2, z.dim()))
     shape = (len(z), groups, z.shape[1] // groups)
     if kind == "rms":
-        return None, (z.square().mean(space).view(shape).mean(2) + eps).rsqrt()
+        square = z.square()
+        if inside is None:
+            square = square.mean(space)
+        else:
+            square = _within(square, inside).sum(space) / _pixels(z, inside)
+        return None, (square.view(shape).mean(2) + eps).rsqrt()
     # By channel first, then over the channels of a group: no view of a group needs a copy.
-    var, mean = torch.var_mean(z, space, correction=0)
+    var, mean = _moments(z, inside)
     mean = mean.view(shape)
     between, mean = torch.var_mean(mean, 2, correction=0)
     var = var.view(shape).mean(2) + between

@@ -1,4 +1,6 @@
-"""The two layouts that the fast forms work in."""
+"""The two layouts that the fast forms work in, and the part of a map that is image."""
+
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -10,3 +12,11 @@ def memory_format(x: Tensor) -> torch.memory_format:
     """The output's layout for an input `(N, C, *S)`: channels last if `x` is so, even sliced."""
     last = x.dim() in _CHANNELS_LAST and not x.is_contiguous() and x.stride(1) == 1
     return _CHANNELS_LAST[x.dim()] if last and x.shape[1] > 1 else torch.contiguous_format
+
+
+def fill_outside(x: Tensor, sizes: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
+    """`x` `(N, C, H, W)` itself, `value` written outside each image's height and width."""
+    for image, (height, width) in zip(x, sizes, strict=True):
+        image[:, height:] = value
+        image[:, :height, width:] = value
+    return x

@@ -24,12 +24,13 @@ _lib = torch.library.Library("normdet", "DEF")
 _lib.define(
     "norm_act(Tensor x, Tensor? residual, Tensor? weight, Tensor? bias, Tensor? tau, "
     "Tensor? learned_eps, str kind, SymInt groups, float eps, str? activation, ScalarType? dtype, "
-    "str backend) -> (Tensor, Tensor, Tensor)"
+    "str backend, Tensor? extents=None) -> (Tensor, Tensor, Tensor)"
 )
 _lib.define(
     "norm_act_backward(Tensor dy, Tensor x, Tensor? out, Tensor? mean, Tensor rstd, "
     "Tensor? weight, Tensor? bias, Tensor? tau, str kind, SymInt groups, float eps, "
-    "str? activation, bool eps_gradient, str backend) -> (Tensor, Tensor, Tensor, Tensor)"
+    "str? activation, bool eps_gradient, str backend, Tensor? extents=None) "
+    "-> (Tensor, Tensor, Tensor, Tensor)"
 )
 _lib.define(
     "point_act(Tensor x, Tensor? residual, Tensor? scale, Tensor? shift, Tensor? tau, "
@@ -74,19 +75,32 @@ def resolve(backend: str, x: Tensor) -> ModuleType:
 
 
 def _norm_act(
-    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype, backend
-):
-    run = resolve(backend, x).norm_forward
-    return run(
-        x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype
-    )
+    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype, backend,
+    extents=None,
+):  # fmt: skip
+    inputs = (x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype)
+    if extents is None:
+        return resolve(backend, x).norm_forward(*inputs)
+    return _that_takes_extents(backend, x).norm_forward(*inputs, extents)
 
 
-def _norm_act_backward(dy, x, out, mean, rstd, weight, bias, tau, kind, *options):
-    *options, backend = options
+def _norm_act_backward(
+    dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient, backend,
+    extents=None,
+):  # fmt: skip
     mean = None if kind == "rms" else mean  # the operator's is empty
-    run = resolve(backend, x).norm_backward
-    return run(dy, x, out, mean, rstd, weight, bias, tau, kind, *options)
+    inputs = (
+        dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient
+    )  # fmt: skip
+    if extents is None:
+        return resolve(backend, x).norm_backward(*inputs)
+    return _that_takes_extents(backend, x).norm_backward(*inputs, extents)
+
+
+def _that_takes_extents(backend: str, x: Tensor) -> ModuleType:
+    """The backend, or "eager" in place of "triton", whose kernels take whole maps alone."""
+    found = resolve(backend, x)
+    return found if found is cpp else eager
 
 
 def _point_act(x, residual, scale, shift, tau, activation, backend):
@@ -119,15 +133,17 @@ def _statistic(x: Tensor, *shape) -> Tensor:
 
 
 def _fake_norm_act(
-    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype, backend
-):
+    x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype, backend,
+    extents=None,
+):  # fmt: skip
     rstd = _statistic(x, x.shape[0], groups)
     return _like(x, dtype), _statistic(x, 0) if kind == "rms" else torch.empty_like(rstd), rstd
 
 
 def _fake_norm_act_backward(
-    dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient, backend
-):
+    dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient, backend,
+    extents=None,
+):  # fmt: skip
     trained = any(p is not None for p in (weight, bias, tau)) or eps_gradient
     return (
         _like(x),
@@ -163,12 +179,12 @@ def _save_norm(ctx, inputs, output):
 def _differentiate_norm(ctx, dy, *_):
     """Of x, residual, weight, bias, tau and the learned eps."""
     if dy is None:
-        return (None,) * 12
+        return (None,) * 13
     x, out, mean, rstd, weight, bias, tau, learned_eps = ctx.saved_tensors
-    kind, groups, eps, activation, _, backend = ctx.options
+    kind, groups, eps, activation, _, backend, extents = ctx.options
     dx, dsum, by_channel, deps = norm_act_backward(
         dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation,
-        learned_eps is not None, backend,
+        learned_eps is not None, backend, extents,
     )  # fmt: skip
     dweight = dbias = dtau = None
     if weight is not None or bias is not None or tau is not None:
@@ -180,7 +196,7 @@ def _differentiate_norm(ctx, dy, *_):
         _gradient(dbias, bias),
         _gradient(dtau, tau),
         _gradient(deps, learned_eps),
-        *(None,) * 6,
+        *(None,) * 7,
     )
 
 

@@ -109,7 +109,35 @@ template <class F> void parallel(i64 count, i64 elements, int threads, const F& 
 
 // ---- layout ------------------------------------------------------------------------------------
 
-struct Shape { i64 n, c, s, groups; };
+// `extents` tells what of each example is image, rows and columns `(N, 2)`, if not all of it is; then
+// a row of a map has `width` pixels.
+struct Shape {
+  i64 n, c, s, groups;
+  const i64* extents = nullptr;
+  i64 width = 0;
+
+  i64 area(i64 example) const {
+    return extents ? extents[2 * example] * extents[2 * example + 1] : s;
+  }
+  bool inside(i64 example, i64 pixel) const {
+    return !extents || (pixel / width < extents[2 * example] &&
+                        pixel % width < extents[2 * example + 1]);
+  }
+  // f(first pixel, pixels) for every run of them in an example's map that is image, or that is not.
+  template <class F> void runs(i64 example, const F& f) const {
+    if (!extents) return f(0, s);
+    const i64 rows = extents[2 * example], columns = extents[2 * example + 1];
+    if (columns == width) return f(0, rows * width);
+    for (i64 i = 0; i < rows; ++i) f(i * width, columns);
+  }
+  template <class F> void gaps(i64 example, const F& f) const {
+    if (!extents) return;
+    const i64 rows = extents[2 * example], columns = extents[2 * example + 1];
+    if (columns < width)
+      for (i64 i = 0; i < rows; ++i) f(i * width + columns, width - columns);
+    f(rows * width, s - rows * width);
+  }
+};
 
 template <bool Last> struct Layout {
   Shape d;
@@ -128,12 +156,38 @@ template <bool Last> struct Layout {
 
   // f(offset in memory, length, channel relative to first_row) for every block of a tile.
   template <class F> void walk(i64 tile, const F& f) const {
+    if (!Last && d.extents) {
+      d.runs(tile / d.c, [&](i64 first, i64 count) {
+        const i64 end = tile * d.s + first + count;
+        for (i64 i = end - count; i < end; i += kBlock) f(i, std::min(kBlock, end - i), 0);
+      });
+      return;
+    }
     if (!Last) {
       const i64 end = std::min(limit, (tile + 1) * d.s);
       for (i64 i = tile * d.s; i < end; i += kBlock) f(i, std::min(kBlock, end - i), 0);
       return;
     }
-    for (i64 i = first_pixel(tile); i < end_pixel(tile); ++i) walk_pixel(tile, i, f);
+    const i64 n = example(tile);
+    for (i64 i = first_pixel(tile); i < end_pixel(tile); ++i)
+      if (d.inside(n, i)) walk_pixel(tile, i, f);
+  }
+  // Zeros wherever a tile is not image.
+  template <class T> void clear(i64 tile, T* y) const {
+    if (!d.extents) return;
+    const i64 n = example(tile);
+    if (!Last)
+      d.gaps(n, [&](i64 first, i64 count) { std::fill_n(y + tile * d.s + first, count, T{}); });
+    else
+      for (i64 i = first_pixel(tile); i < end_pixel(tile); ++i)
+        if (!d.inside(n, i)) std::fill_n(y + (n * d.s + i) * d.c, d.c, T{});
+  }
+  // The pixels of a tile that are image.
+  i64 count(i64 tile) const {
+    if (!d.extents) return end_pixel(tile) - first_pixel(tile);
+    i64 total = 0;
+    for (i64 i = first_pixel(tile); i < end_pixel(tile); ++i) total += d.inside(example(tile), i);
+    return total;
   }
   template <class F> void walk_pixel(i64 tile, i64 pixel, const F& f) const {
     for (i64 c = 0; c < d.c; c += kBlock)
@@ -147,7 +201,7 @@ template <bool Last> struct Layout {
     for (i64 i = first_pixel(tile); i < end_pixel(tile); i += kRun) {
       std::fill(run.begin(), run.end(), A(0));
       for (i64 j = i; j < std::min(i + kRun, end_pixel(tile)); ++j)
-        walk_pixel(tile, j, [&](i64 at, i64 n, i64 c) { f(at, n, c, run.data()); });
+        if (d.inside(example(tile), j)) walk_pixel(tile, j, [&](i64 at, i64 n, i64 c) { f(at, n, c, run.data()); });
       for (i64 j = 0; j < count; ++j) total[j] += run[j];
     }
   }
@@ -224,6 +278,7 @@ inline void grad_block(const A* __restrict dy, const A* __restrict x, A* __restr
 struct Moments {
   double n = 0, mean = 0, m2 = 0;
   void join(const Moments& other, bool centre) {
+    if (other.n == 0) return;
     const double total = n + other.n;
     if (centre) {
       const double delta = other.mean - mean;
@@ -256,10 +311,9 @@ template <class A> inline Moments block_moments(const A* __restrict x, i64 n, bo
   return {double(n), about + rest, s2 - rest * s1};
 }
 
-template <class T> Moments moments(const T* x, i64 n, bool centre) {
+template <class T> Moments moments(const T* x, i64 n, bool centre, Moments m = {}) {
   using A = typename Wide<T>::type;
   A buffer[kBlock];
-  Moments m;
   for (i64 i = 0; i < n; i += kBlock) {
     const i64 len = std::min(kBlock, n - i);
     m.join(block_moments(load(x + i, buffer, len), len, centre), centre);
@@ -285,7 +339,8 @@ template <class A> struct Problem {
   i64 groups() const { return shape.n * shape.groups; }
   i64 elements() const { return rows() * shape.s; }
 
-  void set_stats(i64 group, const Moments& m) const {
+  void set_stats(i64 group, Moments m) const {
+    m.n = std::max(m.n, 1.0);  // an example without pixels
     const A var = A(m.m2 / (kind == kDeviation ? m.n - 1 : m.n)), e = A(eps);
     if (mean) mean[group] = A(m.mean);
     rstd[group] = kind == kDeviation ? 1 / (std::sqrt(var) + e) : 1 / std::sqrt(var + e);
@@ -296,7 +351,8 @@ template <class A> struct Problem {
 
   // p and q of a group, whose first row and channel are given, from the sums of its rows.
   void gradients(i64 group, i64 row, i64 channel, Sums<A*> sums, A* p, A* q) const {
-    const double r = rstd[group], count = double(width() * shape.s);
+    const double r = rstd[group];
+    const double count = double(width() * std::max<i64>(shape.area(group / shape.groups), 1));
     double g0 = 0, g1 = 0;
     for (i64 i = 0; i < width(); ++i) {
       g0 += double(weight[channel + i]) * sums.s0[row + i];
@@ -335,6 +391,7 @@ void apply_tile(const Layout<Last>& layout, i64 tile, const T* x, const T* resid
       apply_block<Last, Act, false>(v, (const A*)nullptr, z, k.at(c), n);
     store(y + at, out, n);
   });
+  layout.clear(tile, y);
 }
 
 template <bool Act, class T, class A>
@@ -357,6 +414,7 @@ void grad_tile(const Layout<Last>& layout, i64 tile, const T* dy, const T* x, T*
                           k.at(c), p + c, q + c, n);
     store(dx + at, out, n);
   });
+  layout.clear(tile, dx);
 }
 
 // The coefficients of one row, by value.
@@ -399,10 +457,16 @@ void forward_rows(const Problem<A>& job, const T* x, const T* residual, T* y) {
   const Shape d = job.shape;
   const Layout<false> layout(d);
   const i64 span = job.width() * d.s, groups = job.groups();
+  const auto row_moments = [&](i64 row, Moments m) {
+    d.runs(row / d.c, [&](i64 first, i64 count) {
+      m = moments(x + row * d.s + first, count, job.centre(), m);
+    });
+    return m;
+  };
   const auto apply = [&](i64 row, i64 group, i64 channel) {
     apply_tile<false, Act>(layout, row, x, residual, y, RowCoef<A>(job, group, channel).get());
   };
-  if (span <= kBlock) {
+  if (span <= kBlock && !d.extents) {
     const i64 bundle = kBlock / span;
     parallel((groups + bundle - 1) / bundle, job.elements(), job.threads, [&](i64 i) {
       const i64 first = i * bundle;
@@ -410,14 +474,19 @@ void forward_rows(const Problem<A>& job, const T* x, const T* residual, T* y) {
     });
   } else if (groups >= job.threads) {
     parallel(groups, job.elements(), job.threads, [&](i64 g) {
-      job.set_stats(g, moments(x + g * span, span, job.centre()));
       const Cursor at(job, g);
+      Moments m;
+      if (d.extents)
+        for (i64 i = 0; i < job.width(); ++i) m = row_moments(at.row + i, m);
+      else
+        m = moments(x + g * span, span, job.centre());
+      job.set_stats(g, m);
       for (i64 i = 0; i < job.width(); ++i) apply(at.row + i, g, at.channel + i);
     });
   } else {
     std::vector<Moments> part(job.rows());
     parallel(job.rows(), job.elements(), job.threads,
-             [&](i64 row) { part[row] = moments(x + row * d.s, d.s, job.centre()); });
+             [&](i64 row) { part[row] = row_moments(row, {}); });
     for (Cursor at(job, 0); at.group < groups; at.next(job)) {
       Moments m;
       for (i64 i = 0; i < job.width(); ++i) m.join(part[at.row + i], job.centre());
@@ -465,7 +534,7 @@ void backward_rows(const Problem<A>& job, const T* dy, const T* x, T* dx, Sums<A
     const RowCoef<A> k(job, group, channel);
     grad_tile<false, Act>(layout, row, dy, x, dx, k.get(), &p, &q);
   };
-  if (span <= kBlock) {
+  if (span <= kBlock && !job.shape.extents) {
     const i64 bundle = kBlock / span;
     parallel((groups + bundle - 1) / bundle, job.elements(), job.threads, [&](i64 i) {
       const i64 first = i * bundle;
@@ -526,7 +595,7 @@ void forward_last(const Problem<A>& job, const T* x, const T* residual, T* y) {
         for (i64 i = 0; i < n; ++i) total[i] += v[i];
       });
       for (i64 c = 0; c < d.c; ++c) {
-        mu[c] /= double(layout.end_pixel(tile) - layout.first_pixel(tile));
+        mu[c] /= std::max(1.0, double(layout.count(tile)));
         mu[c] = centres[c] = A(mu[c]);  // what is subtracted is what is remembered
       }
     }
@@ -541,17 +610,18 @@ void forward_last(const Problem<A>& job, const T* x, const T* residual, T* y) {
   parallel(d.n, job.elements(), job.threads, [&](i64 example) {
     const i64 begin = example * layout.per_example, end = begin + layout.per_example;
     if (!centre && job.width() == 1) {  // the same as below, in vectors
+      const double area = double(std::max<i64>(d.area(example), 1));
       double* __restrict total = &m2[begin * d.c];
       A* __restrict r = job.rstd + example * d.c;
       for (i64 tile = begin + 1; tile < end; ++tile)
         for (i64 c = 0; c < d.c; ++c) total[c] += m2[tile * d.c + c];
 #pragma omp simd
-      for (i64 c = 0; c < d.c; ++c) r[c] = 1 / std::sqrt(A(total[c] / double(d.s)) + A(job.eps));
+      for (i64 c = 0; c < d.c; ++c) r[c] = 1 / std::sqrt(A(total[c] / area) + A(job.eps));
       return;
     }
     std::vector<Moments> channel(d.c);
     for (i64 tile = begin; tile < end; ++tile) {
-      const double count = double(layout.end_pixel(tile) - layout.first_pixel(tile));
+      const double count = double(layout.count(tile));
       for (i64 c = 0; c < d.c; ++c)
         channel[c].join({count, mean[tile * d.c + c], m2[tile * d.c + c]}, centre);
     }
@@ -747,10 +817,11 @@ extern "C" {
 
 // All that a kernel is told, as cpp.py packs it. What a kernel does not use, or has no value, is 0.
 struct Call {
-  i64 dtype, last, kind, act, threads, n, c, s, groups;
+  i64 dtype, last, kind, act, threads, n, c, s, groups, width;
   double eps;
   const void *x, *x2, *weight, *bias, *tau;  // x2: what is added, or the output's gradient
   void *out, *mean, *rstd, *by_channel, *deps;
+  const i64* extents;
 };
 
 }  // extern "C"
@@ -764,7 +835,7 @@ template <class F> void normalization(const Call& call, const F& f) {
     using A = typename Wide<T>::type;
     const std::vector<A> ones(call.weight ? 0 : call.c, A(1));
     const std::vector<A> zeros(call.bias && call.tau ? 0 : call.c, A(0));
-    const Problem<A> job{{call.n, call.c, call.s, call.groups},
+    const Problem<A> job{{call.n, call.c, call.s, call.groups, call.extents, call.width},
                          Kind(call.kind),
                          call.eps,
                          int(call.threads),
