@@ -14,6 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..layers import NormLayer
 from ..layers.reparametrized import with_affine
+from ..ops.padded import Padded, cleaned, like, plain
 
 
 class _ScaledConvolution(torch.autograd.Function):
@@ -62,6 +63,9 @@ class FoldingConv2d(Conv2d):
         return x if self.activation is None else self.activation(x)
 
     def _convolved(self, x: Tensor, scale: Tensor, shift: Tensor) -> Tensor:
+        if isinstance(x, Padded):
+            x = cleaned(x) if max(self.kernel_size) > 1 else x
+            return like(self._convolved(plain(x), scale, shift), x)
         if not torch.is_grad_enabled() or torch.compiler.is_compiling():
             return self._conv_forward(x, *with_affine(self.weight, self.bias, scale, shift))
         shift = shift if self.bias is None else shift + self.bias * scale

@@ -303,3 +303,12 @@ def test_a_backbone_that_mixes_places_otherwise_is_refused():
 class Turned(nn.Module):
     def forward(self, x):
         return x.flip(3)
+
+
+@pytest.mark.parametrize("norm", ["FrozenBN", "AffineBN"])
+def test_folded_norms_give_the_same(norm):
+    folded = model_of(norm, MODEL__NORMDET__FOLD_FIXED=True)
+    plain, batch = model_of(norm), inputs()
+    for got, want in zip(found(folded, batch), found(plain, batch), strict=True):
+        assert_close(got, want)
+    assert_close(learned(folded, batch), learned(plain, batch))

@@ -9,8 +9,7 @@ from torch import Tensor, nn
 from normdet.errors import NormdetError
 from normdet.ops.padded import Extents, Padded, cleaned, padded, plain, with_edges
 from normdet.options import parse
-
-from .test_every_option import OPTIONS, build
+from tests.layers.test_every_option import OPTIONS, build
 
 PER_EXAMPLE = [text for text in OPTIONS if not build(text).batch_statistics]
 UNLIKE = [(6, 5), (8, 3), (1, 1), (7, 8)]
