@@ -91,6 +91,11 @@ def _evonorm_s0(channels, dims, activation, num_groups: int, eps: float) -> nn.M
     return layers.EvoNormS0(layers.groups_for(channels, num_groups), channels, eps, activation)
 
 
+def _attentive(channels, dims, activation, num_groups: int, **params) -> nn.Module:
+    groups = layers.groups_for(channels, num_groups)
+    return layers.AttentiveNorm(groups, channels, activation=activation, **params)
+
+
 def _learned_eps(family: str, value: str, dims: int, allowed: tuple[str, ...]) -> bool:
     if value not in allowed:
         known = listed(map(repr, allowed), "or")
@@ -238,6 +243,15 @@ METHODS: dict[str, Method] = {
             build=_group_rms, params={"NUM_GROUPS": 32, "EPS": 1e-5, "LEARNED_EPS": "never"},
         ),
         Method(
+            "AN", "norm",
+            paper="Attentive Normalization, 1908.01259, over GN's statistics",
+            statistics="as GN; and each channel's, which choose among learned affines",
+            cost="keeps x; one pass for the statistics of both",
+            when="as GN, where examples differ in kind",
+            build=_attentive, params={"NUM_GROUPS": 32, "MIXTURE": 10, "EPS": 1e-5},
+            needs_space=True,
+        ),
+        Method(
             "EvoNormS0", "norm",
             paper="Evolving Normalization-Activation Layers, 2004.02967",
             statistics="one example: variance over space and a group's channels",
@@ -356,6 +370,14 @@ METHODS: dict[str, Method] = {
             cost="nothing of activation size; a pass over the weights each step",
             when="WS on weights trained without it: their function is unchanged at load",
             build=layers.standardize_adaptively, params={"EPS": 1e-5}, takes_plain=True,
+        ),
+        Method(
+            "SWS", "weight",
+            paper="Scaled Weight Standardization, 2101.08692",
+            statistics="the weight's own, per output channel",
+            cost="nothing of activation size; a pass over the weights each step",
+            when="as WS, with a gain that is learned; of norm-free networks, and timm's",
+            build=layers.standardize_scaled, params={"EPS": 1e-6},
         ),
         Method(
             "WC", "weight",

@@ -87,7 +87,11 @@ def _merged(groups: list[dict]) -> list[dict]:
 
 
 def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
-    """SGD as detectron2 builds it, over :func:`optimizer_groups`, with its gradient clipping."""
+    """SGD as detectron2 builds it, over :func:`optimizer_groups`, with its gradient clipping.
+
+    `SOLVER.CLIP_GRADIENTS.CLIP_TYPE` may also be `"adaptive"` (:func:`clip_adaptively`), with the
+    factor as `CLIP_VALUE`.
+    """
     sgd = torch.optim.SGD(
         optimizer_groups(cfg, model),
         lr=cfg.SOLVER.BASE_LR,
@@ -95,7 +99,53 @@ def build_optimizer(cfg: CfgNode, model: nn.Module) -> torch.optim.Optimizer:
         nesterov=cfg.SOLVER.NESTEROV,
         weight_decay=cfg.SOLVER.WEIGHT_DECAY,
     )
+    clip = cfg.SOLVER.CLIP_GRADIENTS
+    if clip.ENABLED and clip.CLIP_TYPE == "adaptive":
+        clip_adaptively(sgd, model, clip.CLIP_VALUE)
+        return sgd
     return maybe_add_gradient_clipping(cfg, sgd)
+
+
+# The last layers, which adaptive clipping leaves alone, by a word of their names.
+_LAST = {"box_predictor", "predictor", "cls_score", "bbox_pred", "classifier"}
+
+
+def clip_adaptively(
+    optimizer: torch.optim.Optimizer, model: nn.Module, factor: float, eps: float = 1e-3
+) -> None:
+    """Clip gradients before each step, unit by unit, by the size of the weights (2102.06171).
+
+    The gradient of a unit (an output channel of a weight; the whole of a vector) is scaled down to
+    a norm of `factor * max(norm(unit), eps)` where it is larger (section 4.1, equation 3).
+    Predictors and classifiers are left alone, as the authors leave the last layer. Costs a pass
+    over weights and gradients a step.
+
+    Args:
+        optimizer: of the parameters of `model`.
+        factor: 0.01 in the paper for batches of 4096, larger for smaller ones.
+        eps: lets weights of zero move.
+    """
+    out_dims = {
+        module.weight: 1
+        for module in model.modules()
+        if isinstance(module, nn.modules.conv._ConvTransposeNd)
+    }
+    clipped = [
+        (p, [d for d in range(p.dim()) if p.dim() == 1 or d != out_dims.get(p, 0)])
+        for name, p in model.named_parameters()
+        if p.requires_grad and not _LAST.intersection(name.split("."))
+    ]
+
+    @torch.no_grad()
+    def clip(*_) -> None:
+        for p, dims in clipped:
+            if p.grad is None:
+                continue
+            norms = [torch.linalg.vector_norm(t, dim=dims, keepdim=True) for t in (p, p.grad)]
+            most = norms[0].clamp(min=eps) * factor
+            p.grad.mul_((most / norms[1].clamp(min=1e-6)).clamp(max=1.0))
+
+    optimizer.register_step_pre_hook(clip)
 
 
 def decay_no_norm_in_detectron2() -> None:

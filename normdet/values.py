@@ -115,7 +115,7 @@ RULES: dict[str, Rule] = {
     "SOLVER.CHECKPOINT_PERIOD": _COUNT,
     "SOLVER.ACCUMULATE_STEPS": _COUNT,
     "SOLVER.HANG_SECONDS": number(0),
-    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", "full_model"),
+    "SOLVER.CLIP_GRADIENTS.CLIP_TYPE": one_of("value", "norm", "full_model", "adaptive"),
     "SOLVER.CLIP_GRADIENTS.CLIP_VALUE": _POSITIVE,
     "SOLVER.CLIP_GRADIENTS.NORM_TYPE": _POSITIVE,
     "SOLVER.EMA.DECAY": Rule(
@@ -227,7 +227,8 @@ RULES: dict[str, Rule] = {
 }  # fmt: skip
 # Of every method that has such a parameter.
 _OF_METHODS = {
-    "EPS": _POSITIVE, "MOMENTUM": number(0, 1), "NUM_GROUPS": _COUNT, "WARMUP": _AMOUNT,
+    "EPS": _POSITIVE, "MOMENTUM": number(0, 1), "NUM_GROUPS": _COUNT, "MIXTURE": _COUNT,
+    "WARMUP": _AMOUNT,
     "OPEN": _AMOUNT, "R_MAX": number(1), "D_MAX": number(0), "RATE": number(0),
 }  # fmt: skip
 # Keys whose values are names in a registry, and the registry of each.

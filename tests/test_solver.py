@@ -110,6 +110,31 @@ def test_detectron2s_own_channel_norm_is_a_norm_too():
     assert set(norm_parameters(model)) == set(model[0].parameters())
 
 
+ADAPTIVE = ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "adaptive", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.02)
+
+
+def test_adaptive_clipping_bounds_each_unit_by_its_weight():
+    model, cfg = model_and_config("GN", *ADAPTIVE)
+    optimizer = build_optimizer(cfg, model)
+    torch.manual_seed(0)
+    grads = {}
+    for name, p in model.named_parameters():
+        p.grad = torch.randn_like(p) * (1e-6 if "rpn_head" in name else 1.0)
+        grads[name] = p.grad.clone()
+    before = {name: p.detach().clone() for name, p in model.named_parameters()}
+    optimizer.step()
+    for name, p in model.named_parameters():
+        transposed = name.endswith("mask_head.deconv.weight")
+        weight, grad, moved = (
+            (t.movedim(1, 0) if transposed else t) for t in (before[name], grads[name], p.grad)
+        )
+        units = range(len(weight)) if weight.dim() > 1 else [...]
+        for unit in units:
+            w, g = weight[unit].norm().item(), grad[unit].norm().item()
+            share = 1.0 if "predictor" in name else min(1.0, 0.02 * max(w, 1e-3) / g)
+            torch.testing.assert_close(moved[unit], grad[unit] * share, rtol=1e-4, atol=1e-9)
+
+
 def test_clipping_is_detectron2s():
     model, cfg = model_and_config("FRN+TLU")
     assert cfg.SOLVER.CLIP_GRADIENTS.ENABLED

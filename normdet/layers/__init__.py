@@ -3,6 +3,7 @@
 from .activation import TLU, AddAct
 from .adaptive_weight_standardization import AdaptiveWeightStandardization, standardize_adaptively
 from .affine_batch_norm import AffineBatchNorm2d
+from .attentive_norm import AttentiveNorm
 from .base import NormLayer, after_step
 from .batch_instance_norm import BatchInstanceNorm
 from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, FrozenBatchNorm2d, freeze_batch_norm
@@ -20,6 +21,7 @@ from .mean_only_batch_norm import MeanOnlyBatchNorm
 from .per_example import PerExampleNorm, StoredMoments, leave_stored
 from .per_level import PerLevelNorm
 from .reparametrized import Reparametrized, WeightMethod, reparametrize
+from .scaled_weight_standardization import ScaledWeightStandardization, standardize_scaled
 from .spectral_norm import SpectralNorm, spectral_norm
 from .switch_norm import SwitchNorm
 from .sync_batch_norm import SyncBatchNorm1d, SyncBatchNorm2d, SyncBatchNorm3d
@@ -32,6 +34,7 @@ __all__ = [
     "AdaptiveWeightStandardization",
     "AddAct",
     "AffineBatchNorm2d",
+    "AttentiveNorm",
     "BatchInstanceNorm",
     "BatchNorm1d",
     "BatchNorm2d",
@@ -57,6 +60,7 @@ __all__ = [
     "PerExampleNorm",
     "PerLevelNorm",
     "Reparametrized",
+    "ScaledWeightStandardization",
     "SpectralNorm",
     "StoredMoments",
     "SwitchNorm",
@@ -77,6 +81,7 @@ __all__ = [
     "spectral_norm",
     "standardize",
     "standardize_adaptively",
+    "standardize_scaled",
     "to_eval_norm",
     "weight_norm",
 ]

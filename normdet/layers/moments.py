@@ -100,9 +100,15 @@ def pool(
     return pooled.squeeze(dim), var
 
 
-def group_moments(x: Tensor, num_groups: int) -> tuple[Tensor, Tensor]:
-    """Mean and biased variance of each channel's group in each example, both `(N, C)`."""
-    moments = (m.unflatten(1, (num_groups, -1)) for m in instance_moments(x))
+def group_moments(
+    x: Tensor, num_groups: int, instance: tuple[Tensor, Tensor] | None = None
+) -> tuple[Tensor, Tensor]:
+    """Mean and biased variance of each channel's group in each example, both `(N, C)`.
+
+    Args:
+        instance: the instance moments `(N, C)` of `x`, if they are known already.
+    """
+    moments = (m.unflatten(1, (num_groups, -1)) for m in instance or instance_moments(x))
     members = x.shape[1] // num_groups
     mean, var = (m.repeat_interleave(members, 1) for m in pool(*moments, dim=2))
     return mean, var

@@ -131,12 +131,7 @@ def standardize(module: nn.Module, dialect: str = "jhu") -> nn.Module:
     Raises:
         NormdetError: each filter has a single weight, which standardization would make 0.
     """
-    weight = module.weight
-    if weight.movedim(out_dim(module), 0)[:1].numel() == 1:
-        raise NormdetError(
-            f"a filter of {type(module).__name__} has one weight (weight {tuple(weight.shape)}): "
-            "WS would make it 0, and the layer's output with it; leave WS out here"
-        )
+    refuse_single_weights(module, "WS")
     module = reparametrize(module, WeightStandardization, dialect=dialect)
     if isinstance(module, nn.Conv2d):
         for name in ("norm", "activation"):
@@ -144,3 +139,17 @@ def standardize(module: nn.Module, dialect: str = "jhu") -> nn.Module:
                 setattr(module, name, None)
         module.__class__ = WSConv2d
     return module
+
+
+def refuse_single_weights(module: nn.Module, method: str) -> None:
+    """Refuse to standardize filters of one weight.
+
+    Raises:
+        NormdetError: the layer has such filters.
+    """
+    weight = module.weight
+    if weight.movedim(out_dim(module), 0)[:1].numel() == 1:
+        raise NormdetError(
+            f"a filter of {type(module).__name__} has one weight (weight {tuple(weight.shape)}): "
+            f"{method} would make it 0, and the layer's output with it; leave {method} out here"
+        )

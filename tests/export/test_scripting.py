@@ -58,9 +58,9 @@ def unit(text: str) -> nn.Module:
 
 TRACED = (
     "BRN", "BIN", "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN", "MABN", "EvoNormS0",
-    "EvoNormB0",
+    "EvoNormB0", "AN",
 )  # fmt: skip
-FOLDED = ("AWS", "WN", "WC", "SpectralNorm")
+FOLDED = ("AWS", "SWS", "WN", "WC", "SpectralNorm")
 
 
 @pytest.mark.parametrize("norm", [m.name for m in METHODS.values() if m.kind == "norm"])

@@ -56,6 +56,23 @@ def group_rms(x, groups, eps):
     return torch.stack(examples)
 
 
+def attentive_norm(x, p, groups, eps):
+    """1908.01259, section 3.2, an example at a time, with the attention of its code over GN."""
+    examples = []
+    for example, x_hat in zip(x, group_norm(x, groups, eps)):  # noqa: B905
+        seen = []
+        for channel in example:
+            mean, var = moments(channel)
+            seen.append(mean / (var + 1e-3) ** 0.5)
+        logits = torch.stack([(row * torch.stack(seen)).sum() for row in p["attention"]])
+        mean, var = moments(logits)
+        logits = (logits - mean) / (var + eps) ** 0.5 * p["attention_weight"] + p["attention_bias"]
+        shares = ((logits + 3) / 6).clamp(0, 1)
+        scale, shift = (sum(a * row for a, row in zip(shares, p[n])) for n in ("weight", "bias"))  # noqa: B905
+        examples.append(affine(x_hat[None], scale, shift)[0])
+    return torch.stack(examples)
+
+
 def evonorm_s0(x, v, groups, eps):
     """2004.02967, table 2, S0, a group at a time; without `v` there is no activation."""
     size = x.shape[1] // groups

@@ -199,6 +199,7 @@ def test_a_resumed_layer_goes_on_as_if_it_had_not_stopped(text, tmp_path):
             norm.after_step()
 
     def start():
+        torch.manual_seed(1)
         norm = build(text)
         return norm, torch.optim.SGD(norm.parameters(), lr=1e-3, momentum=0.9)
 

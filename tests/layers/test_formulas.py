@@ -14,7 +14,7 @@ CASES = [
     for norm in (
         "FrozenBN", "AffineBN", "BN", "SyncBN", "GN", "LN", "IN", "FRN",
         "BRN", "BIN", "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN",
-        "RMSGN", "EvoNormS0", "EvoNormB0", "MABN",
+        "RMSGN", "AN", "EvoNormS0", "EvoNormB0", "MABN",
     )
     for dims in SHAPES
     if dims or not METHODS[norm].needs_space
@@ -22,6 +22,7 @@ CASES = [
 PARAMS = {
     "GN": {"NUM_GROUPS": 4},
     "RMSGN": {"NUM_GROUPS": 4},
+    "AN": {"NUM_GROUPS": 4, "MIXTURE": 3},
     "EvoNormS0": {"NUM_GROUPS": 4},
     "MABN": {"WARMUP": 10**9},  # each batch by itself: tests/layers/test_mabn.py has the rest
 }
@@ -50,6 +51,9 @@ def build(norm: str, dims: int, activation: str, channels: int = 8) -> nn.Module
 
 
 def expected(module: nn.Module, norm: str, x: torch.Tensor) -> torch.Tensor:
+    if norm == "AN":
+        y = reference.attentive_norm(x, dict(module.named_parameters()), 4, module.eps)
+        return reference.activated(y, module.activation, module.tau)
     if norm == "FRN":
         learned = 0.0 if module.eps_l is None else module.eps_l.abs()
         x_hat = reference.frn(x, module.eps + learned)

@@ -14,6 +14,7 @@ from normdet.layers import (
     spectral_norm,
     standardize,
     standardize_adaptively,
+    standardize_scaled,
     weight_norm,
 )
 from normdet.layers.reparametrized import learned_weight, linear, used_weight
@@ -24,10 +25,10 @@ from tests.workers import run_workers
 
 METHODS = {
     "WN": weight_norm, "SpectralNorm": spectral_norm, "AWS": standardize_adaptively,
-    "WS": standardize, "WC": centralize,
+    "WS": standardize, "WC": centralize, "SWS": standardize_scaled,
 }  # fmt: skip
 # What becomes of a plain weight's scale under these is told by the norm behind.
-RESCALING = ("SpectralNorm", "WS")
+RESCALING = ("SpectralNorm", "WS", "SWS")
 LAYERS = {
     "conv": (lambda: nn.Conv2d(4, 6, 3, stride=2, padding=1, groups=2), (3, 4, 7, 7)),
     "reflect": (lambda: nn.Conv2d(4, 6, 3, padding=1, padding_mode="reflect"), (2, 4, 5, 5)),
@@ -38,8 +39,8 @@ LAYERS = {
     "conv3d": (lambda: nn.Conv3d(4, 6, 2), (2, 4, 3, 3, 3)),
 }
 CUDA = pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")
-# Under WC a plain weight loses its means for good: `test_value_and_gradients` has what is left.
-KEEPING = [method for method in METHODS if method != "WC"]
+# Under WC and SWS a plain weight loses its means: `test_value_and_gradients` has what is left.
+KEEPING = [method for method in METHODS if method not in ("WC", "SWS")]
 every_method = pytest.mark.parametrize("method", METHODS)
 every_layer = pytest.mark.parametrize("kind", LAYERS)
 
@@ -71,6 +72,10 @@ def weight_in_use(layer: nn.Module, method: str) -> torch.Tensor:
         )
     if method == "WS":
         return reference.weight_standardization(layer.weight, "jhu", out_dim)
+    if method == "SWS":
+        standard = reference.weight_standardization(layer.weight, "timm", out_dim)
+        fan_in = layer.weight.numel() // layer.weight.shape[out_dim]
+        return beside.gain * standard / fan_in**0.5
     if method == "WC":
         return reference.weight_centralization(layer.weight, out_dim)
     return reference.spectral_norm(layer.weight, out_dim)
@@ -225,6 +230,29 @@ def test_a_plain_weight_loads_and_keeps_its_function(method, kind):
         want = plain(trained, kind, weight_in_use(layer, method), x)
     for training in (True, False):
         torch.testing.assert_close(layer.train(training)(x), want)
+
+
+@pytest.mark.parametrize("kind", ["conv", "deconv", "fc"])
+def test_a_plain_weight_keeps_its_deviations_under_scaled_standardization(kind):
+    make, shape = LAYERS[kind]
+    trained, layer = make().double(), standardize_scaled(make().double())
+    assert not layer.load_state_dict(trained.state_dict()).missing_keys
+    out_dim = 1 if kind == "deconv" else 0
+    centred = reference.weight_centralization(trained.weight, out_dim)
+    x = torch.randn(shape, dtype=torch.float64)
+    want = plain(trained, kind, centred, x)
+    torch.testing.assert_close(layer(x), want, rtol=1e-9, atol=1e-9)
+
+
+def test_scaled_standardization_is_timms():
+    std_conv = pytest.importorskip("timm.layers.std_conv")
+    theirs = std_conv.ScaledStdConv2d(4, 6, 3, padding=1, bias=True).double()
+    theirs.gain.data.normal_()
+    ours = standardize_scaled(nn.Conv2d(4, 6, 3, padding=1).double())
+    state = {"weight": theirs.weight, "bias": theirs.bias, "reweight.gain": theirs.gain}
+    ours.load_state_dict(state)
+    x = torch.randn(2, 4, 5, 5, dtype=torch.float64)
+    torch.testing.assert_close(ours(x), theirs(x))
 
 
 def weight_matrix(layer: nn.Module) -> torch.Tensor:

@@ -1,0 +1,78 @@
+"""Attentive Normalization (Li et al., 1908.01259), over group norm's statistics."""
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from ..ops.reference import wide
+from .base import NormLayer
+from .group_norm import check_groups
+from .moments import affine, group_moments, instance_moments
+
+_EPS = 1e-3  # beside the variance that the attention sees; the authors' code
+
+
+class AttentiveNorm(NormLayer):
+    """`x_hat * sum_k(a_k gamma_k) + sum_k(a_k beta_k)`: a mixture of affines for each example.
+
+    `x_hat` is GN's. The weights `a` `(N, K)` of an example, each in [0, 1], are
+    `hard_sigmoid(LN(attention @ (mean_S(x) / sqrt(var_S(x) + 1e-3))))`: section 3.2, with the input
+    and the norm that the authors' code has over GN. Its variance is the biased one here, so that
+    maps of one pixel have one. Nothing depends on the batch. The affines start around 1 and 0 with
+    deviation 0.1, as the authors'.
+
+    One pass for the statistics of both; keeps `x` for backward.
+
+    Args:
+        num_groups: groups `G`; must divide `num_features`.
+        num_features: channels `C`.
+        mixture: affines `K`. The paper has 10, and 20 in the last two stages.
+        eps: added to the variance of a group.
+        activation: `None`, `"ReLU"` or `"TLU"`.
+
+    Raises:
+        NormdetError: if `num_groups` does not divide `num_features`, or on unfit input.
+    """
+
+    def __init__(
+        self,
+        num_groups: int,
+        num_features: int,
+        mixture: int = 10,
+        eps: float = 1e-5,
+        activation: str | None = None,
+    ):
+        super().__init__()
+        self.num_groups = check_groups(num_groups, num_features)
+        self.num_features, self.eps = num_features, eps
+        self.weight = nn.Parameter(torch.empty(mixture, num_features).normal_(1.0, 0.1))
+        self.bias = nn.Parameter(torch.empty(mixture, num_features).normal_(0.0, 0.1))
+        attention = torch.empty(mixture, num_features).normal_(0.0, (2 / mixture) ** 0.5)
+        self.attention = nn.Parameter(attention)
+        self.attention_weight = nn.Parameter(torch.ones(mixture))
+        self.attention_bias = nn.Parameter(torch.zeros(mixture))
+        self._init_activation(num_features, activation)
+
+    def forward(self, x: Tensor) -> Tensor:
+        self._check_input(x)
+        return self.activate(self._normalize(x))
+
+    def _normalize(self, x: Tensor) -> Tensor:
+        instance = instance_moments(x)
+        mean, var = group_moments(x, self.num_groups, instance)
+        with torch.autocast(x.device.type, enabled=False):  # these products stay wide
+            shares = self._shares(*instance)
+            scale, shift = (shares @ p.to(shares.dtype) for p in (self.weight, self.bias))
+        return affine(x, mean, (var + self.eps).rsqrt() * scale, shift)
+
+    def _shares(self, mean: Tensor, var: Tensor) -> Tensor:
+        """The weights `(N, K)` of the affines, from the instance moments `(N, C)`."""
+        seen = mean * (var + _EPS).rsqrt()
+        attention, gain, offset = (
+            wide(p).to(seen.dtype)
+            for p in (self.attention, self.attention_weight, self.attention_bias)
+        )
+        return F.hardsigmoid(F.layer_norm(seen @ attention.T, gain.shape, gain, offset, self.eps))
+
+    def extra_repr(self) -> str:
+        return f"{self.num_groups}, {super().extra_repr()}, mixture={len(self.weight)}"
