@@ -39,8 +39,8 @@ from normdet.engine import Trainer
 COLUMNS = "model dataset target method seed metric value note versions date".split()
 SEEDS = (1, 2, 3)
 IMAGENET = ["INPUT.MIN_SIZE_TEST", "256", "MODEL.DEVICE", "cpu"]
-PHOTOGRAPHS = ("FRN+TLU", "GN", "LN", "GN+WS", "SwitchNorm")
-SOFT = ("FRN+TLU", "GN")
+PHOTOGRAPHS = ("FRN+TLU", "RMSGN", "GN", "LN", "GN+WS", "SwitchNorm")
+SOFT = ("FRN+TLU", "RMSGN", "GN")
 KEEP = 0.9
 # Of fine-tuning.
 RATE = 0.005

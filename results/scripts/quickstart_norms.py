@@ -24,7 +24,8 @@ from normdet.lab.compare.runs import CRASHED, DONE, Run, read_run
 # What each option is there to show; the demo's own pair first.
 OPTIONS = (
     "GN", "FRN+TLU", "FRN", "GN+WS", "FRN+TLU+WS", "LN", "IN", "BN", "EvalNorm", "BRN", "BIN",
-    "SwitchNorm", "InPlaceABN", "MeanOnlyBN+WN", "GN+WN", "BN+SpectralNorm", "GN+AWS", "Fixup",
+    "SwitchNorm", "RMSGN", "AN", "EvoNormS0", "EvoNormB0", "MABN+WC", "GN+SWS",
+    "InPlaceABN", "MeanOnlyBN+WN", "GN+WN", "BN+SpectralNorm", "GN+AWS", "Fixup",
     "FrozenBN",
 )  # fmt: skip
 # Schedules and rates that belong to an option, as shares of the run.
@@ -32,6 +33,9 @@ _FITTED = {
     "BRN": lambda steps: [
         "MODEL.NORMDET.BRN.MOMENTUM", 0.1,
         "MODEL.NORMDET.BRN.WARMUP", steps // 8, "MODEL.NORMDET.BRN.OPEN", steps // 3,
+    ],
+    "MABN+WC": lambda steps: [
+        "MODEL.NORMDET.MABN.WARMUP", steps // 8, "MODEL.NORMDET.MABN.OPEN", steps // 3,
     ],
 }  # fmt: skip
 _NOTES = {

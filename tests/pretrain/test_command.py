@@ -5,14 +5,21 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2.modeling import build_model
 
 from normdet.config import load_config
 from normdet.errors import NormdetError
 from normdet.pretrain import main
 from normdet.pretrain.command import stretched
-from normdet.weights import load_file, load_model
+from normdet.weights import load_file, load_model, save_file
 
 from .tiny import SMALL, TINY
+
+# The pixels and the strides of the recipes.
+SEEN = [
+    "INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", "[123.675, 116.28, 103.53]",
+    "MODEL.PIXEL_STD", "[58.395, 57.12, 57.375]", "MODEL.RESNETS.STRIDE_IN_1X1", "False",
+]  # fmt: skip
 
 
 @pytest.mark.slow
@@ -24,13 +31,9 @@ def test_it_learns_and_detectors_take_its_file(data, tmp_path, capsys):
     assert str(file) in capsys.readouterr().out
     card = Path(f"{file}.md").read_text()
     assert "dark, light" in card and "top-1" in card and "123.675" in card
-    pixels = load_config("pretrain/base.yaml")
-    seen = ["INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", str(pixels.MODEL.PIXEL_MEAN),
-            "MODEL.PIXEL_STD", str(pixels.MODEL.PIXEL_STD), "MODEL.WEIGHTS", str(file),
-            "MODEL.RESNETS.STRIDE_IN_1X1", "False"]  # fmt: skip
     trained = load_file(file)["model"]
     for name in ("coco/mask_rcnn_R_50_FPN_1x.yaml", "coco/mask_rcnn_R_50_C4_1x.yaml"):
-        cfg = load_config(name, [*SMALL, *seen], "FRN+TLU")
+        cfg = load_config(name, [*SMALL, *SEEN, "MODEL.WEIGHTS", str(file)], "FRN+TLU")
         model, report = load_model(cfg)
         state = model.state_dict()
         lacking = [key for key in report.missing if "bottom_up" in key or "res" in key]
@@ -39,6 +42,17 @@ def test_it_learns_and_detectors_take_its_file(data, tmp_path, capsys):
         assert torch.equal(state[stem], trained["stem.conv1.weight"])
     with pytest.raises(NormdetError, match="PIXEL_STD"):
         load_model(load_config(name, [*SMALL, "MODEL.WEIGHTS", str(file)], "FRN+TLU"))
+
+
+def test_it_starts_from_the_backbone_of_a_detector(tmp_path):
+    detector = build_model(load_config("coco/mask_rcnn_R_50_FPN_1x.yaml", [*SMALL, *SEEN], "GN"))
+    file = tmp_path / "detector.pth"
+    save_file({"model": detector.state_dict()}, file)
+    cfg = load_config("pretrain/gn.yaml", [*SMALL, "MODEL.WEIGHTS", str(file)])
+    model, report = load_model(cfg)
+    assert sorted(report.missing) == ["classifier.bias", "classifier.weight"]
+    ours, theirs = (m.backbone.bottom_up.res4[0].conv2.weight for m in (model, detector))
+    assert torch.equal(ours, theirs)
 
 
 @pytest.mark.slow
