@@ -146,6 +146,9 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # Training replaces up to this many unreadable images by others and names each. At one more it
     # saves a checkpoint and stops.
     cfg.DATALOADER.MAX_BROKEN_IMAGES = 10
+    # Make batches of images of like shape and resize them to one size, drawn for the batch: little
+    # is left to pad, and a step of a small size costs less.
+    cfg.DATALOADER.LIKE_SIZES = False
     # The largest share of a dataset's boxes that may disagree with their masks, or leave their
     # image, by more than rounding.
     cfg.DATASETS.MAX_BOX_FAULTS = 0.1

@@ -40,9 +40,35 @@ class RandomD4(T.Augmentation):
         return T.TransformList(transforms)
 
 
+class OneSizeABatch(T.ResizeShortestEdge):
+    """detectron2's resizing, which draws one size for all images of a batch.
+
+    Attributes:
+        batch: a number that the images of a batch share; `None` draws for each image.
+    """
+
+    batch: int | None = None
+
+    def get_transform(self, image: np.ndarray) -> Transform:
+        """Resize `image` `(H, W, C)` as the batch's draw says."""
+        if self.batch is None:
+            return super().get_transform(image)
+        generator, sizes = np.random.default_rng(self.batch), self.short_edge_length
+        size = generator.integers(sizes[0], sizes[1] + 1) if self.is_range else None
+        size = int(generator.choice(sizes) if size is None else size)
+        return T.ResizeShortestEdge(size, self.max_size, interp=self.interp).get_transform(image)
+
+
 def build_augmentation(cfg: CfgNode, is_train: bool) -> list[T.Augmentation]:
-    """detectron2's resizing and flipping, and `RandomD4` if `INPUT.RANDOM_D4` is on."""
+    """detectron2's resizing and flipping, and what our keys ask for.
+
+    `DATALOADER.LIKE_SIZES` draws one size a batch; `INPUT.RANDOM_D4` adds `RandomD4`.
+    """
     augmentations = detection_utils.build_augmentation(cfg, is_train)
+    if is_train and cfg.DATALOADER.LIKE_SIZES:
+        augmentations[0] = OneSizeABatch(
+            cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MAX_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TRAIN_SAMPLING
+        )
     if is_train and cfg.INPUT.RANDOM_D4:
         augmentations.append(RandomD4())
     return augmentations

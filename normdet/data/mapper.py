@@ -11,7 +11,7 @@ from detectron2.data import DatasetMapper, detection_utils
 from detectron2.data import transforms as T
 from detectron2.structures import BoxMode
 
-from normdet.data.augmentation import build_augmentation
+from normdet.data.augmentation import OneSizeABatch, build_augmentation
 from normdet.data.channels import to_format
 from normdet.data.choice import DEFAULT, Choice, parse_choice
 from normdet.data.ignored import PartlyIgnored
@@ -37,7 +37,11 @@ class Mapper(DatasetMapper):
         self._ignore_crowds = cfg.INPUT.IGNORE_CROWDS
 
     def __call__(self, dataset_dict: dict) -> dict:
-        """Read, augment and annotate one image."""
+        """Read, augment and annotate one image; records of one `batch` number get one size."""
+        batch = dataset_dict.get("batch")
+        for augmentation in self.augmentations.augs:
+            if isinstance(augmentation, OneSizeABatch):
+                augmentation.batch = batch
         if "sem_seg_file_name" in dataset_dict:
             return super().__call__(dataset_dict)
         dataset_dict = copy.deepcopy(dataset_dict)

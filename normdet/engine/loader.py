@@ -8,11 +8,12 @@ what the uninterrupted one would have seen, with any number of loader processes.
 import contextlib
 import copy
 import itertools
+import math
 import os
 import random
 import zlib
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
@@ -59,6 +60,8 @@ def seeded(seed: int) -> Iterator[None]:
 class SeededDataset(Dataset):
     """A dataset read by (draw, index); the draw alone decides what is random in an item.
 
+    A key may end with a third number, which the dataset gets beside the index.
+
     An image that can no longer be read is replaced by the next one. The item then has a list of
     sentences as `broken`.
     """
@@ -70,13 +73,13 @@ class SeededDataset(Dataset):
     def __len__(self) -> int:
         return len(self.dataset)
 
-    def __getitem__(self, key: tuple[int, int]) -> Any:
-        draw, index = key
+    def __getitem__(self, key: tuple[int, ...]) -> Any:
+        draw, index, *batch = key
         broken: list[str] = []
         for _ in range(_IN_A_ROW):
             try:
                 with seeded(derived_seed("image", self.seed, draw)):
-                    item = self.dataset[index]
+                    item = self.dataset[(index, *batch) if batch else index]
             except (NormdetError, detection_utils.SizeMismatchError) as error:
                 broken.append(str(error))
                 index = (index + 1) % len(self.dataset)
@@ -95,16 +98,23 @@ class BatchStream(Sampler):
         indices: an endless sampler that starts over with every `iter`.
         groups: the group of every index: images of one batch share it (aspect ratio).
         size: images in a batch.
+        seed: if given, keys are (draw, index, number) with a number for the batch, which all
+            processes of the job share.
     """
 
-    def __init__(self, indices: Sampler, groups: list[int], size: int):
+    def __init__(self, indices: Sampler, groups: list[int], size: int, seed: int | None = None):
         self.indices = indices
         self.groups = groups
         self.size = size
+        self.seed = seed
         self.start = 0
 
-    def __iter__(self) -> Iterator[list[tuple[int, int]]]:
-        return itertools.islice(self._batches(), self.start, None)
+    def __iter__(self) -> Iterator[list[tuple[int, ...]]]:
+        batches = itertools.islice(self._batches(), self.start, None)
+        if self.seed is None:
+            return batches
+        numbers = (derived_seed("batch", self.seed, n) for n in itertools.count(self.start))
+        return ([(*key, n) for key in batch] for batch, n in zip(batches, numbers, strict=False))
 
     def _batches(self) -> Iterator[list[tuple[int, int]]]:
         rank, world = comm.get_rank(), comm.get_world_size()
@@ -135,14 +145,16 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
     except AssertionError as error:  # detectron2's way to say that no image has annotations
         raise NormdetError(f"DATASETS.TRAIN {', '.join(cfg.DATASETS.TRAIN)}: {error}") from error
     dataset = parts["dataset"]
-    grouped = parts["aspect_ratio_grouping"]
+    records = DatasetFromList(dataset, copy=False)
+    like, grouped = cfg.DATALOADER.LIKE_SIZES, parts["aspect_ratio_grouping"]
     loader = seeded_loader(
-        MapDataset(DatasetFromList(dataset, copy=False), parts["mapper"]),
+        _OfBatches(records, parts["mapper"]) if like else MapDataset(records, parts["mapper"]),
         parts["sampler"],
-        [int(grouped and d.get("width", 0) > d.get("height", 0)) for d in dataset],
+        [shape_group(d) if like else int(grouped and _is_wide(d)) for d in dataset],
         parts["total_batch_size"] // comm.get_world_size(),
         parts["num_workers"],
         seed,
+        like,
     )
     loader.image_sizes = {
         (record["height"], record["width"]): record["file_name"]
@@ -152,19 +164,48 @@ def build_train_loader(cfg: CfgNode, seed: int) -> DataLoader:
     return loader
 
 
+def _is_wide(record: dict) -> bool:
+    return record.get("width", 0) > record.get("height", 0)
+
+
+def shape_group(record: dict) -> int:
+    """A number for the shape of an image: shapes of one group differ by a ninth at most.
+
+    Resized to one short side, images of 4:3 and of 3:2 are of two groups.
+    """
+    height, width = record.get("height"), record.get("width")
+    return round(8 * math.log2(width / height)) if height and width else 0
+
+
+class _OfBatches(Dataset):
+    """Mapped records by (index, number of the batch)."""
+
+    def __init__(self, records: Dataset, mapper: Callable[[dict], dict]):
+        self.records, self.mapper = records, mapper
+
+    def __len__(self) -> int:
+        return len(self.records)
+
+    def __getitem__(self, key: int | tuple[int, int]) -> dict:
+        index, batch = key if isinstance(key, tuple) else (key, None)
+        return self.mapper({**self.records[index], "batch": batch})
+
+
 def seeded_loader(
-    dataset: Dataset, indices: Sampler, groups: list[int], size: int, workers: int, seed: int
-) -> DataLoader:
+    dataset: Dataset, indices: Sampler, groups: list[int], size: int, workers: int, seed: int,
+    numbered: bool = False,
+) -> DataLoader:  # fmt: skip
     """A loader of endless batches that follow from `seed`, as lists of the dataset's items.
 
     Args:
         dataset: as for :class:`SeededDataset`.
         indices, groups, size: as for :class:`BatchStream`.
         workers: loader processes.
+        numbered: whether the dataset is read by (index, number of the batch).
     """
     return DataLoader(
         SeededDataset(dataset, seed),
-        batch_sampler=BatchStream(indices, groups, size),
+        batch_sampler=BatchStream(indices, groups, size, seed if numbered else None),
         num_workers=workers,
         collate_fn=list,
         # Leave the terminal's process group: Ctrl-C must not kill loaders that a last step needs.

@@ -9,7 +9,13 @@ import torch
 from detectron2.data.samplers import TrainingSampler
 
 from normdet.data import register_datasets
-from normdet.engine.loader import BatchStream, SeededDataset, build_train_loader, seeded
+from normdet.engine.loader import (
+    BatchStream,
+    SeededDataset,
+    build_train_loader,
+    seeded,
+    shape_group,
+)
 from normdet.errors import NormdetError
 
 
@@ -105,3 +111,39 @@ def test_the_next_image_stands_in_for_one_that_cannot_be_read():
     assert dataset[5, 9] == told
     with pytest.raises(NormdetError, match="8 images in a row cannot be read: 1.png"):
         SeededDataset(Shelf(*range(1, 9)), 1)[0, 1]
+
+
+def test_batches_of_like_sizes_have_one_size_drawn_for_each(tiny_cfg):
+    cfg = tiny_cfg(
+        "DATALOADER.LIKE_SIZES", True, "DATALOADER.NUM_WORKERS", 0, "SOLVER.IMS_PER_BATCH", 2,
+        "INPUT.MIN_SIZE_TRAIN", (32, 96), "INPUT.MIN_SIZE_TRAIN_SAMPLING", "range",
+    )  # fmt: skip
+    loader = build_train_loader(cfg, seed=1)
+    batches = list(itertools.islice(loader, 6))
+    short = [{min(item["image"].shape[1:]) for item in batch} for batch in batches]
+    assert all(len(sides) == 1 for sides in short) and len(set(map(tuple, short))) > 2
+    loader.batch_sampler.start = 3
+    again = list(itertools.islice(loader, 3))
+    assert as_numbers(again) == as_numbers(batches[3:])
+
+
+def test_shapes_of_one_group_are_alike():
+    def group(width, height):
+        return shape_group({"width": width, "height": height})
+
+    assert group(640, 480) == group(640, 478) != group(640, 427)
+    assert group(480, 640) == -group(640, 480)
+    assert shape_group({}) == 0
+
+
+def test_a_batch_has_one_number_in_every_process(monkeypatch):
+    numbers = []
+    for rank in range(2):
+        monkeypatch.setattr("normdet.engine.loader.comm.get_rank", lambda rank=rank: rank)
+        monkeypatch.setattr("normdet.engine.loader.comm.get_world_size", lambda: 2)
+        batches = BatchStream(TrainingSampler(5, seed=3), [0, 0, 1, 1, 1], 2, seed=7)
+        batches.start = 2
+        taken = list(itertools.islice(batches, 4))
+        assert all(len({number for _, _, number in batch}) == 1 for batch in taken)
+        numbers.append([batch[0][2] for batch in taken])
+    assert numbers[0] == numbers[1] and len(set(numbers[0])) == 4
