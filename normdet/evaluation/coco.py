@@ -24,6 +24,8 @@ from detectron2.evaluation import (
     DatasetEvaluators,
     SemSegEvaluator,
 )
+from detectron2.utils.file_io import PathManager
+from PIL import Image
 
 from normdet.errors import NormdetError
 from normdet.evaluation.measure import measured
@@ -184,7 +186,9 @@ def build_evaluator(
         )
     parts: list[DatasetEvaluator] = []
     if kind != "coco":
-        parts.append(SemSegEvaluator(dataset_name, output_dir=str(output_dir)))
+        semantic = SemSegEvaluator(dataset_name, output_dir=str(output_dir))
+        semantic.sem_seg_loading_fn = _labels
+        parts.append(semantic)
     if kind != "sem_seg":
         parts.append(_of_instances(cfg, dataset_name, output_dir))
     if kind == "coco_panoptic_seg":
@@ -193,6 +197,12 @@ def build_evaluator(
         else:
             logger.warning("PQ is not measured: the package panopticapi is not installed")
     return parts[0] if len(parts) == 1 else DatasetEvaluators(parts)
+
+
+def _labels(path: str, dtype: type = int) -> np.ndarray:
+    """A semantic truth; detectron2's own reader asks NumPy 2 for what it refuses."""
+    with PathManager.open(path, "rb") as file:
+        return np.array(Image.open(file), dtype=dtype)
 
 
 def _of_instances(cfg: CfgNode, dataset_name: str, output_dir: Path) -> "Evaluator":

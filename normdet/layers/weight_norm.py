@@ -3,6 +3,7 @@
 import torch
 from torch import nn
 
+from ..errors import NormdetError
 from .moments import pool_workers, several_workers
 from .reparametrized import Reparametrized, WeightMethod, linear, per_output, reparametrize
 
@@ -20,13 +21,24 @@ class WeightNorm(WeightMethod):
     Args:
         weight: the layer's.
         out_dim: the dimension of its output channels.
+
+    Raises:
+        NormdetError: it is to start from data, and FSDP2 has sharded its parameters.
     """
 
     def __init__(self, weight: torch.Tensor, out_dim: int = 0):
         super().__init__()
+        self._is_sharded = False
         self.out_dim = out_dim
         self.g = nn.Parameter(self.fit(weight)["g"])
         self.starting = True
+
+    def __setattr__(self, name: str, value: object) -> None:
+        # `fully_shard` assigns what it shards. In a forward it puts whole copies in its place, and
+        # what is written to these is lost.
+        if name == "g" and hasattr(value, "full_tensor"):
+            self._is_sharded = True
+        super().__setattr__(name, value)
 
     def _norm(self, weight: torch.Tensor) -> torch.Tensor:
         dims, wide = per_output(weight, self.out_dim)
@@ -50,6 +62,12 @@ class WeightNorm(WeightMethod):
         A channel that does not vary keeps its `g`. If all workers together have no more than one
         value a channel, the next input starts the layer.
         """
+        if self._is_sharded:
+            raise NormdetError(
+                "WN takes its start from the first training forward, which cannot write to weights "
+                "that fully_shard has sharded: run one forward in training mode before "
+                "fully_shard, or load weights"
+            )
         y = linear(layer, x, self(layer.weight), None)
         channels_last = y if isinstance(layer, nn.Linear) else y.movedim(1, -1)
         wide = torch.promote_types(y.dtype, torch.float32)

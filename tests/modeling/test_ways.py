@@ -8,6 +8,7 @@ import torch.nn.functional as F
 from torch import nn
 
 from normdet.engine.ema import ModelAverage
+from normdet.errors import NormdetError
 from normdet.ops import cpp
 from normdet.options import parse
 from tests.workers import run_workers
@@ -74,13 +75,22 @@ def test_channels_last_stays_and_changes_nothing(norm):
     assert_same(got, trained(model, images()))
 
 
-def _shard(rank: int, norms: list[str]) -> dict:
+def startable(norm: str) -> nn.Module:
+    """A backbone that `fully_shard` may have: WN has taken its start from a first forward."""
+    model = backbone(norm)
+    if (norm, "FSDP2") in EXCEPTIONS:
+        with torch.no_grad():
+            model(images())
+    return model
+
+
+def _shard(rank: int, norms: tuple[str, ...]) -> dict:
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh, found = init_device_mesh("cpu", (2,)), {}
     for norm in norms:
-        model = backbone(norm)
+        model = startable(norm)
         for block in model.res2:
             fully_shard(block, mesh=mesh)
         fully_shard(model, mesh=mesh)
@@ -98,10 +108,9 @@ def _shard(rank: int, norms: list[str]) -> dict:
 @pytest.mark.slow
 def test_fsdp2_computes_what_one_process_does():
     """Both workers see the same images, so that the mean of gradients is the gradient."""
-    norms = all_but("FSDP2")
-    for found in run_workers(_shard, 2, norms):
-        for norm in norms:
-            model = backbone(norm)
+    for found in run_workers(_shard, 2, NORMS):
+        for norm in NORMS:
+            model = startable(norm)
             # The batch of both workers, whose variance has no other bias than theirs.
             seen = images().repeat(2, 1, 1, 1) if norm == "SyncBN" else images()
             want = trained(model, seen)
@@ -113,6 +122,23 @@ def test_fsdp2_computes_what_one_process_does():
                     parameter.mul_(0.5)
                 want["changed"] = model(images())["res2"]
             assert_same(found[norm], want)
+
+
+def _start_sharded(rank: int) -> str:
+    from torch.distributed.device_mesh import init_device_mesh
+    from torch.distributed.fsdp import fully_shard
+
+    model = backbone("MeanOnlyBN+WN")
+    fully_shard(model, mesh=init_device_mesh("cpu", (2,)))
+    with pytest.raises(NormdetError) as refused:
+        model(images())
+    return str(refused.value)
+
+
+@pytest.mark.slow
+def test_a_start_that_fsdp2_would_lose_is_refused():
+    for said in run_workers(_start_sharded, 2):
+        assert "run one forward in training mode before fully_shard" in said
 
 
 @pytest.mark.parametrize("norm", all_but("EMA"))
