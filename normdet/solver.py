@@ -4,7 +4,7 @@ from collections.abc import Iterator
 
 import torch
 from detectron2.config import CfgNode
-from detectron2.layers.batch_norm import LayerNorm
+from detectron2.layers import batch_norm
 from detectron2.solver import build
 from detectron2.solver.build import maybe_add_gradient_clipping
 from torch import nn
@@ -12,8 +12,9 @@ from torch import nn
 from .layers import NormLayer, WeightMethod
 
 _detectron2_groups = build.get_default_optimizer_params
-# Norms of others that a model of ours may hold; detectron2 itself finds those of torch.
-_FOREIGN_NORMS = (LayerNorm,)
+# Norms of others that a model of ours may hold; detectron2 itself finds those of torch. v0.6 has
+# no channel-wise LayerNorm.
+_FOREIGN_NORMS = tuple(filter(None, [getattr(batch_norm, "LayerNorm", None)]))
 
 
 def norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:

@@ -1,8 +1,9 @@
 """A detector, or its backbone, as a function of one tensor."""
 
 import torch
-from detectron2.export import TracingAdapter
 from torch import Tensor, nn
+
+from ..files.versions import need_export
 
 DETECTOR, BACKBONE = "detector", "backbone"
 
@@ -49,6 +50,8 @@ class Wrapped:
             self.module: nn.Module = Pixels(model)
             self.inputs, self.outputs = ("pixels",), tuple(self.module.names)
         else:
+            with need_export("a whole detector"):
+                from detectron2.export import TracingAdapter
             adapter = TracingAdapter(model, [{"image": image}], _find)
             with torch.no_grad():
                 adapter(image)

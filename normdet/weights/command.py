@@ -14,7 +14,7 @@ from torch import nn
 from normdet.arguments import add_common
 from normdet.config import load_config
 from normdet.errors import NormdetError
-from normdet.modeling.flops import flops_by_part
+from normdet.files.versions import need_export
 from normdet.weights import (
     Imported,
     UnreadableFileError,
@@ -115,6 +115,8 @@ def _flops(cfg: CfgNode, model: nn.Module) -> str:
     generator = torch.Generator().manual_seed(0)
     shape = (len(cfg.MODEL.PIXEL_MEAN), *size)
     image = torch.randint(0, 256, shape, generator=generator).float()
+    with need_export("--flops"):
+        from normdet.modeling.flops import flops_by_part
     rows = flops_by_part(model.eval(), [{"image": image}])
     total = sum(row.flops.total() for row in rows)
     names = dict.fromkeys(operator for row in rows for operator in row.flops)
