@@ -103,11 +103,9 @@ def published() -> str:
         if found := PUBLISHED.match(first):
             command = f"`normdet train --num-gpus 8 --config-file {name}`"
             what, box, mask, more, source = found.group("what", "box", "mask", "more", "source")
-            second = ", ".join(filter(None, (mask, more)))
-            rows.append([what, box, second, source, "not run", command])
-    theirs = "mask AP, others' measurement"
-    headers = ["", "box AP, others' measurement", theirs, "their source", "ours", "command"]
-    return table(headers, rows)
+            rows.append([what, box, mask or "", more or "", source, "not run", command])
+    theirs = [f"{metric}, others' measurement" for metric in ("box AP", "mask AP", "more")]
+    return table(["", *theirs, "their source", "ours", "command"], rows)
 
 
 def ways() -> str:
