@@ -112,11 +112,14 @@ def _onnx(wrapped: Wrapped, example: Tensor, path: Path, dynamic: bool) -> str:
             opset_version=OPSET,
         )  # fmt: skip
         return f"torch.onnx.export(dynamo=True), opset {OPSET}"
-    torch.onnx.export(
-        wrapped.module, (example,), str(path), dynamo=False, opset_version=OPSET,
-        input_names=list(wrapped.inputs), output_names=[*wrapped.outputs],
-        dynamic_axes={wrapped.inputs[0]: wrapped.dynamic()} if dynamic else None,
-    )  # fmt: skip
+    from .keypoints import onnx_keypoints
+
+    with onnx_keypoints():
+        torch.onnx.export(
+            wrapped.module, (example,), str(path), dynamo=False, opset_version=OPSET,
+            input_names=list(wrapped.inputs), output_names=[*wrapped.outputs],
+            dynamic_axes={wrapped.inputs[0]: wrapped.dynamic()} if dynamic else None,
+        )  # fmt: skip
     return f"torch.onnx.export(dynamo=False), opset {OPSET}"
 
 

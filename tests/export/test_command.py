@@ -3,11 +3,13 @@
 import pytest
 import torch
 from detectron2.modeling import build_model
+from detectron2.structures import heatmaps_to_keypoints
 
 from normdet.cli import main
 from normdet.config import load_config
 from normdet.errors import NormdetError
 from normdet.export import FORMATS
+from normdet.export.keypoints import keypoints_of
 from normdet.export.stock import stock_config
 from normdet.layers import NormLayer
 
@@ -15,23 +17,34 @@ SMALL = ["MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.ROI_HEADS.SCORE_THRESH_TES
          "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "INPUT.MIN_SIZE_TEST", "128"]  # fmt: skip
 
 
+SHALLOW = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+# Networks whose files must find in photographs of two sizes what the network finds.
+DETECTORS = {
+    "mask": "coco/mask_rcnn_R_50_FPN_1x.yaml",
+    "keypoints": "COCO-Keypoints/keypoint_rcnn_R_50_FPN_1x.yaml",
+    "retinanet": "coco/retinanet_R_50_FPN_1x.yaml",
+}
+
+
 @pytest.fixture
 def exported(tmp_path, real_data, capsys):
     """Run the command on a small random model; its exit code, its output, and the file."""
 
-    def run(norm, kind, suffix, *more, config="quickstart/gn.yaml"):
+    def run(norm, kind, suffix, *more, config="quickstart/gn.yaml", photographs=False):
+        opts = [*SMALL, *(SHALLOW if photographs else ())]
         torch.manual_seed(0)
-        cfg = load_config(config, ["MODEL.DEVICE", "cpu", *SMALL], norm=norm)
+        cfg = load_config(config, ["MODEL.DEVICE", "cpu", *opts], norm=norm)
         model = build_model(cfg)
         for name, value in model.state_dict().items():
             if name.endswith("running_var"):
                 value.uniform_(0.5, 1.5)
         weights, out = tmp_path / "weights.pth", tmp_path / f"model{suffix}"
         torch.save({"model": model.state_dict()}, weights)
-        image = sorted((real_data / "nuclei" / "images").iterdir())[0]
+        folder, count = ("coco/val2017", 2) if photographs else ("nuclei/images", 1)
         flags = ["--config-file", config, "--norm", norm, "--format", kind, "--out", str(out)]
-        flags += ["--images", str(image), *more]
-        code = main(["export", *flags, "MODEL.WEIGHTS", str(weights), *SMALL])
+        for image in sorted((real_data / folder).iterdir())[:count]:
+            flags += ["--images", str(image)]
+        code = main(["export", *flags, *more, "MODEL.WEIGHTS", str(weights), *opts])
         return code, capsys.readouterr(), out
 
     return run
@@ -72,12 +85,34 @@ def test_stock_loads_where_normdet_is_never_imported(exported, norm):
 
 
 @pytest.mark.slow
-def test_a_whole_retinanet_as_onnx(exported):
-    pytest.importorskip("onnxruntime")
-    code, said, _ = exported("FRN+TLU", "onnx", ".onnx", "MODEL.RESNETS.DEPTH", "18",
-                             "MODEL.RESNETS.RES2_OUT_CHANNELS", "64",
-                             config="coco/retinanet_R_50_FPN_1x.yaml")  # fmt: skip
+@pytest.mark.parametrize("size", ["--fixed-size", "any size"])
+@pytest.mark.parametrize(("kind", "suffix"), [("onnx", ".onnx"), ("torchscript", ".ts")])
+@pytest.mark.parametrize("detector", DETECTORS)
+def test_photographs_of_other_sizes(exported, detector, kind, suffix, size):
+    """Boxes to 1e-3 pixels and scores to 1e-4, which are the command's own bounds."""
+    if kind == "onnx":
+        pytest.importorskip("onnxruntime")
+    fixed = [size] if size == "--fixed-size" else []
+    code, said, out = exported(
+        "FRN+TLU", kind, suffix, *fixed, config=DETECTORS[detector], photographs=True
+    )
     assert code == 0, said.out
+    # Two photographs, each at its size and at three quarters of it.
+    rows = [line for line in said.out.splitlines() if " x " in line]
+    assert len(rows) == (1 if fixed else 4) and all("True" in row for row in rows)
+    assert "opset 18" in out.with_name(out.name + ".md").read_text() or kind != "onnx"
+
+
+def test_keypoints_are_found_as_detectron2_finds_them():
+    """Also in boxes of less than a pixel, and where there are none."""
+    generator = torch.Generator().manual_seed(0)
+    maps = torch.randn(5, 17, 28, 28, generator=generator)
+    corners, sides = (torch.rand(5, 2, generator=generator) * most for most in (100, 60))
+    boxes = torch.cat([corners, corners + sides], dim=1)
+    boxes[0, 2:] = boxes[0, :2] + 0.3
+    for some in (slice(0, 5), slice(0, 0)):
+        want = heatmaps_to_keypoints(maps[some], boxes[some])
+        torch.testing.assert_close(keypoints_of(maps[some], boxes[some]), want)
 
 
 @pytest.mark.parametrize(
