@@ -8,13 +8,14 @@ PY := .venv/bin/python
 STARTER := $(shell for python in python3 python3.13 python3.12 python3.11 python3.10 "$(PYTHON)"; do \
 	"$$python" -c "" 2>/dev/null && echo "$$python" && break; done)
 
-.PHONY: help setup demo test bench kernels gpu check docs tables
+.PHONY: help setup demo test test-oldest bench kernels gpu check docs tables
 .DEFAULT_GOAL := help
 
 help:
 	@echo "make setup   make .venv with pinned packages, detectron2 and normdet"
 	@echo "make demo    train Mask R-CNN with GN and FRN+TLU on nuclei: output/demo/report.html"
 	@echo "make test    run the test suite (ARGS='-m \"not slow\"' for the quick part)"
+	@echo "make test-oldest  run the quick tests with the oldest versions, in .venv-oldest (Python 3.10)"
 	@echo "make bench   time the layers and their kernels on this machine"
 	@echo "make kernels compile the GPU kernels without a GPU and look at their machine code"
 	@echo "make gpu     run the GPU tests, then time the kernels and a training step on the GPU"
@@ -44,6 +45,13 @@ demo: setup
 test: setup
 	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
 		$(PY) -m pytest tests -n logical --maxprocesses 4 --dist worksteal $(ARGS)
+
+# The oldest versions that setup.py claims: an environment of its own, and the quick tests in it.
+test-oldest:
+	@"$(or $(strip $(STARTER)),python3)" tools/setup_env.py --oldest --python "$(PYTHON)"
+	OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} OMP_WAIT_POLICY=$${OMP_WAIT_POLICY:-PASSIVE} \
+		.venv-oldest/bin/python -m pytest tests -m "not slow" \
+		-n logical --maxprocesses 4 --dist worksteal $(ARGS)
 
 # Needs no GPU: compiles for three, and fails on a spill or a narrow read.
 kernels: setup

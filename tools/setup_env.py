@@ -1,7 +1,8 @@
 """Make `.venv` beside the Makefile, with everything normdet needs: what `make setup` runs.
 
-    python3 tools/setup_env.py [--python /path/to/python3]
+    python3 tools/setup_env.py [--python /path/to/python3] [--oldest]
 
+`--oldest` makes `.venv-oldest` with the oldest versions that setup.py claims (`make test-oldest`).
 Only the standard library is used. Nothing is done when nothing changed since the last time, and a
 run that was interrupted is continued by the next one. What is missing is said in one sentence.
 """
@@ -22,8 +23,9 @@ ROOT = Path(__file__).resolve().parent.parent
 OLDEST = (3, 10)
 NEWEST_TRIED = (3, 14)
 CANDIDATES = ["python3", "python3.13", "python3.12", "python3.11", "python3.10", "python3.14"]
+PINS = "requirements.txt"
+OLDEST_PINS = "requirements-oldest.txt"  # for Python 3.10 alone
 INPUTS = [
-    "requirements.txt",
     "setup.py",
     "normdet/version.py",
     "tools/setup_env.py",
@@ -106,10 +108,10 @@ def choose_python(wanted=None, candidates=None):
     return path, version
 
 
-def fingerprint(root=ROOT):
+def fingerprint(root=ROOT, pins=PINS):
     """Return a hash of everything that decides what is in the environment, and of its place."""
     digest = hashlib.sha256(str(root).encode())
-    for name in INPUTS:
+    for name in [pins, *INPUTS]:
         digest.update((root / name).read_bytes())
     return digest.hexdigest()
 
@@ -208,12 +210,13 @@ def pinned(requirements):
     return {line.partition("==")[0].strip().lower() for line in lines if "==" in line}
 
 
-def fill(venv, log):
+def fill(venv, log, pins=PINS):
     """Install the pinned packages, detectron2 and normdet itself into the environment.
 
     Args:
         venv: its folder.
         log: an open text file that receives all pip says.
+        pins: the file of requirements.
 
     Raises:
         SetupError: a step failed.
@@ -225,7 +228,7 @@ def fill(venv, log):
     roomy = shutil.disk_usage(str(venv)).free > VENV_BYTES + 2 * DOWNLOAD_BYTES
     cache = [] if roomy else ["--no-cache-dir"]
     python = environment_python(venv)
-    pins = str(ROOT / "requirements.txt")
+    pins = str(ROOT / pins)
     print("installing the pinned packages (about 3 GB to download at first)", flush=True)
     try:
         run_pip(python, "install", "--constraint", pins, "pip", "setuptools", "wheel", log=log)
@@ -243,17 +246,25 @@ def fill(venv, log):
         raise SetupError(f"{error} (all that pip said: {log.name})") from error
 
 
-def prepare(venv, wanted=None):
+def prepare(venv, wanted=None, oldest=False):
     """Bring the environment up to date.
 
     Args:
         venv: its folder.
         wanted: the Python the user named.
+        oldest: whether it is the one of the oldest versions.
 
     Raises:
         SetupError: with the sentence to show.
     """
-    chosen = choose_python(wanted) if wanted else None
+    pins = OLDEST_PINS if oldest else PINS
+    candidates = ["python" + dotted(OLDEST)] if oldest else CANDIDATES
+    chosen = choose_python(wanted, candidates) if wanted or oldest else None
+    if chosen and oldest and chosen[1] != OLDEST:
+        raise SetupError(
+            f"{OLDEST_PINS} is for Python {dotted(OLDEST)} and {chosen[0]} is "
+            f"{dotted(chosen[1])}: name one with PYTHON=/path/to/python{dotted(OLDEST)}"
+        )
     if chosen:
         current = environment_version(venv)
         if current and current != chosen[1]:
@@ -262,20 +273,21 @@ def prepare(venv, wanted=None):
                 f"delete it to have {dotted(chosen[1])}"
             )
     stamp = venv / "normdet-setup"
-    wish = fingerprint()
+    wish = fingerprint(pins=pins)
     if environment_python(venv).exists() and stamp.exists() and stamp.read_text() == wish:
         print(f"{venv} is up to date", flush=True)
         return
     python, version = chosen or choose_python()
     if sys.version_info < OLDEST:
-        os.execv(python, [python, os.path.abspath(__file__), "--python", wanted or ""])
+        flags = ["--python", python] + ["--oldest"] * oldest
+        os.execv(python, [python, os.path.abspath(__file__), *flags])
     if stamp.exists():
         stamp.unlink()
     check_disk(venv)
     make_venv(venv, python, version)
     remove_half_installed(venv)
     with (venv / "setup.log").open("w", encoding="utf-8") as log:
-        fill(venv, log)
+        fill(venv, log, pins)
     # Rename the stamp into place, so that it is either whole or absent.
     fresh = stamp.with_suffix(".new")
     fresh.write_text(wish)
@@ -289,9 +301,10 @@ def main(argv=None):
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--python", default="", help="the Python to build the environment from")
+    parser.add_argument("--oldest", action="store_true", help="make .venv-oldest instead")
     args = parser.parse_args(argv)
     try:
-        prepare(ROOT / ".venv", args.python)
+        prepare(ROOT / (".venv-oldest" if args.oldest else ".venv"), args.python, args.oldest)
     except KeyboardInterrupt:
         print("setup: interrupted; run it again to go on", file=sys.stderr)
         return 130

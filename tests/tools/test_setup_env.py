@@ -1,11 +1,13 @@
 """tools/setup_env.py: which Python it takes, what it says is missing, what it repairs."""
 
 import collections
+import re
 import sys
 from pathlib import Path
 
 import pytest
 
+REPO = Path(__file__).resolve().parents[2]
 Usage = collections.namedtuple("Usage", "total used free")
 GB = 10**9
 
@@ -128,7 +130,7 @@ def prepared(setup_env, tmp_path, monkeypatch, stub_python):
 
     monkeypatch.setattr(setup_env, "check_disk", lambda venv: None)
     monkeypatch.setattr(setup_env, "make_venv", make)
-    monkeypatch.setattr(setup_env, "fill", lambda venv, log: fills.append(venv))
+    monkeypatch.setattr(setup_env, "fill", lambda venv, log, pins: fills.append(pins))
     monkeypatch.setattr(setup_env, "CANDIDATES", [stub_python("python3", "3 11 1")])
     return venv, fills
 
@@ -138,7 +140,7 @@ def test_nothing_is_done_twice_and_a_change_is_noticed(setup_env, prepared, monk
     setup_env.prepare(venv)
     setup_env.prepare(venv)
     assert len(fills) == 1
-    monkeypatch.setattr(setup_env, "fingerprint", lambda: "another")
+    monkeypatch.setattr(setup_env, "fingerprint", lambda pins: "another")
     setup_env.prepare(venv)
     assert len(fills) == 2
 
@@ -146,9 +148,9 @@ def test_nothing_is_done_twice_and_a_change_is_noticed(setup_env, prepared, monk
 def test_an_interrupted_run_is_not_taken_for_done(setup_env, prepared, monkeypatch):
     venv, fills = prepared
     setup_env.prepare(venv)
-    monkeypatch.setattr(setup_env, "fingerprint", lambda: "another")
+    monkeypatch.setattr(setup_env, "fingerprint", lambda pins: "another")
 
-    def interrupted(venv, log):
+    def interrupted(venv, log, pins):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patch:
@@ -170,9 +172,9 @@ def test_another_python_than_the_environments_is_refused(
 
 def test_the_fingerprint_follows_its_files_and_their_place(setup_env, tmp_path):
     def copy(root, pins):
-        for name in setup_env.INPUTS:
+        for name in (setup_env.PINS, *setup_env.INPUTS):
             (root / name).parent.mkdir(parents=True, exist_ok=True)
-            (root / name).write_text(pins if name == "requirements.txt" else "")
+            (root / name).write_text(pins if name == setup_env.PINS else "")
         return setup_env.fingerprint(root)
 
     first = copy(tmp_path / "a", "torch==1\n")
@@ -182,10 +184,37 @@ def test_the_fingerprint_follows_its_files_and_their_place(setup_env, tmp_path):
 
 
 def test_the_inputs_of_the_fingerprint_exist(setup_env):
-    assert len(setup_env.fingerprint()) == 64
+    prints = {setup_env.fingerprint(pins=pins) for pins in (setup_env.PINS, setup_env.OLDEST_PINS)}
+    assert [len(one) for one in prints] == [64, 64]
+
+
+def test_the_oldest_versions_are_for_the_oldest_python(setup_env, prepared, stub_python):
+    venv, fills = prepared
+    with pytest.raises(setup_env.SetupError, match=r"for Python 3\.10 and \S+ is 3\.11"):
+        setup_env.prepare(venv, stub_python("python3.11", "3 11 1"), oldest=True)
+    setup_env.prepare(venv, stub_python("python3.10", "3 10 1"), oldest=True)
+    assert fills == [setup_env.OLDEST_PINS]
+
+
+def test_setup_py_claims_what_the_oldest_versions_are():
+    pins = dict(
+        line.lower().split("==")
+        for line in (REPO / "requirements-oldest.txt").read_text().splitlines()
+        if "==" in line
+    )
+    claims = re.findall(r'"([\w-]+)(?:\[.*?\])?>=([\d.]+)"', (REPO / "setup.py").read_text())
+    assert {"torch", "torchvision", "numpy", "pillow"} < {name for name, _ in claims}
+    wrong = [
+        f"{name} {claim}: {pins[name]}"
+        for name, claim in claims
+        if name in pins and f"{claim}.0.0".split(".")[:3] != f"{pins[name]}.0".split(".")[:3]
+    ]
+    assert not wrong
+    untried = {"faster-coco-eval", "myst-nb", "ray", "sphinx"}
+    assert {name for name, _ in claims} - set(pins) == untried
 
 
 def test_every_pin_is_exact():
-    pins = Path(__file__).resolve().parents[2].joinpath("requirements.txt").read_text()
+    pins = (REPO / "requirements.txt").read_text()
     lines = [line for line in pins.splitlines() if line and not line.startswith("#")]
     assert [line for line in lines if "==" not in line.partition(";")[0]] == []
