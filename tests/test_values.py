@@ -80,10 +80,16 @@ def test_several_are_told_at_once_and_defaults_are_right():
     check_values(cfg)
 
 
+# Keys that came after detectron2 v0.6.
+LATER = ("SOLVER.NUM_DECAYS",)
+
+
 def test_every_rule_is_of_a_key_that_there_is():
     cfg = get_cfg()
     add_normdet_config(cfg)
     for key, rule in all_rules():
+        if key in LATER and key.rpartition(".")[2] not in cfg.SOLVER:
+            continue
         node = cfg
         for name in key.split("."):
             assert name in node, key

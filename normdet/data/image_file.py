@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import numpy as np
-from PIL import Image, ImageOps
+from PIL import ExifTags, Image, ImageOps
 
 from normdet.data import tiff
 from normdet.data.choice import DEFAULT, Choice
@@ -180,8 +180,9 @@ def _read_pillow(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
         check_growth(path, _unpacked(image), labels)
         if image.mode == "RGB" and ";16" in str(image.tile):
             logger.warning("%s has 16 bits a colour, of which 8 are read: save TIFF", path)
-        # Apply the orientation that a camera noted, as detectron2 does.
-        ImageOps.exif_transpose(image, in_place=True)
+        # Apply the orientation that a camera noted, as detectron2 does; other images are not copied.
+        if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
+            image = ImageOps.exif_transpose(image)
         if image.mode not in _PLAIN_MODES and not (labels and image.mode == "P"):
             image = image.convert(_CONVERTED.get(image.mode, "RGB"))
         return native(np.array(image))

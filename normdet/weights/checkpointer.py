@@ -7,7 +7,7 @@ from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
-from urllib.parse import parse_qs, urlparse
+from urllib.parse import parse_qs
 
 from detectron2.checkpoint import DetectionCheckpointer
 from detectron2.checkpoint.c2_model_loading import align_and_update_state_dicts
@@ -152,7 +152,8 @@ class Checkpointer(DetectionCheckpointer):
             return super().load(path, checkpointables)
         self._fetch(path)
         try:
-            checkpoint = super().load(path, [])
+            # Without its query, which detectron2 v0.6 would take for a part of the name.
+            checkpoint = super().load(path.partition("?")[0], [])
         finally:  # detectron2 would refuse the next load after a failed one
             self._parsed_url_during_load = None
         for key in self.checkpointables if checkpointables is None else checkpointables:
@@ -228,9 +229,8 @@ class Checkpointer(DetectionCheckpointer):
 
     def _fetch(self, source: str) -> None:
         """Fetch the file before reading, so that a missing one gets a clear message."""
-        url = urlparse(source)._replace(query="").geturl()
         try:
-            local = self.path_manager.get_local_path(url)
+            local = self.path_manager.get_local_path(source.partition("?")[0])
         # Path handlers raise errors of any kind.
         except Exception as error:
             raise UnreadableFileError(f"{source} cannot be fetched: {error}") from error
@@ -244,7 +244,7 @@ class Checkpointer(DetectionCheckpointer):
         checkpoint = unwrap(load_file(filename, allow_unsafe=self.allow_unsafe), source)
         if filename.endswith(".pyth"):  # of pycls: a backbone's tensors without a prefix
             checkpoint["matching_heuristics"] = True
-        query = parse_qs(self._parsed_url_during_load.query)
+        query = parse_qs(source.partition("?")[2])
         if query.pop("matching_heuristics", None) == ["True"]:
             checkpoint["matching_heuristics"] = True
         if query:

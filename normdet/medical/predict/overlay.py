@@ -107,4 +107,5 @@ def _with_bar(
 
 def _font(size: int) -> ImageFont.FreeTypeFont:
     """The font that comes with matplotlib: it has the letters of many scripts."""
-    return ImageFont.truetype(Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf"), size)
+    font = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
+    return ImageFont.truetype(str(font), size)
