@@ -85,13 +85,16 @@ def test_stock_loads_where_normdet_is_never_imported(exported, norm):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("size", ["--fixed-size", "any size"])
-@pytest.mark.parametrize(("kind", "suffix"), [("onnx", ".onnx"), ("torchscript", ".ts")])
-@pytest.mark.parametrize("detector", DETECTORS)
-def test_photographs_of_other_sizes(exported, detector, kind, suffix, size):
+@pytest.mark.parametrize(
+    ("detector", "kind", "size"),
+    [(name, "onnx", size) for name in DETECTORS for size in ("any size", "--fixed-size")]
+    + [("keypoints", "torchscript", "any size")],
+)
+def test_photographs_of_other_sizes(exported, detector, kind, size):
     """Boxes to 1e-3 pixels and scores to 1e-4, which are the command's own bounds."""
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
+    suffix = {"onnx": ".onnx", "torchscript": ".ts"}[kind]
     fixed = [size] if size == "--fixed-size" else []
     code, said, out = exported(
         "FRN+TLU", kind, suffix, *fixed, config=DETECTORS[detector], photographs=True
