@@ -1,4 +1,4 @@
-"""Whether a written file finds what the model finds, on images."""
+"""Check on images that a written file finds the same as the model."""
 
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -10,18 +10,18 @@ from torch import Tensor
 from .formats import Run
 from .wrap import BACKBONE, Wrapped
 
-# How much a file may differ: pixels of a box; and scores and all else.
+# The largest difference allowed: in pixels of boxes, and in scores and all else.
 BOX, SCORE = 1e-3, 1e-4
 
 
 @dataclass(frozen=True)
 class Row:
-    """One image, as the file and the model see it.
+    """The results of file and model on one image.
 
     Attributes:
         size: its height and width.
-        found: how many objects the model finds, or how many maps there are.
-        same: whether the file gives as many.
+        found: the number of the model's objects, or of maps.
+        same: whether the file gives the same number.
         boxes: the largest difference of a box's side, in pixels; of a backbone, 0.
         rest: the largest difference of a score or probability; of a backbone, of its maps, as a
             share of their largest value.
@@ -40,7 +40,7 @@ class Row:
 
 @torch.no_grad()
 def compare(model: Wrapped, run: Run, images: Sequence[Tensor], *, dynamic: bool) -> list[Row]:
-    """Run model and file on images; with dynamic sizes on each at three quarters of it as well."""
+    """Run model and file on images; with dynamic sizes also at three quarters of each size."""
     rows = []
     for image in images:
         sizes = [image]

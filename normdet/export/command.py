@@ -33,7 +33,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Export the model that the arguments name.
 
     Returns:
-        0, or 1 where the file does not find what the model finds.
+        0, or 1 if the file does not find the same as the model.
 
     Raises:
         NormdetError: bad arguments, or a model that the format cannot hold.
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     if not cfg.MODEL.WEIGHTS:
         raise NormdetError("MODEL.WEIGHTS names no weights to export")
     if args.format == "stock":
-        stock_config(cfg, "")  # refuses before anything is loaded
+        stock_config(cfg, "")  # refuse before anything is loaded
     model, _ = load_model(cfg, allow_unsafe=args.allow_unsafe_weights)
     images = _images(cfg, args.images)
     args.out.parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _images(cfg: CfgNode, paths: Sequence[str]) -> list[Tensor]:
-    """As a detector reads them in a test; without any, one of noise."""
+    """The images as a detector reads them in a test; without any, one image of noise."""
     if not paths:
         print("no --images: checked on noise alone")
         channels, side = len(cfg.MODEL.PIXEL_MEAN), min(cfg.INPUT.MIN_SIZE_TEST or 512, 512)

@@ -1,4 +1,4 @@
-"""A network as it is deployed, without what only training needs.
+"""Make a network deployable, without the parts that only training needs.
 
 Weights under WS, AWS, WN or spectral norm become plain weights. A norm that is a fixed affine at
 test time (BN, FrozenBN) is folded into the convolution before it.
@@ -52,7 +52,7 @@ def plain_weight(module: nn.Module) -> None:
         for name in ("norm", "activation"):
             if not hasattr(module, name):
                 setattr(module, name, None)
-        module.__class__ = Conv2d  # which calls a norm and an activation of its own
+        module.__class__ = Conv2d  # detectron2's, which calls its own norm and activation
     else:
         module.__class__ = plain_class(module)
     del module.reweight
@@ -93,7 +93,7 @@ def affine(norm: nn.Module) -> tuple[Tensor, Tensor]:
 
 
 def _activation(norm: nn.Module) -> nn.Module | None:
-    """What a norm computes behind its affine."""
+    """The activation that a norm computes behind its affine."""
     if not isinstance(norm, NormLayer) or norm.activation is None:
         return getattr(norm, "act", None)
     if norm.activation == "ReLU":

@@ -1,4 +1,4 @@
-"""The formats: each writes one file and opens it again to be compared with the model."""
+"""The formats: each writes a file, and opens it again for a comparison with the model."""
 
 import contextlib
 import importlib.util
@@ -31,7 +31,7 @@ def export(wrapped: Wrapped, image: Tensor, path: Path, kind: str, *, dynamic: b
         How it was made, for the model card.
 
     Raises:
-        NormdetError: the format needs a package that is not here, or cannot hold the model.
+        NormdetError: the format needs a package that is not installed, or cannot hold the model.
     """
     example = wrapped.example(image)
     with warnings.catch_warnings(), torch.no_grad(), _quiet_logs():
@@ -97,7 +97,7 @@ def _dims(wrapped: Wrapped) -> dict[int, object]:
 
 
 def _twice(example: Tensor, dynamic: bool) -> Tensor:
-    """torch.export takes a batch of one for a constant."""
+    """Repeat the example, because torch.export takes a batch of one for a constant."""
     return torch.cat([example, example]) if dynamic and len(example) == 1 else example
 
 
@@ -144,7 +144,7 @@ def _need(*packages: str) -> None:
         )
 
 
-# What writes a format and what runs a file of it.
+# The function that writes a format, and the function that opens a file of it.
 FORMATS: dict[str, tuple[Callable[..., str], Callable[[Wrapped, Path], Run]]] = {
     "onnx": (_onnx, _run_onnx),
     "torchscript": (_torchscript, _run_torchscript),

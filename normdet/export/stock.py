@@ -26,10 +26,10 @@ def stock_config(cfg: CfgNode, weights: str) -> CfgNode:
     A weight method is dropped: `GN+WS` becomes `GN`, since the weights in use are written.
 
     Args:
-        weights: what `MODEL.WEIGHTS` is to say.
+        weights: the value of `MODEL.WEIGHTS`.
 
     Raises:
-        NormdetError: a part has a norm, activation or parameter that detectron2 has not.
+        NormdetError: a part has a norm, activation or parameter that detectron2 lacks.
     """
     stock = cfg.clone()
     stock.defrost()
@@ -114,10 +114,10 @@ torch.save(outputs, found)
 
 
 def run_without_normdet(config: Path, weights: Path, images: list, folder: Path) -> list[dict]:
-    """What a process without normdet finds in the images, by field.
+    """The results of a process without normdet on the images, by field.
 
     Raises:
-        NormdetError: it cannot load the files.
+        NormdetError: the process cannot load the files.
     """
     inputs, found = folder / "images.pt", folder / "found.pt"
     torch.save(images, inputs)

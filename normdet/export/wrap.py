@@ -28,14 +28,14 @@ class Pixels(nn.Module):
 
 
 def _find(model: nn.Module, inputs: list[dict]) -> dict:
-    """What is found in an image, masks as probabilities inside their boxes."""
+    """The objects in an image, with masks as probabilities inside their boxes."""
     if hasattr(model, "roi_heads"):
         return model.inference(inputs, do_postprocess=False)[0].get_fields()
     return model(inputs)[0]["instances"].get_fields()
 
 
 class Wrapped:
-    """A module of tensors alone, and what its inputs and outputs are called.
+    """A module that takes and returns tensors, with the names of its inputs and outputs.
 
     Args:
         model: a detector in inference mode.
@@ -80,5 +80,5 @@ class Wrapped:
 
     @property
     def step(self) -> int:
-        """What heights and widths are multiples of."""
+        """The number that heights and widths must be multiples of."""
         return 1 if self.part == DETECTOR else self._divisibility

@@ -1,4 +1,4 @@
-"""Normalization layers, one idea a file. Needs torch alone: use them in any project."""
+"""Normalization layers, one idea per file. They need torch alone, so any project can use them."""
 
 from .activation import TLU, AddAct
 from .adaptive_weight_standardization import AdaptiveWeightStandardization, standardize_adaptively

@@ -1,4 +1,4 @@
-"""Activations that stand alone: TLU, and the residual addition that ends a block."""
+"""Activations outside of norms: TLU, and the residual addition at the end of a block."""
 
 import torch
 

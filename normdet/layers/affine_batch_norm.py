@@ -28,7 +28,7 @@ class AffineBatchNorm2d(FrozenBatchNorm2d):
         if isinstance(x, Padded):
             return like(self._by_fixed_statistics(plain(x)), x)
         affine = self.weight, self.bias
-        if x.numel() == 0:  # the graph stays connected: other workers have gradients to share
+        if x.numel() == 0:  # keep the graph connected, since other workers share gradients
             weight, bias = (spread(p, x) for p in affine)
             return self.activate((x * weight + bias).to(x.dtype))
         y = F.batch_norm(x, self.running_mean, self.running_var, *affine, eps=self.eps)

@@ -1,4 +1,4 @@
-"""What every normalization layer shares: an affine, an optional activation, an input check."""
+"""The base of every normalization layer: an affine, an optional activation, an input check."""
 
 from collections.abc import Iterator
 from typing import NoReturn
@@ -11,7 +11,7 @@ from ..files.words import listed
 from ..ops import act
 
 ACTIVATIONS = (None, "ReLU", "TLU")
-# Activations that raise every value below a threshold to it.
+# Activations that raise every value below a threshold to the threshold.
 CLAMPING = ("ReLU", "TLU")
 
 
@@ -72,7 +72,7 @@ class NormLayer(nn.Module):
         return not (self.activation or self._forward_hooks or self._forward_pre_hooks)
 
     def __prepare_scriptable__(self) -> "NormLayer":
-        """What `torch.jit.script` asks a module for, before it fails in words of its own.
+        """The hook by which `torch.jit.script` prepares a module; it refuses with a clear message.
 
         Raises:
             NormdetError: the method has no form that it can compile.
@@ -82,7 +82,7 @@ class NormLayer(nn.Module):
         return self
 
     def norm_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters weight decay must leave alone: gamma, beta, tau and learned epsilons."""
+        """The parameters without weight decay: gamma, beta, tau and learned epsilons."""
         return self.parameters(recurse=False)
 
     def after_step(self) -> None:
@@ -97,7 +97,7 @@ class NormLayer(nn.Module):
         return {}
 
     def expected_moments(self, mean: torch.Tensor, square: torch.Tensor) -> tuple:
-        """The centre and the variance that it would normalize inputs with these moments by.
+        """The centre and the variance with which it would normalize inputs with these moments.
 
         Args:
             mean: of its input's channels over examples and space, `(C,)`.
@@ -113,7 +113,7 @@ class NormLayer(nn.Module):
         raise NormdetError(f"{type(self).__name__} has no closed form to convert into")
 
     def put_moments(self, mean: torch.Tensor, square: torch.Tensor) -> None:
-        """Set the running averages, where it has some, to these moments of its input.
+        """Set the running averages, if there are some, to these moments of its input.
 
         Args:
             mean: of its input's channels over examples and space, `(C,)`.
@@ -121,18 +121,18 @@ class NormLayer(nn.Module):
         """
 
     def fixed_affine(self) -> tuple[torch.Tensor, torch.Tensor] | None:
-        """Scale and shift `(C,)` of what it computes before its activation; None if they vary.
+        """Scale and shift `(C,)` that it applies before its activation; None if they vary.
 
-        They are those of its present mode: batch norm has them at test time.
+        They are those of its present mode; batch norm has them in test mode.
         """
         return None
 
     def activate(self, x: torch.Tensor) -> torch.Tensor:
-        """Its activation alone, `(N, C, *S)` to the same."""
+        """Apply only its activation, to `(N, C, *S)`."""
         return act(x, self.tau, activation=self.activation)
 
     def clamped(self, output: torch.Tensor) -> torch.Tensor | None:
-        """Which outputs the activation holds at its threshold; None if it has no threshold."""
+        """Which outputs are at the activation's threshold; None if it has none."""
         if self.activation not in CLAMPING:
             return None
         if self.tau is None:
@@ -153,7 +153,7 @@ def refuse_scripting(module: nn.Module, way_out: str) -> NoReturn:
 
 
 def after_step(model: nn.Module) -> None:
-    """Tell every norm of a model that the optimizer made a step: call it after each.
+    """Tell every norm of a model that the optimizer made a step. Call this after each step.
 
     BIN keeps its gate in [0, 1] here and BRN counts its schedule; the other norms need nothing.
     """

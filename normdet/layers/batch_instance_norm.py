@@ -33,7 +33,7 @@ class BatchInstanceNorm(RunningNorm):
         batch_mean, batch_var, _ = self.batch_moments(x, (mean, var))
         batch_scale = self.rho * (batch_var + self.eps).rsqrt()
         scale = batch_scale + (1 - self.rho) * (var + self.eps).rsqrt()
-        # Both parts from the instance mean, so that nothing large cancels.
+        # Compute both parts from the instance mean, so that nothing large cancels.
         return self.scale_and_shift(x, mean, scale, (mean - batch_mean) * batch_scale)
 
     @torch.no_grad()

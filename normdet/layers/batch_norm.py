@@ -12,7 +12,7 @@ from .batch_statistics import BatchStatistics
 
 
 class _BatchNorm(BatchStatistics):
-    """torch's BatchNorm with a fused activation: tools that look for torch's class find it."""
+    """torch's BatchNorm with a fused activation, which tools that look for torch's class find."""
 
     tests_as_bn = True
     scriptable = True
@@ -39,7 +39,7 @@ class _BatchNorm(BatchStatistics):
             return BatchStatistics.forward(self, x)
 
     def normalize(self, x: torch.Tensor) -> torch.Tensor:
-        # A worker whose images gave no region runs its heads on an empty batch.
+        # A worker whose images have no region runs its heads on an empty batch.
         if x.numel() == 0:
             return frozen_bn_act(
                 x, self.weight, self.bias, self.running_mean, self.running_var, eps=self.eps
@@ -154,10 +154,10 @@ class FrozenBatchNorm2d(NormLayer):
 
 
 def freeze_batch_norm(module: nn.Module) -> nn.Module:
-    """Fix the statistics of every norm below `module`, activations kept; returns the result.
+    """Fix the statistics of every norm below `module`, keep activations, and return the result.
 
-    BN is replaced by its frozen form, and a module that is itself a BN is not changed but returned
-    anew; other norms with batch statistics stay in test mode from now on.
+    BN is replaced by its frozen form; if `module` itself is a BN, it stays and a new module is
+    returned. Other norms with batch statistics stay in test mode from now on.
     """
     if isinstance(module, BatchStatistics):
         return module.frozen()

@@ -23,7 +23,7 @@ class BatchRenorm(RunningNorm):
         warmup: optimizer steps as BN.
         open: optimizer steps after these over which the limits open. The paper takes 20,000 for `d`
             and 35,000 for `r`.
-        momentum: 0.01 in the paper: a smoother average is a better corrector.
+        momentum: 0.01 in the paper, since a smoother average corrects better.
         kwargs: see :class:`RunningNorm`.
     """
 

@@ -1,4 +1,4 @@
-"""What norms with batch statistics share: moments, running averages, pooling over workers."""
+"""The base of norms with batch statistics: moments, running averages, pooling over workers."""
 
 import torch
 from torch import Tensor, nn
@@ -14,10 +14,10 @@ _RANKS = {None: None, 0: (2,), 1: (3,), 2: (4,), 3: (5,)}
 
 
 def of_no_data(mean: Tensor, var: Tensor) -> bool:
-    """Whether statistics `(C,)` are the start values, mean 0 and variance 1, less an epsilon.
+    """Whether statistics `(C,)` are the start values, mean 0 and variance 1, up to an epsilon.
 
-    A norm has these before training, and after its statistics were folded into the affine:
-    :func:`is_folded` tells which.
+    A norm has these before training, and after its statistics were folded into the affine;
+    :func:`is_folded` distinguishes the two.
     """
     return not mean.any() and bool(((var - 1).abs() < 2e-5).all())
 
@@ -25,9 +25,9 @@ def of_no_data(mean: Tensor, var: Tensor) -> bool:
 def is_folded(
     mean: Tensor, var: Tensor, weight: Tensor | None = None, bias: Tensor | None = None
 ) -> bool:
-    """Whether statistics `(C,)` are in the affine: they are of no data, and the affine was trained.
+    """Whether statistics `(C,)`, of no data, are folded into the affine, which was trained.
 
-    Untrained, its bias is 0 and its weight 1, or 0 at the end of a residual branch.
+    An untrained affine has bias 0 and weight 1, or weight 0 at the end of a residual branch.
     """
     trained = bias is not None and bool(bias.any())
     if weight is not None:
@@ -42,7 +42,7 @@ class BatchStatistics(NormLayer):
     :meth:`scale_and_shift`.
 
     Attributes:
-        needs_batch: whether one value per channel is too little to train on.
+        needs_batch: whether it cannot train on one value per channel.
         sync: whether the statistics are of all workers' batches. This costs one small gather in
             forward and one small all-reduce in backward, and every worker must call the layer, with
             an empty batch if it has none.
@@ -79,7 +79,7 @@ class BatchStatistics(NormLayer):
         return act(y, self.tau, activation=self.activation)
 
     def learns_from(self, x: Tensor) -> bool:
-        """Whether `x` is normalized by its batch: an empty one only where workers share theirs."""
+        """Whether `x` is normalized by its batch; an empty batch only if workers share theirs."""
         return self.training and (x.numel() > 0 or self.pools_workers())
 
     def pools_workers(self) -> bool:
@@ -88,7 +88,7 @@ class BatchStatistics(NormLayer):
     def batch_moments(
         self, x: Tensor, instance: tuple[Tensor, Tensor] | None = None
     ) -> tuple[Tensor, Tensor, Tensor]:
-        """Mean and variance `(C,)` to normalize by, and the count per channel they come from.
+        """Mean and variance `(C,)` to normalize by, and the count per channel behind them.
 
         In test mode these are the running averages. In training they are the batch's, which are
         differentiable, and the running averages are updated by them.
@@ -104,7 +104,7 @@ class BatchStatistics(NormLayer):
         mean, var = pool(*(instance or instance_moments(x)), dim=0, counts=areas)
         if self.pools_workers():
             mean, var, count = pool_workers(mean, var, count)
-            # Reading the count waits for the device, so do it only where it could be too small.
+            # Reading the count waits for the device, so read it only if it could be too small.
             if x.numel() <= self.num_features and count == 1:
                 self.refuse_one_value(x)
         elif x.numel() == self.num_features:
@@ -113,7 +113,7 @@ class BatchStatistics(NormLayer):
         return mean, var, count
 
     def refuse_one_value(self, x: Tensor) -> None:
-        """Refuse a batch of one value a channel: its normalized value is always 0.
+        """Refuse a batch with one value per channel, whose normalized value is always 0.
 
         Raises:
             NormdetError: if the method takes its statistics from the batch alone.
@@ -126,7 +126,7 @@ class BatchStatistics(NormLayer):
 
     @torch.no_grad()
     def _learn(self, mean: Tensor, var: Tensor, count: Tensor) -> None:
-        """As torch's batch norm. A single value has no unbiased variance to learn."""
+        """Update the averages as torch's batch norm. A single value has no unbiased variance."""
         learnable = count > 1
         rate = (self.momentum * learnable).to(self.running_mean.dtype)
         self.num_batches_tracked.add_(learnable)
@@ -165,7 +165,7 @@ class BatchStatistics(NormLayer):
         )
 
     def frozen(self) -> nn.Module:
-        """Put the norm in test mode for good and return it: what a frozen stage has."""
+        """Put the norm in test mode for good, as in a frozen stage, and return it."""
         self.is_frozen = True
         return self.eval()
 
@@ -180,7 +180,7 @@ class BatchStatistics(NormLayer):
 class RunningNorm(BatchStatistics):
     """Base of the norms with batch statistics that are not torch's own batch norm.
 
-    State-dict keys are those of torch's batch norm, and what a method adds.
+    State-dict keys are those of torch's batch norm, and those that a method adds.
 
     Args:
         num_features: channels `C` of an input `(N, C, *S)`.

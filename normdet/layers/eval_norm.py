@@ -1,4 +1,4 @@
-"""EvalNorm (Singh and Shrivastava, 1904.06031): BN whose test time is like its training."""
+"""EvalNorm (Singh and Shrivastava, 1904.06031): BN whose test time resembles its training."""
 
 import torch
 import torch.distributed as dist
@@ -56,7 +56,7 @@ class EvalNorm(RunningNorm):
         )  # fmt: skip
 
     def fixed_affine(self) -> None:
-        """None: it depends on the example."""
+        """None, since the affine depends on the example."""
 
     def normalize_with(self, x: Tensor, mean: Tensor, var: Tensor) -> Tensor:
         """Normalize by the given moments, `(C,)` or `(N, C)`."""
@@ -65,7 +65,7 @@ class EvalNorm(RunningNorm):
     def blended_moments(
         self, mean: Tensor, var: Tensor, blend: Tensor | float
     ) -> tuple[Tensor, Tensor]:
-        """The moments `(N, C)` that examples with these moments of their own are normalized by."""
+        """The moments `(N, C)` used to normalize examples with these own moments."""
         away = mean - self.running_mean
         blended_var = self.running_var + blend * (var - self.running_var)
         return self.running_mean + blend * away, blended_var + blend * (1 - blend) * away.square()

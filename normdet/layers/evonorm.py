@@ -13,7 +13,7 @@ from .moments import group_moments, instance_moments, spread
 
 
 class _Lean(torch.autograd.Function):
-    """`run(*inputs)`, which keeps its inputs alone and is run once more in backward."""
+    """`run(*inputs)`, which keeps only its inputs and runs again in backward."""
 
     @staticmethod
     def forward(ctx, run, *inputs):
@@ -37,7 +37,7 @@ class _Lean(torch.autograd.Function):
 
 
 def _lean(run, *inputs):
-    """`run(*inputs)`, lean but while a graph of standard operators is being recorded."""
+    """`run(*inputs)`, lean unless a graph of standard operators is being recorded."""
     recorded = recording() or torch.compiler.is_compiling()
     return run(*inputs) if recorded else _Lean.apply(run, *inputs)
 
@@ -134,6 +134,6 @@ class EvoNormB0(RunningNorm):
         return x / by
 
     def activate(self, x: Tensor) -> Tensor:
-        """What it does to an input of variance 1: `x / max(1, v * x + 1)`."""
+        """Its effect on an input of variance 1: `x / max(1, v * x + 1)`."""
         one = torch.ones_like(self.running_var)
         return self._divided(wide(x), one, one, self.v).to(x.dtype)

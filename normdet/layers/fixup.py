@@ -1,4 +1,4 @@
-"""What Fixup (Zhang et al., 1901.09321) puts in place of norms: scalars."""
+"""The scalars that Fixup (Zhang et al., 1901.09321) puts in place of norms."""
 
 import torch
 from torch import nn

@@ -41,7 +41,7 @@ class FilterResponseNorm(PerExampleNorm):
     ):
         super().__init__()
         self.num_features = num_features
-        self.num_groups: int | None = None  # a channel each
+        self.num_groups: int | None = None  # each channel is a group
         self.backend = backend
         self._init_epsilon(eps, learned_eps)
         self._init_affine(num_features)

@@ -14,10 +14,10 @@ AMP_OUTPUTS = ("stock", "input")
 
 
 def groups_for(channels: int, num_groups: int) -> int:
-    """The groups that `channels` get if `num_groups` are asked for: the greatest common divisor.
+    """The groups for `channels` if `num_groups` are asked for: the greatest common divisor.
 
-    The full number wherever it divides the channels, as in detectron2; else fewer and larger groups
-    (80 channels: 16 groups of 5), never more.
+    It is the full number if that divides the channels, as in detectron2; else there are fewer and
+    larger groups (80 channels: 16 groups of 5).
     """
     return math.gcd(channels, num_groups)
 
@@ -35,8 +35,8 @@ class GroupNorm(PerExampleNorm):
         backend: see :mod:`normdet.ops`.
         amp_output: the output's dtype under autocast on CUDA: `"stock"` for fp32, as torch's group
             norm gives it, or `"input"` for the input's, which moves and keeps half as many bytes.
-        learned_eps: add the learned `abs(eps_l)` to `eps`: the larger it is beside the variance,
-            the less an example's own contrast is normalized away.
+        learned_eps: add the learned `abs(eps_l)` to `eps`. The larger it is relative to the
+            variance, the less the norm removes an example's own contrast.
 
     Raises:
         NormdetError: if `num_groups` does not divide `num_features`, or on unfit input.
@@ -82,7 +82,7 @@ class GroupNorm(PerExampleNorm):
         )  # fmt: skip
 
     def _output_dtype(self, x: torch.Tensor) -> torch.dtype | None:
-        """fp32 where autocast would have torch's own group norm give that, on CUDA alone."""
+        """fp32 if autocast would make torch's group norm return it, which is so on CUDA alone."""
         half = x.dtype in (torch.float16, torch.bfloat16)
         stock = self.amp_output == "stock" and x.is_cuda and half
         return torch.float32 if stock and torch.is_autocast_enabled() else None

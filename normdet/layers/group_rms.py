@@ -1,4 +1,4 @@
-"""GN without its mean: Filter Response Normalization at the grain of groups."""
+"""GN without its mean: Filter Response Normalization over groups."""
 
 import torch
 
@@ -11,8 +11,8 @@ from .moments import instance_moments
 class GroupRMSNorm(FilterResponseNorm):
     """`gamma * x / sqrt(mean_G(x^2) + eps) + beta`, `G` being space and a group's channels.
 
-    What lies between FRN (a group a channel) and GN (which subtracts the group's mean): how strong
-    a channel is beside the others of its group is kept, and so is the group's mean.
+    This is between FRN, where each channel is a group, and GN, which subtracts the group's mean. It
+    keeps the relative strengths of a group's channels, and the group's mean.
 
     Saves `x` and one float per `(n, group)` for backward. Takes any `(N, C, *S)`.
 

@@ -26,14 +26,14 @@ def _invert(out: Tensor, activation: str | None, slope: float) -> tuple[Tensor, 
         derivative = torch.where(out > 0, 1.0, slope).to(out.dtype)
         return out / derivative, derivative
     if activation == "elu":
-        # Far below zero the output is -1 to the last bit and its input is lost.
+        # Far below zero the output is exactly -1, and its input is lost.
         low = out.clamp(-1 + torch.finfo(out.dtype).eps, 0)
         return torch.where(out > 0, out, low.log1p()), torch.where(out > 0, 1.0, low + 1)
     return out, 1.0
 
 
 class _Normalize(torch.autograd.Function):
-    """`activation(x_hat * scale + shift)` by the batch's moments, keeping its output alone."""
+    """`activation(x_hat * scale + shift)` by the batch's moments; keeps only its output."""
 
     @staticmethod
     def forward(ctx, x, scale, shift, mean, invstd, count, activation, slope, sync):

@@ -12,7 +12,7 @@ _LARGEST_CORRECTION = 5.0  # of the normalizer, either way; the authors' code
 
 
 class _Normalize(torch.autograd.Function):
-    """`(x - centre) * rstd * gamma + beta`, whose gradient takes the mean over recent batches."""
+    """`(x - centre) * rstd * gamma + beta`, whose gradient uses a mean over recent batches."""
 
     @staticmethod
     def forward(ctx, x, weight, bias, centre, rstd, correction, past_grads, row, moving):
@@ -40,17 +40,17 @@ class _Normalize(torch.autograd.Function):
 class MovingAverageBatchNorm(RunningNorm):
     """`x / sqrt(s + eps) * gamma + beta` by moving averages, forward and backward (section 4).
 
-    No mean is subtracted (the weights before it should be centred: the weight method WC). With `s`
-    the mean square of the last `buffer` batches and `S` its running average, forward divides by
-    the root of `s`, corrected by `sqrt(s / S)` within a factor of 5 after `open` batches: by the
-    root of `S`, as test time does. Backward takes the mean of `x_hat * dx_hat` over the last
-    `buffer` batches. The first `warmup` batches, and at least `buffer`, are
+    No mean is subtracted, so the weights before it should be centred (weight method WC). Let `s`
+    be the mean square of the last `buffer` batches and `S` its running average. Forward divides by
+    the root of `s`. After `open` batches it corrects this by `sqrt(s / S)`, within a factor of 5,
+    and so divides by the root of `S`, as test time does. Backward uses the mean of `x_hat * dx_hat`
+    over the last `buffer` batches. The first `warmup` batches, and at least `buffer`, are
     normalized by themselves.
 
-    State-dict keys are those of BN and three buffers. `running_var` holds the mean square about
-    `running_mean`, which stays what it is: 0, or the mean of the BN whose weights were loaded,
-    whose function is kept so. Test time folds into the convolution as BN does. Keeps `x` for
-    backward. Each worker has averages of its own.
+    State-dict keys are those of BN and three buffers. `running_var` is the mean square about
+    `running_mean`, which does not change. It is 0, or the mean of the BN whose weights were loaded;
+    this keeps the BN's function. At test time the norm folds into the convolution as BN does. Keeps
+    `x` for backward. Each worker has its own averages.
 
     Args:
         momentum: the share of a batch in the running average.
@@ -85,7 +85,7 @@ class MovingAverageBatchNorm(RunningNorm):
         if x.numel() == self.num_features:
             self.refuse_one_value(x)
         with torch.no_grad():
-            # Numbers of the step stay on the device: reading them would wait for it in each layer.
+            # The step's numbers stay on the device: reading them would wait for it in each layer.
             row, moving = self.steps % self.buffer, self.steps >= max(self.buffer, self.warmup)
             square = self._square(x)
             self.past_squares[row] = square.to(self.past_squares.dtype)

@@ -1,8 +1,8 @@
 """Means and variances, of examples, batches and all workers, and the affine that uses them.
 
 Only two functions work on tensors of activation size, :func:`instance_moments` and :func:`affine`.
-Each keeps `x` for backward and nothing else of its size. A method's own formula lies between them:
-autograd over `(N, C)` or `(C,)` numbers.
+Each keeps `x` for backward and nothing else of its size. A method's own formula is computed between
+them, by autograd over `(N, C)` or `(C,)` numbers.
 """
 
 from collections.abc import Sequence
@@ -115,7 +115,7 @@ def group_moments(
 
 
 def several_workers() -> bool:
-    """Whether there are other processes to share a batch with."""
+    """Whether other processes share the batch."""
     return dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1
 
 

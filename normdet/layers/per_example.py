@@ -1,4 +1,4 @@
-"""What per-example norms share: a learned epsilon, and a gradual change from stored moments."""
+"""The base of per-example norms: a learned epsilon, and a gradual change from stored moments."""
 
 import torch
 from torch import Tensor, nn
@@ -10,10 +10,10 @@ from .moments import affine
 
 
 class StoredMoments(nn.Module):
-    """The moments a network was trained with, and how far its norm has moved away from them.
+    """The moments that a network was trained with, and how far its norm has left them.
 
     Attributes:
-        mean: what was subtracted from each channel, `(C,)`.
+        mean: the number subtracted from each channel, `(C,)`.
         var: each channel was divided by its root, `(C,)`.
         t: 0 for the stored moments alone, 1 for the example's own alone; `()`.
     """
@@ -55,14 +55,14 @@ class PerExampleNorm(NormLayer):
         return self._normalize(x, join.tau, activation=join.activation, residual=residual)
 
     def _fused(self, x: Tensor) -> Tensor:
-        """The forward, where it is not scripted."""
+        """The forward outside of TorchScript."""
         self._check_input(x)
         if self.stored is not None:
             return self.leaving_stored(x)
         return self._normalize(x, self.tau, activation=self.activation)
 
     def _normalize(self, x: Tensor, tau: Tensor | None, **options) -> Tensor:
-        """The fused norm, with an activation and perhaps a residual."""
+        """The fused norm with its activation and, if given, a residual."""
         raise NotImplementedError
 
     def own_moments(self, x: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,10 +97,10 @@ class PerExampleNorm(NormLayer):
 
 
 def leave_stored(model: nn.Module, t: float) -> int:
-    """Set `t` of all norms of a model that still have stored moments; at 1 the moments are dropped.
+    """Set `t` of all norms with stored moments in a model; at 1, drop the moments.
 
     Returns:
-        How many norms there were.
+        The number of such norms.
     """
     norms = [m for m in model.modules() if isinstance(m, PerExampleNorm) and m.stored is not None]
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Batch statistics in a head shared over FPN levels: one set a level, one affine for all."""
+"""Batch statistics for each level of an FPN in a shared head, with one affine for all levels."""
 
 from collections.abc import Iterable
 
@@ -10,7 +10,7 @@ from .base import NormLayer
 
 
 class PerLevelNorm(NormLayer, nn.ModuleList):
-    """Any norm with batch statistics: one set of them for each level in turn, and a shared affine.
+    """A norm with batch statistics, with a set of them for each level in turn and a shared affine.
 
     Levels differ in their statistics, so shared ones are wrong at test time (mmdetection#6515).
     State-dict keys are those of detectron2's `CycleBatchNormList`. Every use of the head must pass

@@ -1,4 +1,4 @@
-"""The moments of a whole population in place of running averages (PreciseBN, 2105.07576, 3)."""
+"""Replace running averages by the moments of a whole population (PreciseBN, 2105.07576, 3)."""
 
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -12,24 +12,24 @@ from .moments import several_workers
 
 
 class Moments:
-    """Mean and variance of each channel over everything taken in, in float64."""
+    """Mean and variance of each channel over all values added, in float64."""
 
     def __init__(self, channels: int, device: torch.device):
         self.count = torch.zeros((), dtype=torch.float64, device=device)
         self._sums = self.count.new_zeros(2, channels)  # of values and of their squares
 
     def take(self, x: Tensor) -> None:
-        """Take in every value of `(N, C, *S)`."""
+        """Add every value of `(N, C, *S)`."""
         rows = x.detach().double().movedim(1, -1).flatten(0, -2)
         self.add(len(rows), rows.sum(0), rows.square().sum(0))
 
     def add(self, count: int, total: Tensor, squares: Tensor) -> None:
-        """Take in `count` values a channel by their sum and their sum of squares, `(C,)`."""
+        """Add `count` values per channel by their sum and their sum of squares, `(C,)`."""
         self.count += count
         self._sums += torch.stack([total, squares])
 
     def pool_workers(self) -> None:
-        """Take in what the other processes have: each must call it."""
+        """Add the values of the other processes; each must call it."""
         if several_workers():
             dist.all_reduce(self.count)
             dist.all_reduce(self._sums)
@@ -59,7 +59,7 @@ class Population:
 
     @contextmanager
     def watched(self) -> Iterator[None]:
-        """Take in every call of the norm inside."""
+        """Inside, add the inputs of every call of the norm."""
         norm = self._norm
         momentum, norm.momentum = norm.momentum, 1.0
         before = [(buffer, buffer.clone()) for buffer in norm.buffers(recurse=False)]
@@ -77,15 +77,15 @@ class Population:
             norm.momentum = momentum
 
     def _take(self, count: int) -> None:
-        """Read a batch's moments off the running averages: momentum 1 has set them to these."""
+        """Read a batch's moments from the running averages, which momentum 1 has set to them."""
         if count < 2:
-            return  # one value a channel has no unbiased variance to learn
+            return  # one value per channel has no unbiased variance
         mean, var = self._norm.running_mean.double(), self._norm.running_var
         biased = 0.0 if var is None else var.double() * (count - 1) / count
         self._moments.add(count, count * mean, count * (mean.square() + biased))
 
     def learn(self) -> bool:
-        """Put the moments of all processes' shares into the norm; False where nothing was seen.
+        """Put the moments over all processes into the norm; return False if there were no inputs.
 
         With several processes each must call it, for the same norms in the same order.
         """
@@ -99,7 +99,7 @@ class Population:
 
 
 def learning_norms(model: nn.Module) -> dict[str, BatchStatistics]:
-    """The norms by name whose running averages learn in training; frozen ones are left out."""
+    """The norms, by name, whose running averages change in training; without frozen ones."""
     return {
         name: norm
         for name, norm in model.named_modules()

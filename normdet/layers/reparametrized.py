@@ -1,4 +1,4 @@
-"""Layers that compute the weight in use from the weight they learn, by a weight method."""
+"""Layers that compute the weight in use from a learned weight, by a weight method."""
 
 import functools
 from collections.abc import Iterator
@@ -14,11 +14,11 @@ from .base import refuse_scripting
 class WeightMethod(nn.Module):
     """Base of a weight method: it computes the weight in use from the weight that is learned.
 
-    A subclass does so in `forward`. Its own parameters and buffers are in the layer's state dict
-    under `reweight.`; the learned weight keeps the name `weight`.
+    A subclass computes it in `forward`. Its own parameters and buffers are in the layer's state
+    dict under `reweight.`; the learned weight keeps the name `weight`.
 
     Attributes:
-        starting: whether the next training forward is to call :meth:`start`.
+        starting: whether the next training forward calls :meth:`start`.
         zero_sum: whether the weights in each filter that it makes sum to zero.
     """
 
@@ -31,14 +31,14 @@ class WeightMethod(nn.Module):
         return cls(weight, out_dim, **params)
 
     def fit(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """The method's state for a weight that was trained without it."""
+        """Fit the method's state to a weight that was trained without it."""
         raise NotImplementedError
 
     def start(self, layer: "Reparametrized", x: torch.Tensor) -> None:
-        """Set a new layer up by its first training input."""
+        """Initialize a new layer by its first training input."""
 
     def norm_parameters(self) -> Iterator[nn.Parameter]:
-        """The parameters weight decay must leave alone: gains."""
+        """The parameters that weight decay must not change: gains."""
         return self.parameters()
 
 
@@ -84,12 +84,12 @@ class Reparametrized:
         super()._load_from_state_dict(state_dict, prefix, *args)
 
 
-# Former versions saved the weight under this name in layers under WS, all but Conv2d.
+# Former versions saved the weight of layers under WS, except Conv2d, under this name.
 _FORMER_NAME = "parametrizations.weight.original"
 
 
 def present_name(key: str) -> str:
-    """The name that a state-dict key of a former version has now."""
+    """The present name of a former version's state-dict key."""
     return key.removesuffix(_FORMER_NAME) + "weight" if key.endswith(_FORMER_NAME) else key
 
 
@@ -107,7 +107,7 @@ def used_weight(layer: nn.Module) -> torch.Tensor:
 def linear(
     layer: nn.Module, x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None
 ) -> torch.Tensor:
-    """What a convolution, ConvTranspose2d or Linear computes with a given weight and bias.
+    """The output of a convolution, ConvTranspose2d or Linear with a given weight and bias.
 
     Its norm and activation are not applied.
     """
@@ -122,7 +122,7 @@ def linear(
 
 
 def out_dim(layer: nn.Module) -> int:
-    """Which dimension of its weight holds a layer's outputs."""
+    """The dimension of a layer's weight that holds its outputs."""
     return 1 if isinstance(layer, nn.modules.conv._ConvTransposeNd) else 0
 
 
@@ -183,10 +183,10 @@ def _with_own_forward(kind: type[nn.Module]) -> type[nn.Module]:
 
 
 def reparametrize(module: nn.Module, method: type[WeightMethod], **params) -> nn.Module:
-    """The module itself, made to compute with `method`; its parameters, norm and activation stay.
+    """Make a module compute with `method`; its parameters, norm and activation stay.
 
     Args:
-        method: its class; made by :meth:`WeightMethod.of`.
+        method: its class, of which :meth:`WeightMethod.of` makes an object.
         params: of the method.
 
     Raises:

@@ -1,4 +1,4 @@
-"""Spectral Normalization (Miyato et al., 1802.05957): torch's, as one of our weight methods."""
+"""Spectral Normalization (Miyato et al., 1802.05957): torch's, as a weight method."""
 
 from collections.abc import Iterator
 
@@ -13,7 +13,7 @@ class SpectralNorm(WeightMethod):
     """`W / sigma(W)`: torch's parametrization, its singular vectors under `reweight.power`.
 
     Makes a step of power iteration in each training forward. The weight's scale is lost, so a plain
-    weight keeps its function only where a norm follows. Fitting runs torch's 15 first steps.
+    weight keeps its function only if a norm follows. Fitting runs torch's 15 first steps.
 
     Args:
         weight: the layer's.
@@ -47,7 +47,7 @@ class SpectralNorm(WeightMethod):
             return self.power(weight)
 
     def norm_parameters(self) -> Iterator[nn.Parameter]:
-        """None: it has no parameters of its own."""
+        """Empty, since it has no parameters of its own."""
         return iter(())
 
 

@@ -12,11 +12,12 @@ from .moments import instance_moments, pool
 class SwitchNorm(RunningNorm):
     """`(x - sum_k w_k mu_k) / sqrt(sum_k v_k var_k + eps) * gamma + beta`, k in IN, LN, BN.
 
-    `w` and `v` are the softmaxes of `mean_weight` and `var_weight` `(3,)`, learned from equal
-    shares. The layer's and the batch's moments follow from the instance moments: one pass over `x`,
-    which alone is kept for backward. At test time the BN part takes its running averages.
+    `w` and `v` are the softmaxes of `mean_weight` and `var_weight` `(3,)`, which start at equal
+    shares. The layer's and the batch's moments follow from the instance moments. So there is one
+    pass over `x`, and only `x` is kept for backward. At test time the BN part uses its running
+    averages.
 
-    With `dims` 0 an instance has nothing to average, so it switches between LN and BN alone.
+    With `dims` 0 an instance has only one value, so it switches between LN and BN alone.
 
     Args:
         kwargs: see :class:`RunningNorm`.
@@ -46,7 +47,7 @@ class SwitchNorm(RunningNorm):
 
     @torch.no_grad()
     def rely_on_batch(self) -> None:
-        """Give the batch's moments 99 of 100 shares: nearly BN, but the shares can still learn."""
+        """Give the batch's moments a share of 0.99: nearly BN, but the shares can still learn."""
         for weight in (self.mean_weight, self.var_weight):
             weight.zero_()
             weight[-1] = math.log(99.0 * (len(self.kinds) - 1))

@@ -1,4 +1,4 @@
-"""Batch norm over all workers: torch's `SyncBatchNorm`, but on CPU too and for any shares."""
+"""Batch norm over all workers, like torch's `SyncBatchNorm`, but also on CPU and for any shares."""
 
 from torch import Tensor
 

@@ -1,4 +1,4 @@
-"""Weight centralization: the filters' means are subtracted (2001.06838, as MABN asks for)."""
+"""Weight centralization: subtract the filters' means, as MABN needs it (2001.06838)."""
 
 import torch
 

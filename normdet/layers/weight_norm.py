@@ -60,7 +60,7 @@ class WeightNorm(WeightMethod):
         """Set `g` and the layer's bias by `x`; every worker must call it, with any share.
 
         A channel that does not vary keeps its `g`. If all workers together have no more than one
-        value a channel, the next input starts the layer.
+        value per channel, the next input starts the layer.
         """
         if self._is_sharded:
             raise NormdetError(

@@ -11,9 +11,9 @@ from .reparametrized import ReparametrizedConv2d, WeightMethod, out_dim, reparam
 class WeightStandardization(WeightMethod):
     """`(w - mean(w)) / std(w)` per output channel, over all of its filter.
 
-    Two dialects, whose trained weights do not mix: `"jhu"` (the authors' and mmcv's: unbiased
-    deviation, 1e-5 added to it) and `"timm"` (timm's and BiT's: biased variance, 1e-6 under the
-    root). It has no state, so a layer's state-dict keys are those of the plain layer.
+    There are two dialects, whose trained weights do not mix: `"jhu"` (the authors' and mmcv's:
+    unbiased deviation, 1e-5 added to it) and `"timm"` (timm's and BiT's: biased variance, 1e-6
+    under the root). It has no state, so a layer's state-dict keys are those of the plain layer.
 
     A weight that is frozen, or in eval without gradients, is standardized once, and again when it
     changes.
@@ -39,7 +39,7 @@ class WeightStandardization(WeightMethod):
         return cls(out_dim=out_dim, **params)
 
     def fit(self, weight: torch.Tensor) -> dict[str, torch.Tensor]:
-        """Nothing: there is no state to fit."""
+        """Do nothing, since there is no state to fit."""
         return {}
 
     def forward(self, weight: torch.Tensor) -> torch.Tensor:
@@ -63,7 +63,7 @@ class WeightStandardization(WeightMethod):
         return self._kept[2]
 
     def train(self, mode: bool = True) -> "WeightStandardization":
-        """Forget the weight that was kept: an edit of `weight.data` is not noticed otherwise."""
+        """Forget the cached weight, since an edit of `weight.data` would not be noticed."""
         self._kept = None
         return super().train(mode)
 
@@ -123,7 +123,7 @@ class WSConv2d(ReparametrizedConv2d):
 
 
 def standardize(module: nn.Module, dialect: str = "jhu") -> nn.Module:
-    """The module itself under :class:`WeightStandardization`; a Conv2d becomes a :class:`WSConv2d`.
+    """Put a module under :class:`WeightStandardization`; a Conv2d becomes a :class:`WSConv2d`.
 
     Takes convolutions, transposed convolutions, linear layers and any other whose forward reads its
     `weight`, such as deformable convolutions.

@@ -1,4 +1,4 @@
-"""Deformable convolution by torchvision's operator, for a detectron2 without its compiled part."""
+"""Deformable convolution by torchvision's operator, for detectron2 without its compiled part."""
 
 import importlib.util
 
@@ -63,6 +63,6 @@ class ModulatedDeformConv(DeformConv):
 
 
 def use_torchvision_where_detectron2_has_none() -> None:
-    """Give detectron2's ResNet these where it was installed without `_C`. Idempotent."""
+    """Give detectron2's ResNet these classes if it was installed without `_C`. Idempotent."""
     if importlib.util.find_spec("detectron2._C") is None:
         resnet.DeformConv, resnet.ModulatedDeformConv = DeformConv, ModulatedDeformConv

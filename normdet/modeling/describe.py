@@ -1,4 +1,4 @@
-"""Which norm each part of a detector has and whether it trains: the table shown at start."""
+"""The table shown at start: each part of a detector, its norm, and whether it trains."""
 
 from dataclasses import dataclass
 
@@ -19,7 +19,7 @@ class PartRow:
         part: its name.
         norm: its norm options, or `"none"`.
         training: `"trained"`, `"frozen"` or `"partly frozen"`, and whether its norms are fixed.
-        parameters: how many numbers it has to train or freeze.
+        parameters: the number of its parameters, trained or frozen.
         names: its state-dict keys.
     """
 

@@ -63,7 +63,7 @@ def _is_detector(model: nn.Module) -> bool:
 
 
 def _bare(model: nn.Module, option: NormOption) -> dict[str, dict[str, Callable[[], Any]]]:
-    """For every part, what normalizes its modules that have no norms."""
+    """For every part, the function that gives norms to its modules without any."""
     found: dict[str, dict[str, Callable[[], Any]]] = {part: {} for part in NORMED}
     levels = _levels(model)
     for name, module in model.named_modules():
@@ -106,7 +106,7 @@ def _normed(convs) -> bool:
 
 
 def _levels(model: nn.Module) -> int:
-    """How many feature maps a shared head sees in turn."""
+    """The number of feature maps that a shared head sees in turn."""
     if hasattr(model, "head_in_features"):
         return len(model.head_in_features)
     return len(getattr(getattr(model, "proposal_generator", None), "in_features", [0]))

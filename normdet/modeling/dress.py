@@ -87,7 +87,7 @@ def dress_pair(
 
 
 def convolve_and_join(conv: nn.Module, x: Tensor, residual: Tensor, join: nn.Module) -> Tensor:
-    """`join(conv(x), residual)`, the convolution's norm and the join in one pass where they can.
+    """`join(conv(x), residual)`, with the convolution's norm and the join in one pass if possible.
 
     Modules with hooks are called one by one, and so are all modules during tracing.
     """

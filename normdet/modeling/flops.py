@@ -1,4 +1,4 @@
-"""How many multiply-adds a detector takes for an image, part by part: fvcore's count, and ours."""
+"""Count a detector's multiply-adds for an image by part, with fvcore, extended by our operators."""
 
 import copy
 from collections import Counter
@@ -12,18 +12,18 @@ from torch import nn
 
 from .describe import TITLES, part_of
 
-# Multiply-adds an element: fvcore has 4 for a norm, and 1 more for its affine. FRN takes no mean.
+# Multiply-adds per element: fvcore counts 4 for a norm and 1 more for its affine. FRN has no mean.
 _AN_ELEMENT = {"group": 4, "deviation": 4, "rms": 3}
 
 
 def _norm_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """Of `normdet::norm_act`; the activation is free, as a ReLU is to fvcore."""
+    """The count of `normdet::norm_act`; the activation is free, as fvcore counts ReLU."""
     affine = get_shape(inputs[2]) is not None
     return prod(get_shape(inputs[0])) * (_AN_ELEMENT[inputs[6].toIValue()] + affine)
 
 
 def _point_flops(inputs: list[Any], outputs: list[Any]) -> int:
-    """Of `normdet::point_act`: its affine as fvcore counts a batch norm's; an addition is free."""
+    """The count of `normdet::point_act`: fvcore's for a batch norm's affine; additions are free."""
     return prod(get_shape(inputs[0])) * (2 if get_shape(inputs[2]) is not None else 0)
 
 
@@ -32,7 +32,7 @@ class FlopCount(FlopCountAnalysis):
 
     Args:
         model: a detector in inference mode; a copy of it is traced.
-        inputs: a batch as it takes it.
+        inputs: a batch for it.
     """
 
     def __init__(self, model: nn.Module, inputs: list[dict]):
@@ -56,14 +56,14 @@ class PartFlops:
 
 
 def flops_by_part(model: nn.Module, inputs: list[dict]) -> list[PartFlops]:
-    """What every part of a detector takes for a batch, in the order data flows.
+    """The multiply-adds of every part of a detector for a batch, in the order data flows.
 
     The count of heads on regions depends on how many boxes the image gives.
     """
     found = {title: Counter() for title in TITLES}
     by_module = FlopCount(model, inputs).by_module_and_operator()
     for name, counts in by_module.items():
-        if name.partition(".")[0] != "model":  # of the tracing adapter around it
+        if name.partition(".")[0] != "model":  # the tracing adapter around the model
             continue
         name = name.partition(".")[2]
         own = Counter(counts)

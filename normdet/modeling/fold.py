@@ -18,7 +18,7 @@ from ..ops.padded import Padded, cleaned, like, plain
 
 
 class _ScaledConvolution(torch.autograd.Function):
-    """A convolution by `weight * scale`, which keeps no product: backward computes it anew."""
+    """A convolution by `weight * scale`; backward computes the product again."""
 
     @staticmethod
     def forward(ctx, x, weight, scale, bias, geometry):
@@ -58,7 +58,7 @@ class FoldingConv2d(Conv2d):
         if affine is None:
             return super().forward(x)
         x = self._convolved(x, *affine)
-        # Nothing else needs the convolution's own output.
+        # No hook or other module needs the convolution's own output.
         x = F.relu_(x) if self.norm.activation == "ReLU" else self.norm.activate(x)
         return x if self.activation is None else self.activation(x)
 
@@ -79,7 +79,7 @@ class FoldingConv2d(Conv2d):
 
 
 def fold_fixed(module: nn.Module, wanted: bool) -> nn.Module:
-    """Let the convolutions below the module, if `wanted`, fold norms that are fixed affines.
+    """If `wanted`, let the convolutions below the module fold norms that are fixed affines.
 
     Those are FrozenBN and AffineBN always, and BN, SyncBN, BRN and MABN in test mode. Convolutions
     under a weight method stay as they are.
@@ -92,5 +92,5 @@ def fold_fixed(module: nn.Module, wanted: bool) -> nn.Module:
 
 
 def _watched(norm: nn.Module | None) -> bool:
-    """Whether something waits for its output, or it is no norm of ours any more."""
+    """Whether a hook watches it, or it is not a norm of ours any more."""
     return not isinstance(norm, NormLayer) or bool(norm._forward_hooks or norm._forward_pre_hooks)

@@ -60,7 +60,7 @@ def _build(stock_builder, cfg, input_shape) -> FPN:
     bare.MODEL.BACKBONE.FREEZE_AT = 0
     fpn = stock_builder(bare, input_shape)
     if isinstance(fpn.top_block, LastLevelMaxPool):
-        # detectron2 pools p5, which a pyramid over res2 to res4 has not.
+        # detectron2 pools p5, which a pyramid over res2 to res4 lacks.
         fpn.top_block.in_feature = list(fpn.output_shape())[-2]
     freeze_at, depth = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.DEPTH
     option, stages = norm_option(cfg, "backbone"), stage_options(cfg)

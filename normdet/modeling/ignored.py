@@ -1,8 +1,8 @@
-"""Regions that are neither object nor background: no part is trained to find nothing there.
+"""Regions that are neither object nor background, where no part is trained to find nothing.
 
 These are crowds, and pixels that annotators left open (void). RPN, box head and RetinaNet do not
-take an anchor or proposal for background if more than `SHARE` of it lies in them. Images without
-such regions train as in detectron2, to the last bit.
+count an anchor or proposal as background if more than `SHARE` of it is in such regions. Images
+without such regions train as in detectron2, to the last bit.
 """
 
 from collections.abc import Sequence
@@ -19,11 +19,11 @@ SHARE = 0.5
 
 
 def in_ignored(boxes: Tensor, target: Instances) -> Tensor | None:
-    """Which of boxes `(N, 4)` lie mostly in pixels that `target` ignores; None if it ignores none.
+    """Which boxes `(N, 4)` are mostly in pixels that `target` ignores; None if it ignores none.
 
     A target of :class:`normdet.data.ignored.PartlyIgnored` ignores some.
 
-    Cost: one running sum over the image and four look-ups a box.
+    Cost: one running sum over the image and four look-ups per box.
     """
     ignored = getattr(target, "ignored", None)
     if ignored is None:

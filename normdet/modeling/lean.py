@@ -7,10 +7,10 @@ from ..ops.recompute import enter, leave
 
 
 def lean(module: nn.Module, wanted: bool) -> nn.Module:
-    """Let the module, if `wanted`, recompute its norms' outputs in backward.
+    """If `wanted`, let the module recompute its norms' outputs in backward.
 
-    Gradients are the same to the last bit, and state-dict keys too. Under torch.compile and export
-    it has no effect: torch's own partitioner decides there what to keep.
+    Gradients are the same to the last bit, and so are the state-dict keys. It has no effect under
+    torch.compile, where torch's own partitioner decides what to keep, and under export.
     """
     if wanted:
         module.register_forward_pre_hook(_enter)

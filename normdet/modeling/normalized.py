@@ -30,5 +30,5 @@ def layer_before(name: str, modules: dict[str, nn.Module]) -> str | None:
 
 @torch.no_grad()
 def put_weight(layer: nn.Module, weight: Tensor) -> None:
-    """Set the weight a layer learns, and refit the state of its weight method."""
+    """Set a layer's learned weight, and refit the state of its weight method."""
     layer.load_state_dict({"weight": weight}, strict=False)

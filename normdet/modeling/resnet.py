@@ -55,7 +55,7 @@ class BasicBlock(_Dressed):
     def __init__(self, block: CNNBlockBase, option: NormOption):
         super().__init__(block, option)
         self.join = option.build_join(self.out_channels)
-        self.entry = None  # before the convolutions, where Fixup is
+        self.entry = None  # Fixup's bias before the convolutions
         self.shortcut = getattr(self, "shortcut", None)
 
     def trunk(self, x: Tensor) -> Tensor:
@@ -119,7 +119,7 @@ def normalize_blocks(blocks: nn.Sequential, option: NormOption, depth: int) -> n
     """A stage of detectron2's blocks, built without norms, as a stage of ours.
 
     Args:
-        depth: the whole network's, as its name says: Fixup starts deeper networks smaller.
+        depth: of the whole network, as in its name; Fixup starts deeper networks smaller.
     """
     dressed = [_DRESSED[type(block).__name__](block, option) for block in blocks]
     if option.init:
@@ -164,7 +164,7 @@ def build_normdet_resnet_backbone(cfg, input_shape) -> ResNet:
     """
     option = norm_option(cfg, "backbone")
     bare = without_norms(cfg, "MODEL.RESNETS.NORM")
-    bare.MODEL.BACKBONE.FREEZE_AT = 0  # freezing comes after the norms are there
+    bare.MODEL.BACKBONE.FREEZE_AT = 0  # freeze after the norms are in place
     resnet = build_resnet_backbone(bare, input_shape)
     freeze_at, depth = cfg.MODEL.BACKBONE.FREEZE_AT, cfg.MODEL.RESNETS.DEPTH
     normalize_resnet(resnet, option, freeze_at, depth=depth, stages=stage_options(cfg))

@@ -90,7 +90,7 @@ class _Site:
             self.norm.eps_l.fill_(self._spread / self._calls * keep / (1 - keep))
 
     def start(self) -> bool:
-        """Set the affine of channels that vary; False where nothing was seen."""
+        """Set the affine of channels that vary; return False if there was no input."""
         if self.plain.count < 2:
             return False
         own, plain = self.own.var.sqrt(), self.plain.var.sqrt()
@@ -105,10 +105,10 @@ class _Site:
 
 
 def new_norms(model: nn.Module, prefixes: Collection[str] | None = None) -> dict[str, NormLayer]:
-    """The norms by name that train and whose affine is that of a new one: weight 1 and bias 0.
+    """The norms, by name, that train and have a new affine: weight 1 and bias 0.
 
     Args:
-        prefixes: what their names begin with; any by default.
+        prefixes: the starts of their names; any by default.
     """
     return {
         name: norm
@@ -141,9 +141,9 @@ def start_from_data(
         model: a detector or any module; new norms are those of :func:`new_norms`.
         batches: inputs of the model as in training; 8 images do.
         prefixes: the names of the norms to start begin with one of these; all by default.
-        keep: with a learned epsilon (`LEARNED_EPS`), how much of a per-example norm's divisor is
-            the same for all examples: 0 for the norm as its authors have it.
-        forward: what runs a batch; the model itself in training mode by default.
+        keep: with a learned epsilon (`LEARNED_EPS`), the share of a per-example norm's divisor that
+            is the same for all examples; 0 is the norm as its authors define it.
+            forward: runs a batch; the model itself in training mode by default.
 
     Returns:
         The names of the norms that were started; those that saw no input are left out.

@@ -1,11 +1,11 @@
-"""Stock configs with our options: detectron2's detectors take our parts where these are needed.
+"""Stock configs with our options: detectron2's detectors take our parts if they need them.
 
 With `add_normdet_config(cfg)` and `MODEL.RESNETS.NORM: FRN+TLU` a stock config builds the detector
 that :func:`normdet.set_norm` would have built, in `DefaultTrainer`, `DefaultPredictor` and
-`build_model`. A config that detectron2 can honour by itself is built by itself.
+`build_model`. detectron2 alone builds a config that it can honour.
 
-A stock builder that is called alone looks names up in a closed table, which ends in
-`KeyError: 'FRN+TLU'`. Here the same failure says which builder to use.
+A stock builder that is called directly looks names up in a closed table and raises
+`KeyError: 'FRN+TLU'`. This module makes it raise an error that says which builder to use.
 """
 
 import functools
@@ -25,7 +25,7 @@ from ..parts import NORMED
 from ..solver import decay_no_norm_in_detectron2
 from .retinanet import NormdetRetinaNet
 
-# What detectron2's `get_norm` knows.
+# The names that detectron2's `get_norm` knows.
 STOCK_NORMS = (
     "", "BN", "SyncBN", "FrozenBN", "GN", "nnSyncBN", "naiveSyncBN", "naiveSyncBN_N", "LN"
 )  # fmt: skip
@@ -70,7 +70,7 @@ def _with_our_parts(cfg: CfgNode) -> CfgNode:
 
 
 def _taking_our_names(from_config: Callable) -> Callable:
-    """A detector's `from_config` that builds our parts where the config asks for them."""
+    """A detector's `from_config` that builds our parts if the config asks for them."""
 
     @functools.wraps(from_config)
     def build(cls, cfg, *args, **kwargs):
@@ -106,7 +106,7 @@ def _explained(get_norm: Callable, advice: str) -> Callable:
 
 
 def _refuse_what_a_callable_loses(norm: object) -> None:
-    """A callable builds norms only; detectron2's blocks still use ReLU and plain weights."""
+    """Refuse options that detectron2's blocks, which use ReLU and plain weights, would lose."""
     called = norm.func if isinstance(norm, functools.partial) else norm
     option = called if isinstance(called, NormOption) else getattr(called, "__self__", None)
     if not isinstance(option, NormOption):

@@ -24,7 +24,7 @@ class TimmBackbone(Backbone):
     Args:
         name: as `timm.create_model` takes it.
         in_channels: of its images.
-        out_features: the maps wanted.
+        out_features: the maps to return.
 
     Raises:
         NormdetError: timm is not installed, or has no such network with such maps.
@@ -38,7 +38,7 @@ class TimmBackbone(Backbone):
             raise NormdetError("MODEL.NORMDET.TIMM needs timm: pip install timm") from None
         try:
             self.net = timm.create_model(name, features_only=True, in_chans=in_channels)
-        except Exception as error:  # timm raises many kinds
+        except Exception as error:  # timm raises errors of many kinds
             raise NormdetError(f"MODEL.NORMDET.TIMM {name!r}: {error}") from None
         info = self.net.feature_info
         levels = [_LEVELS.get(stride, "") for stride in info.reduction()]
@@ -53,12 +53,12 @@ class TimmBackbone(Backbone):
         self._out_feature_strides = dict(zip(levels, info.reduction(), strict=True))
 
     def forward(self, x: Tensor) -> dict[str, Tensor]:
-        """`(N, C, H, W)` to the maps wanted, by name."""
+        """Compute the maps of `(N, C, H, W)`, by name."""
         maps = dict(zip(self._levels, self.net(x), strict=True))
         return {name: maps[name] for name in self._out_features}
 
     def freeze(self, freeze_at: int) -> None:
-        """Stop training the stem and the first stages: 1 is what comes before `res2`, 2 that."""
+        """Stop training the stem and the first stages: 1 is the stem, 2 also `res2`."""
         stage = 1
         for name, child in self.net.named_children():
             ends = self.net.return_layers.get(name) if hasattr(self.net, "return_layers") else None
@@ -87,7 +87,7 @@ class TimmBackbone(Backbone):
 
     @property
     def pixels(self) -> tuple[list[float], list[float]]:
-        """Mean and deviation that its published weights were trained with, of 8-bit RGB."""
+        """The mean and deviation of 8-bit RGB under which its published weights were trained."""
         known = self.net.pretrained_cfg if hasattr(self.net, "pretrained_cfg") else {}
         mean, std = known.get("mean", (0.5,) * 3), known.get("std", (0.5,) * 3)
         return [value * 255 for value in mean], [value * 255 for value in std]
@@ -101,7 +101,7 @@ def _read(file: Path) -> dict[str, Tensor]:
             return load_file(str(file))
         state = torch.load(file, map_location="cpu", weights_only=True)
         return state.get("state_dict", state)
-    except Exception as error:  # of the disk, of zip, of pickle
+    except Exception as error:  # the disk, zip and pickle raise errors of many kinds
         said = str(error).splitlines()[0] if str(error) else type(error).__name__
         raise NormdetError(f"MODEL.NORMDET.TIMM_WEIGHTS {file}: {said}") from None
 

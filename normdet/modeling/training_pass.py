@@ -1,4 +1,4 @@
-"""Run a model on batches in training mode, to look at it or to learn statistics."""
+"""Run a model on batches in training mode, to watch it or to learn statistics."""
 
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import AbstractContextManager, ExitStack, contextmanager
@@ -18,13 +18,13 @@ def training_pass(
     forward: Callable[[Any], Any] | None = None,
     watching: Iterable[AbstractContextManager] = (),
 ) -> None:
-    """Run `batches` in training mode and without gradients, and leave no trace.
+    """Run `batches` in training mode without gradients, and restore the model.
 
     Args:
-        forward: what runs a batch; the model itself by default.
-        watching: what looks at the model meanwhile, entered before and left after.
+        forward: runs a batch; the model itself by default.
+        watching: a context that watches the model meanwhile.
     """
-    # Losses write curves into detectron2's storage, and this pass belongs to no iteration.
+    # Losses write curves into detectron2's storage, but this pass belongs to no iteration.
     with ExitStack() as stack:
         for watcher in watching:
             stack.enter_context(watcher)
@@ -37,7 +37,7 @@ def training_pass(
 
 @contextmanager
 def _untouched(modules: list[nn.Module]) -> Iterator[None]:
-    """Restore what changes while a model runs: buffers and plain attributes."""
+    """Restore the buffers and plain attributes that change while a model runs."""
     buffers = [(b, b.clone()) for m in modules for b in m.buffers(recurse=False)]
     attributes = [dict(vars(m)) for m in modules]
     try:
@@ -54,7 +54,7 @@ def _untouched(modules: list[nn.Module]) -> Iterator[None]:
 def update_statistics(
     model: nn.Module, batches: Iterable[Any], forward: Callable[[Any], Any] | None = None
 ) -> list[str]:
-    """Replace the running averages of every norm that has some by the moments of `batches`.
+    """Replace the running averages of every norm by the moments of `batches`.
 
     While weights change, running averages lag behind them; with fixed weights these are exact
     (PreciseBN, 2105.07576, section 3). Works for BN, SyncBN, BRN, BIN, SwitchNorm, EvalNorm,
@@ -63,10 +63,10 @@ def update_statistics(
 
     Args:
         batches: inputs of the model as in training; some hundred do.
-        forward: what runs a batch; the model itself in training mode by default.
+        forward: runs a batch; the model itself in training mode by default.
 
     Returns:
-        The names of the norms that learned; those that saw nothing keep what they had.
+        The names of the norms that learned; those without inputs keep their averages.
     """
     populations = {name: Population(norm) for name, norm in learning_norms(model).items()}
     if not populations:

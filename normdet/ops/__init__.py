@@ -1,9 +1,9 @@
 """Fused, differentiable functions behind the layers, and a plain reference beside each.
 
-All take `x` `(N, C, *S)` of any rank from 2, contiguous, channels last or neither, N = 0 included,
+All take `x` `(N, C, *S)` of any rank from 2, contiguous, channels last or neither, also with N = 0,
 and parameters `(C,)` or None. Statistics are computed in fp32 (fp64 for fp64) and the output has
-the input's dtype. `activation` is None, "ReLU" or "TLU"; TLU is `max(y, tau)`, a tie giving its
-gradient to `tau`.
+the input's dtype. `activation` is None, "ReLU" or "TLU". TLU is `max(y, tau)`; on a tie the
+gradient goes to `tau`.
 
 `backend` chooses how:
 
@@ -186,7 +186,7 @@ def add_act(
     activation: str | None = None,
     backend: str = "auto",
 ) -> Tensor:
-    """The residual join: add, then the activation. Keeps nothing but its output for backward."""
+    """The residual join: add, then the activation. Keeps only its output for backward."""
     _check(x, tau, activation)
     if isinstance(x, Padded):
         z = add_act(plain(x), plain(y), tau, activation=activation, backend=backend)
@@ -212,7 +212,7 @@ def act(x: Tensor, tau: Tensor | None = None, *, activation: str | None = None) 
 
 
 def check_dialect(dialect: str) -> str:
-    """Return the name of a dialect of weight standardization, if there is one.
+    """Return the name of a dialect of weight standardization, if it exists.
 
     Raises:
         NormdetError: there is none of that name.
@@ -244,7 +244,7 @@ def standardize_weight(
     eps = usual if eps is None else eps
     if _plain(backend, weight):
         return reference.standardize_weight(weight, dialect=dialect, eps=eps, out_dim=out_dim)
-    # One example whose channels, each a group of its own, are the filters.
+    # The filters become the channels of one example, and each channel is a group.
     rows = weight.movedim(out_dim, 0)
     if rows[:1].numel() == 1:
         kind = "group"  # one value has no unbiased deviation

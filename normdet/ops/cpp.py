@@ -73,7 +73,7 @@ def _cache() -> Path:
 
 
 def _fingerprint(compiler: str) -> str:
-    """A key of source, compiler and processor, since machines of several kinds may share a home."""
+    """A key of source, compiler and processor, since different machines may share a home."""
     cpuinfo = Path("/proc/cpuinfo")
     flags = ""
     if cpuinfo.exists():
@@ -84,7 +84,7 @@ def _fingerprint(compiler: str) -> str:
 
 
 def _build(compiler: list[str], path: Path) -> None:
-    """Compile into a temporary file, then rename it: several processes may build at once."""
+    """Compile into a temporary file, then rename it, since several processes may build at once."""
     with tempfile.TemporaryDirectory(dir=path.parent) as folder:
         built = Path(folder) / "ops.so"
         command = [*compiler, *_FLAGS.split(), "-shared", str(_SOURCE), "-o", str(built)]
@@ -173,7 +173,7 @@ def point_forward(x, residual, scale, shift, tau, activation):
 
 
 def point_backward(dy, y, scale, joined, tau):
-    if scale is not None and joined:  # two gradients, of which the kernel writes one
+    if scale is not None and joined:  # there are two gradients; the kernel writes one
         dsum, _, dtau = point_backward(dy, y, None, True, tau)
         rows = scale.to(dsum.dtype).reshape(1, -1, *[1] * (dsum.dim() - 2))
         return dsum * rows, dsum, dtau
@@ -208,7 +208,7 @@ def _prepare(x: Tensor) -> tuple[Tensor, bool, tuple[int, int, int]]:
         raise NormdetError(f"backend 'cpp' computes on the CPU, and the input is on {x.device}")
     n, c, *space = x.shape
     s = math.prod(space)
-    # A single pixel is the same memory in both layouts, and vectors run over the channels then.
+    # A single pixel has the same memory in both layouts; vectors then run over the channels.
     if x.is_contiguous():
         return x, s == 1, (n, c, s)
     form = memory_format(x)

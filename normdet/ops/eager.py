@@ -1,4 +1,4 @@
-"""Lean forms in plain torch: slower than a kernel, but they keep no more for backward.
+"""Lean forms in plain torch. They are slower than kernels, but keep no more for backward.
 
 They run on every device. The kernels use the same formulas: for each channel of each example
 `y = max((x - mu) * a + b, t)`, whose gradient is `k * a + (x - mu) * p + q` with `k = dy` where
@@ -38,8 +38,8 @@ def norm_backward(
 ):  # fmt: skip
     """Gradients of `x` and of the residual, of weight, bias and tau `(3, C)`, and of eps.
 
-    The gradient of an input that was not given is None. With a residual, the output `out` tells
-    what was clamped.
+    The gradient of an input that was not given is None. With a residual, the output `out` shows
+    which elements were clamped.
     """
     z, grad = _with_space(wide(x)), _with_space(wide(dy))
     inside = None if extents is None else _inside(z, extents)
@@ -83,7 +83,7 @@ def norm_backward(
 
 
 def point_forward(x, residual, scale, shift, tau, activation):
-    """`activation(x * scale + shift + residual)`, of which each may be missing."""
+    """`activation(x * scale + shift + residual)`; any of them may be missing."""
     z = _with_space(wide(x))
     if scale is not None:
         z = _affine(z, _row(scale, x), shift)
@@ -95,8 +95,8 @@ def point_forward(x, residual, scale, shift, tau, activation):
 def point_backward(dy, y, scale, joined, tau):
     """Gradients of the input, of the residual and of `tau`, from the activated output `y` alone.
 
-    Without a scale, input and residual have the same gradient, which is given once. The gradient of
-    what was not given is None.
+    Without a scale, input and residual have the same gradient, which is returned once. The gradient
+    of an input that was not given is None.
     """
     grad = _with_space(dy)
     kept = grad.masked_fill(_clamped(y, tau, "ReLU" if tau is None else "TLU"), 0)
@@ -113,7 +113,7 @@ def _finish(z: Tensor, x: Tensor, dtype: torch.dtype) -> Tensor:
 
 
 def _clamped(out: Tensor, tau: Tensor | None, activation: str) -> Tensor:
-    """Which elements of an output lie at its threshold, as the output holds that."""
+    """Which elements of an output are at the threshold, rounded to the output's dtype."""
     out = _with_space(out)
     return out <= (_row(tau.to(out.dtype), out) if activation == "TLU" else 0.0)
 

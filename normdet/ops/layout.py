@@ -9,7 +9,7 @@ _CHANNELS_LAST = {4: torch.channels_last, 5: torch.channels_last_3d}
 
 
 def memory_format(x: Tensor) -> torch.memory_format:
-    """The output's layout for an input `(N, C, *S)`: channels last if `x` is so, even sliced."""
+    """The output's layout for an input `(N, C, *S)`: channels last if `x` is, even a slice."""
     last = x.dim() in _CHANNELS_LAST and not x.is_contiguous() and x.stride(1) == 1
     return _CHANNELS_LAST[x.dim()] if last and x.shape[1] > 1 else torch.contiguous_format
 

@@ -2,8 +2,8 @@
 
 Each has a fake form (shapes and strides) and a derivative. The work is done by a backend, a module
 with `norm_forward`, `norm_backward`, `point_forward` and `point_backward`; "auto" is resolved here,
-when the operator runs, so that the choice is not traced. For an output that does not exist a
-backend gives None, and an operator, which cannot, an empty tensor.
+when the operator runs, so that the choice is not traced. For a missing output a backend returns
+None; an operator cannot, and returns an empty tensor.
 """
 
 import functools
@@ -44,7 +44,7 @@ _lib.define(
 
 @functools.cache
 def _triton() -> ModuleType | None:
-    """The backend "triton", or None where there is no Triton."""
+    """The backend "triton", or None without Triton."""
     if importlib.util.find_spec("triton") is None:
         return None
     from normdet.ops import triton_backend
@@ -170,14 +170,14 @@ def _keep_norm(ctx, inputs, output):
 
 
 def _save_norm(ctx, inputs, output):
-    """As :func:`_keep_norm`, for the operator, whose statistics are outputs too."""
+    """Like :func:`_keep_norm`, for the operator, whose statistics are outputs too."""
     ctx.set_materialize_grads(False)
     ctx.mark_non_differentiable(*output[1:])
     _keep_norm(ctx, inputs, output)
 
 
 def _differentiate_norm(ctx, dy, *_):
-    """Of x, residual, weight, bias, tau and the learned eps."""
+    """The gradients of x, residual, weight, bias, tau and the learned eps."""
     if dy is None:
         return (None,) * 13
     x, out, mean, rstd, weight, bias, tau, learned_eps = ctx.saved_tensors
@@ -250,12 +250,12 @@ def _shortcut(name, run, save=None, differentiate=None, again=None):
     """The operator, called without torch's dispatcher if nothing traces or transforms.
 
     That saves two thirds of the time before a kernel runs, which matters in a detector with a
-    hundred norms. Whatever traces or transforms gets the operator itself.
+    hundred norms. Tracing and transforms get the operator itself.
 
     Args:
-        save: what the operator's derivative keeps; None for a derivative, which has none itself.
+        save: keeps tensors for the derivative; None for a derivative, which has none itself.
         differentiate: the derivative.
-        again: computes the first output once more from its node (:mod:`normdet.ops.recompute`).
+        again: computes the first output again from its node (:mod:`normdet.ops.recompute`).
 
     Returns:
         A function of the operator's inputs. One with a derivative gives its first output alone.
@@ -280,7 +280,7 @@ def _shortcut(name, run, save=None, differentiate=None, again=None):
             return first(operator(*inputs))
         if not torch.is_grad_enabled():
             return first(run(*inputs))
-        # Derivatives have no derivative: the operator says so where one is asked for.
+        # Derivatives have no derivative; the operator raises if one is asked for.
         if save is None:
             return operator(*inputs)
         y = Direct.apply(*inputs)
@@ -299,9 +299,9 @@ def _watched(x: Tensor) -> bool:
 
 
 def _norm_again(node) -> Tensor:
-    """The output, from what its node keeps: the same kernel on the same numbers."""
+    """The output, computed from the node's tensors by the same kernel on the same numbers."""
     x, out, _, _, *parameters = node.saved_tensors
-    if out is not None:  # kept anyway, to tell what was clamped
+    if out is not None:  # it is kept anyway, to find clamped elements
         return out
     with torch.no_grad():
         return _norm_act(x, None, *parameters, *node.options)[0]

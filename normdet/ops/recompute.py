@@ -50,7 +50,7 @@ class recomputed(torch.autograd.graph.saved_tensors_hooks):
     def _pack(self, x: Tensor):
         find, again = self._made.get(x.data_ptr(), (None, None))
         y = None if find is None else find()
-        # While y lives it owns its memory: no other tensor can be there.
+        # While y lives it owns its memory, so no other tensor can be there.
         if y is None or y.grad_fn is None or not _same(x, y):
             return x, x._version
         return partial(again, y.grad_fn)  # the graph holds the node anyway
@@ -68,7 +68,7 @@ def leave() -> None:
 
 
 def made(y: Tensor, again: Callable[..., Tensor]) -> Tensor:
-    """Tell the context around, if any, that `again(y.grad_fn)` computes `y` once more."""
+    """Tell the current context, if any, that `again(y.grad_fn)` computes `y` again."""
     context = current()
     if context is not None and y.requires_grad and y.numel():
         context._made[y.data_ptr()] = weakref.ref(y), again
@@ -85,7 +85,7 @@ def _same(x: Tensor, y: Tensor) -> bool:
 
 
 def _unpack(kept: tuple[Tensor, int] | partial) -> Tensor:
-    """What was saved. torch does not check versions where there are hooks, so this does."""
+    """Return the saved tensor. With hooks torch does not check versions, so this does."""
     if isinstance(kept, partial):
         return kept()
     x, version = kept

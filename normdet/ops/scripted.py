@@ -1,7 +1,7 @@
 """The forms that TorchScript compiles: `torch.jit.script` reads their code.
 
-Plain torch with positional arguments and the types TorchScript knows, hence `Optional`. Other
-routes out of Python (tracing, `torch.export`) run :mod:`normdet.ops.reference`.
+They are plain torch with positional arguments and types that TorchScript knows, hence `Optional`.
+Other routes out of Python (tracing, `torch.export`) run :mod:`normdet.ops.reference`.
 """
 
 from typing import Optional

@@ -1,4 +1,4 @@
-"""The backend "triton": imported when first asked for, so that normdet itself needs no Triton."""
+"""The backend "triton", which is imported at first use, so that normdet itself needs no Triton."""
 
 import functools
 import logging
@@ -23,7 +23,7 @@ def works(device: int) -> bool:
     try:
         x = torch.ones(1, 1, 1, 8, device=torch.device("cuda", device))
         return bool((point_forward(x, x, None, None, None, None) == 2).all())
-    except Exception as error:  # whatever this Triton lacks
+    except Exception as error:  # Triton's failures are of many kinds
         reason = (str(error).strip().splitlines() or [type(error).__name__])[-1][:300]
         _log.warning("no Triton kernels on cuda:%d, using plain torch: %s", device, reason)
         return False

@@ -1,8 +1,8 @@
 """Compiling a Triton kernel and launching it in as little host time as possible.
 
 `kernel[grid](...)` inspects every argument at every call. Here a plan is made once for a shape. It
-holds the compiled kernels and passes them their arguments. :class:`Kernel` states in full what a
-kernel is compiled for, so that it can also be compiled for a GPU that is not there.
+holds the compiled kernels and passes them their arguments. :class:`Kernel` states everything that a
+kernel is compiled for, so it can also be compiled for a GPU that this machine lacks.
 """
 
 import functools
@@ -20,7 +20,7 @@ from normdet.ops.triton_tiles import INTERPRETED
 
 
 class Kernel(NamedTuple):
-    """A jitted function and all that its machine code depends on.
+    """A jitted function and everything that its machine code depends on.
 
     Attributes:
         types: of its arguments up to the constants: `"*bf16"`, `"i32"`, `"fp32"`, or None for an
@@ -53,7 +53,7 @@ class Kernel(NamedTuple):
 
 @functools.cache
 def compiled(kernel: Kernel, device: int):
-    """A kernel's machine code, loaded to a device, which must be the current one."""
+    """A kernel's machine code, loaded to a device, which must be current."""
     return kernel.compile()
 
 
@@ -85,7 +85,7 @@ class Launch:
             self._run = self._interpret
             return
         binary = compiled(self.kernel, driver.active.get_current_device())
-        self._run = binary.run  # loads the code, and only then knows its function
+        self._run = binary.run  # loads the code, which sets `function`
         self._function, self._packed = binary.function, binary.packed_metadata
 
     def _interpret(self, grid, _y, _z, _stream, _function, _packed, _data, _enter, _exit, *args):
@@ -131,7 +131,7 @@ def stream() -> int:
 
 
 def _index_elsewhere(x: Tensor) -> int:
-    """For a tensor that is not on CUDA, as a stand-in driver has it.
+    """The device index of a tensor that is not on CUDA, under a stand-in driver.
 
     Raises:
         NormdetError: the driver in charge, if any, has another device.

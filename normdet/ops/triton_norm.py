@@ -1,9 +1,9 @@
 """Triton kernels of FRN, GN and weight standardization with their activation.
 
-Two regimes, either layout. "Whole": a program normalizes some channels of some examples from start
-to end. "Split": rows too long for that are cut into parts; a first kernel writes partial sums of
-every part, a second joins those of its channels and finishes its part. There are no atomics: the
-result for an input never varies from run to run.
+There are two regimes, each for both layouts. "Whole": a program normalizes some channels of some
+examples from start to end. "Split": longer rows are cut into parts; a first kernel writes partial
+sums of every part, a second joins those of its channels and finishes its part. There are no
+atomics, so the result for an input never varies from run to run.
 
 The formulas and the names `a`, `s0`, `s1`, `st`, `p`, `q` are those of `eager.py`. A `residual` is
 added before the activation; backward then finds what was clamped from the output `out`, and `dsum`
@@ -55,8 +55,8 @@ def _moments(x, at, step, valid, begin, end, S, offsets, BC: tl.constexpr, BS: t
              CENTRE: tl.constexpr):  # fmt: skip
     """Mean and squared deviations of rows `(BC,)` over the pixels of a part; or 0 and squares.
 
-    Every element of the tile has a mean of its own, so that nothing cancels (Welford) and threads
-    meet once, at the end.
+    Every element of the tile has its own mean, so that nothing cancels (Welford) and threads
+    exchange values only once, at the end.
     """
     mean = tl.zeros((BC, BS), tl.float32)
     m2 = tl.zeros((BC, BS), tl.float32)
@@ -219,7 +219,7 @@ def whole_forward(
         m2 = _total(m2, channel, valid, width, TOGETHER)
         r = _rstd(m2, count, eps, learned_eps, DEVIATION)
         tl.store(rstd + stat, r, mask=leader)
-        # Parameters are read anew for each example: held, they would cost registers.
+        # Read parameters again for each example; keeping them would cost registers.
         _apply(
             x, residual, y, at, forward, valid, 0, S, S, offsets, mu,
             r * load_or(weight, channel, valid, 1.0), load_or(bias, channel, valid, 0.0),
@@ -303,7 +303,7 @@ def _join_moments(
 ):
     """Mean and squared deviations of groups `(BC,)` from the `entries` of each.
 
-    An entry stands for a part of a row of `row` elements: `length` of them, the last one fewer.
+    An entry is for a part of a row of `row` elements: `length` of them, fewer in the last part.
     """
     BJ: tl.constexpr = 1024 // BC
     total = tl.zeros((BC, BJ), tl.float32)
@@ -423,7 +423,7 @@ def split_grad(
     VEC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
     ACT: tl.constexpr, EPS: tl.constexpr,
 ):  # fmt: skip
-    """Finishes the gradient of `x`; the last programs, one a block of channels, join `sums`."""
+    """Finish the gradient of `x`; the last programs, one per block of channels, join `sums`."""
     C, S = sizes(outer, inner, VEC, LAST)
     n, block, index, channel = where_split(C, blocks, parts, BC)
     valid = channel < C
@@ -459,9 +459,9 @@ def split_grad(
 
 
 class Site(NamedTuple):
-    """All that decides how a norm is computed: the key of its plan.
+    """The key of a norm's plan: everything that decides how it is computed.
 
-    Dtypes are torch's, None for what is not given.
+    Dtypes are torch's, None for arguments that are not given.
     """
 
     n: int
@@ -488,16 +488,16 @@ class Site(NamedTuple):
 
     @property
     def centre(self) -> str | None:
-        """The dtype of the means, where there are any."""
+        """The dtype of the means, if there are any."""
         return None if self.kind == "rms" else "fp32"
 
     def vec(self, length: int) -> int:
-        """How many elements along memory may be read at once."""
+        """The number of elements along memory that may be read at once."""
         narrowest = min(self.x.itemsize, self.y.itemsize)
         return vector(length, narrowest, self.limits) if self.aligned else 1
 
     def wide(self, vec: int, tensors: int) -> int:
-        """How many of the first `tensors` are told to be aligned: none where it does not matter."""
+        """How many of the first `tensors` are declared aligned; 0 if it does not matter."""
         return tensors if vec > 1 else 0
 
 
@@ -510,7 +510,7 @@ class _Whole(NamedTuple):
 
     rows: int
     columns: int
-    step: int  # channels of a program
+    step: int  # channels per program
     together: int
     per: int
     slabs: int
@@ -531,7 +531,7 @@ def _whole(site: Site, vec: int) -> _Whole | None:
     elif weights and not site.last:
         rows, columns = _FILTER_TILE
     elif vec == 1 and width > 1 and not site.last:
-        rows //= 2  # elements read one by one take an address each, and registers for it
+        rows //= 2  # elements read one by one need an address each, and so more registers
     rows = max(rows, power(width))
     most = 16 * limits.rows * (1 if columns > 1 else 16)
     if rows > most:
@@ -543,7 +543,7 @@ def _whole(site: Site, vec: int) -> _Whole | None:
         return None
     together = 0 if width == 1 else 1 if step == width else 2
     if together == 2 and site.last and columns > 1:
-        columns *= 2  # more threads to hold who belongs to whom
+        columns *= 2  # more threads for the table of groups
     blocks = ceil(site.c, step)
     per = min(site.n, max(4, site.n * blocks // limits.programs)) or 1
     slabs = ceil(site.n, per)
@@ -564,7 +564,7 @@ def _whole_constants(site: Site, vec: int, whole: _Whole) -> tuple:
 
 
 class Forward:
-    """The launches of a norm's forward, and the scratch memory between them."""
+    """The launches of a norm's forward, with their scratch memory."""
 
     def __init__(self, site: Site):
         vec = site.vec(site.c if site.last else site.s)
@@ -574,7 +574,7 @@ class Forward:
         statistics = [site.centre, "fp32", _name(site.learned_eps)]
         self.stats = (site.n, site.groups)
         self.centre = site.centre is not None
-        self.scratch = 0  # numbers of a kind that parts leave behind
+        self.scratch = 0  # the number of partial sums of each kind
         if whole is not None:
             self.launches = (
                 make_launch(
@@ -585,7 +585,7 @@ class Forward:
                 ),
             )  # fmt: skip
             return
-        # Contiguous groups are runs of memory, in which nothing is needed of a channel.
+        # Contiguous groups are runs of memory that can be read without regard to channels.
         flat = not site.last and site.width > 1
         c, s = (site.groups, site.width * site.s) if flat else (site.c, site.s)
         run = site.vec(c if site.last else s)
@@ -611,7 +611,7 @@ class Forward:
         self.launches = (moments, apply)
 
     def __call__(self, x, residual, y, weight, bias, tau, learned_eps) -> tuple[Tensor, Tensor]:
-        """Fills `y`; returns mean (None for "rms") and rstd."""
+        """Fill `y`; return mean (None for "rms") and rstd."""
         rstd = torch.empty(self.stats, dtype=torch.float32, device=x.device)
         mean = torch.empty_like(rstd) if self.centre else None
         now = stream()
@@ -672,7 +672,7 @@ class Backward:
                 (*constants, act), grid=w.grid, warps=warps(w.rows * w.columns, vec),
                 wide=site.wide(vec, 4),
             ),
-            # What the activation let pass of a sum, the first kernel has written: none is left.
+            # The first kernel has applied the activation's derivative already.
             make_launch(
                 split_grad, (y, x, x, *parameters, *statistics, "fp32", sums),
                 (*common, site.eps), (*constants, act and not joined, eps_gradient),

@@ -1,4 +1,4 @@
-"""Triton kernels of the fixed affine and of the residual join, alone or together, activated."""
+"""Triton kernels of the fixed affine and the residual join, alone or together, with activation."""
 
 from typing import NamedTuple
 
@@ -72,7 +72,7 @@ def point_backward_kernel(
     at = origin(n, block * BC, C, S, LAST)
     step = stride(C, LAST)
     a = load_or(scale, channel, valid, 1.0)[:, None]
-    # As the output holds it: so the clamped elements are found again.
+    # Round as the output does, to find the clamped elements again.
     t = load_or(tau, channel, valid, 0.0).to(y.dtype.element_ty).to(tl.float32)[:, None]
     lost = tl.zeros((BC, BS), tl.float32)
     begin = part * (steps * BS)
@@ -91,7 +91,7 @@ def point_backward_kernel(
 
 
 class Site(NamedTuple):
-    """All that decides how a pointwise form is computed: the key of its plan."""
+    """The key of a pointwise form's plan: everything that decides how it is computed."""
 
     n: int
     c: int
@@ -107,7 +107,7 @@ class Site(NamedTuple):
     limits: Limits
 
     def cut(self):
-        """Sizes, vector and walk: where nothing varies by channel, an example is one long row."""
+        """Sizes, vector and walk. If nothing varies by channel, an example is one long row."""
         n, c, s, last = self.n, self.c, self.s, self.last
         flat = self.scale is None and self.tau is None and c * s < 1 << 31
         if flat:

@@ -2,8 +2,8 @@
 
 A program holds one tile of some channels by some pixels of an example at a time and walks along the
 pixels. Tiles have one size for all heights and widths: a thread reads 16 bytes of each tensor at
-once, needs few registers, and no image size compiles a kernel of its own. What is read twice comes
-from the cache the second time.
+once, needs few registers, and no image size compiles a new kernel. A second read of the same
+element comes from the cache.
 
 The size along memory (`S`, or `C` in channels last) is passed as `inner * VEC` with `VEC` a
 constant. So the compiler knows that rows are aligned for wide loads.
@@ -23,7 +23,7 @@ from normdet.ops.layout import memory_format
 
 DTYPES = {torch.float16: "fp16", torch.bfloat16: "bf16", torch.float32: "fp32"}
 INTERPRETED = os.environ.get("TRITON_INTERPRET") == "1"
-THREAD_ELEMENTS = 8  # of a tile, for each thread: 16 bytes in half precision
+THREAD_ELEMENTS = 8  # elements of a tile per thread: 16 bytes in half precision
 
 
 class Limits(NamedTuple):
@@ -33,7 +33,7 @@ class Limits(NamedTuple):
     rows: int = 16  # of a tile, where rows are contiguous
     columns: int = 64
     flat: int = 1024  # columns of a tile of a single row
-    programs: int = 2048  # what keeps a large GPU busy
+    programs: int = 2048  # enough to keep a large GPU busy
     steps: int = 4  # least tiles of a part of a row, so that a program is worth starting
 
 
@@ -71,7 +71,7 @@ def alike(other: Tensor, x: Tensor) -> Tensor:
 
 
 def aligned(*tensors: Tensor | None) -> bool:
-    """Whether all start at a multiple of 16 bytes, as wide loads need it."""
+    """Whether all start at a multiple of 16 bytes, which wide loads need."""
     addresses = 0
     for x in tensors:
         if x is not None:
@@ -95,9 +95,9 @@ def power(a: int) -> int:
 
 
 def warps(elements: int, vec: int) -> int:
-    """For a tile of so many elements, `vec` of which a thread reads at once.
+    """The warps for a tile of this many elements, if a thread reads `vec` at once.
 
-    Elements read one by one take an address each, so that threads get fewer of them.
+    Elements read one by one need an address each, so threads get fewer of them.
     """
     return min(16, max(1, power(elements) // (32 * (THREAD_ELEMENTS if vec > 1 else 4))))
 
@@ -122,7 +122,7 @@ def walk(n: int, c: int, s: int, last: bool, limits: Limits, flat: bool = False)
     """The tiles of a tensor whose rows are cut into parts.
 
     Args:
-        flat: tiles of a single row, where nothing is needed of its channel.
+        flat: tiles of a single row, if no channel's parameters are needed.
     """
     rows, columns = (limits.columns, limits.rows) if last else (limits.rows, limits.columns)
     if flat:
@@ -141,7 +141,7 @@ def along_memory(c: int, s: int, last: bool, vec: int) -> tuple[int, int]:
 
 @triton.jit
 def sizes(outer, inner, VEC: tl.constexpr, LAST: tl.constexpr):
-    """`C` and `S`, that which runs along memory a multiple of `VEC`."""
+    """`C` and `S`; the one along memory is a multiple of `VEC`."""
     if LAST:
         return inner * VEC, outer
     return outer, inner * VEC
@@ -149,7 +149,7 @@ def sizes(outer, inner, VEC: tl.constexpr, LAST: tl.constexpr):
 
 @triton.jit
 def origin(n, channel, C, S, LAST: tl.constexpr):
-    """Where a channel of an example starts, in 64 bits."""
+    """The offset of a channel of an example, in 64 bits."""
     example = tl.cast(n, tl.int64) * C * S
     if LAST:
         return example + channel
@@ -158,7 +158,7 @@ def origin(n, channel, C, S, LAST: tl.constexpr):
 
 @triton.jit
 def stride(C, LAST: tl.constexpr):
-    """From one pixel to the next, in 64 bits."""
+    """The distance between pixels, in 64 bits."""
     if LAST:
         return tl.cast(C, tl.int64)
     return tl.cast(1, tl.int64)
@@ -176,13 +176,13 @@ def tile(C, S, BC: tl.constexpr, BS: tl.constexpr, LAST: tl.constexpr):
 
 @triton.jit
 def inside(valid, start, S, BS: tl.constexpr):
-    """Which elements of the tile at pixel `start` there are."""
+    """Which elements of the tile at pixel `start` exist."""
     return valid[:, None] & (start + tl.arange(0, BS) < S)[None, :]
 
 
 @triton.jit
 def where_split(C, blocks, parts, BC: tl.constexpr):
-    """Example, block of channels, part of the rows, and the channels, of a program."""
+    """A program's example, block of channels, part of the rows, and channels."""
     program = tl.program_id(0)
     part = program % parts
     block = program // parts % blocks
@@ -192,7 +192,7 @@ def where_split(C, blocks, parts, BC: tl.constexpr):
 
 @triton.jit
 def load_or(pointer, index, mask, default: tl.constexpr):
-    """A parameter per channel in fp32, or its default where there is none."""
+    """A parameter per channel in fp32, or its default if there is none."""
     if pointer is not None:
         return tl.load(pointer + index, mask=mask, other=0.0).to(tl.float32)
     return tl.full(index.shape, default, tl.float32)
@@ -206,7 +206,7 @@ def load_tile(x, at, mask):
 @triton.jit
 def clamp(z, t, ACT: tl.constexpr):
     if ACT:
-        return tl.where(z <= t, t, z)  # as written, NaN passes
+        return tl.where(z <= t, t, z)  # this form lets NaN pass
     return z
 
 
