@@ -46,7 +46,7 @@ class BatchStatistics(NormLayer):
         sync: whether the statistics are of all workers' batches. This costs one small gather in
             forward and one small all-reduce in backward, and every worker must call the layer, with
             an empty batch if it has none.
-        is_frozen: whether it stays in test mode, whatever `train()` says.
+        is_frozen: whether it stays in test mode even after `train()`.
         by_example: whether it takes moments of single examples in training too.
     """
 

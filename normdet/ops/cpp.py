@@ -142,7 +142,7 @@ def norm_backward(
 
 
 def _joined_backward(dy, x, out, mean, rstd, weight, bias, tau, extents, *options):
-    """What the activation let pass of the sum is the residual's gradient, and the norm's."""
+    """The gradient of the sum that passes the activation is the residual's and the norm's."""
     *options, activation, eps_gradient = options
     dtau = None
     if extents is not None:

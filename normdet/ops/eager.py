@@ -172,7 +172,7 @@ def _statistics(
         else:
             square = _within(square, inside).sum(space) / _pixels(z, inside)
         return None, (square.view(shape).mean(2) + eps).rsqrt()
-    # By channel first, then over the channels of a group: no view of a group needs a copy.
+    # Reduce by channel first, then over a group's channels, so that no view needs a copy.
     var, mean = _moments(z, inside)
     mean = mean.view(shape)
     between, mean = torch.var_mean(mean, 2, correction=0)
