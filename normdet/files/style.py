@@ -42,7 +42,14 @@ def brightened(image: np.ndarray) -> np.ndarray:
     low, high = np.percentile(image, (1, 99.5))
     # Do not stretch whole numbers one step apart to black and white.
     least = 1 if np.issubdtype(image.dtype, np.integer) else np.finfo(np.float32).tiny
-    return np.clip((image - low) / max(high - low, least), 0, 1) ** 0.7
+    if image.dtype == np.uint8:  # 256 values are brightened, not all pixels
+        levels = np.arange(256)
+        return _between(levels, low, max(high - low, least))[image]
+    return _between(image, low, max(high - low, least))
+
+
+def _between(values: np.ndarray, low: float, width: float) -> np.ndarray:
+    return np.clip((values - low) / width, 0, 1) ** 0.7
 
 
 def save(figure: Figure, file: Path | IO[bytes]) -> None:

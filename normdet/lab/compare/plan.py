@@ -145,21 +145,27 @@ class Plan:
 
     def config(self, cell: Cell) -> CfgNode:
         """The whole config of a cell."""
-        return load_config(self.config_file, self._opts(cell), cell.arm.option, self.norm_parts)
+        opts = tuple(self._opts(cell))
+        cfg = _loaded(self.config_file, opts, cell.arm.option, self.norm_parts).clone()
+        cfg.defrost()
+        cfg.SEED = cell.seed
+        return cfg
 
     def arguments(self, cell: Cell, folder: Path) -> list[str]:
         """The words after `normdet train` for a cell in `folder`."""
         words = ["--config-file", self.config_file, "--norm", cell.arm.option]
         words += ["--norm-parts", ",".join(self.norm_parts)] if self.norm_parts else []
-        return [*words, "--resume", "OUTPUT_DIR", str(folder), *self._opts(cell)]
+        opts = [*self._opts(cell), "SEED", str(cell.seed)]
+        return [*words, "--resume", "OUTPUT_DIR", str(folder), *opts]
 
     def _opts(self, cell: Cell) -> list[str]:
+        """What all seeds of a cell have in common."""
         test = self.val if cell.tuning else self.test
         data = ["DATASETS.TRAIN", str(self.train), "DATASETS.TEST", str((test,))]
         own = [*self.opts, *cell.arm.opts]
-        reference = _reference(self.config_file, tuple(own), cell.arm.option, self.norm_parts)
+        reference = _loaded(self.config_file, tuple(own), cell.arm.option, self.norm_parts)
         rescaled = scaled(reference, cell.batch_size, cell.factor).items()
-        return [*own, *data, "SEED", str(cell.seed), *(str(x) for pair in rescaled for x in pair)]
+        return [*own, *data, *(str(x) for pair in rescaled for x in pair)]
 
     def tuning_cells(self) -> list[Cell]:
         """The runs that pick rates; none if there is only one rate."""
@@ -189,8 +195,8 @@ class Plan:
 
 
 @functools.lru_cache
-def _reference(file: str, opts: tuple[str, ...], norm: str, parts: tuple | None) -> CfgNode:
-    """An arm's config at the file's own batch size; not to be changed."""
+def _loaded(file: str, opts: tuple[str, ...], norm: str, parts: tuple | None) -> CfgNode:
+    """A config that many cells share; not to be changed."""
     cfg = load_config(file, opts, norm, parts)
     cfg.freeze()
     return cfg
