@@ -27,6 +27,7 @@ from normdet.data.slices import MAX_PIXELS
 from normdet.data.voc import load_voc
 from normdet.errors import NormdetError
 from normdet.medical.prepare.annotated import tool_stacks
+from normdet.medical.prepare.cellpose import read_masks
 from normdet.medical.prepare.formats import FORMATS
 from normdet.medical.prepare.formats.base import Builder, Files
 from normdet.medical.readers import find_sources, read_slices
@@ -156,6 +157,14 @@ def dicom(folder):
     return [folder / "1.dcm"]
 
 
+def cellpose(folder):
+    labels = np.zeros((24, 20), np.uint16)
+    labels[2:9, 3:11] = 1
+    content = {"masks": labels, "filename": "a.png", "flows": [labels[None]], "diameter": 3.5}
+    np.save(folder / "a_seg.npy", content, allow_pickle=True)
+    return [folder / "a_seg.npy"]
+
+
 def read_series(folder):
     # As prepare does: a bad file is a fault, and the others go on.
     with contextlib.redirect_stderr(io.StringIO()):
@@ -243,11 +252,14 @@ CASES = {
     "nifti": (lambda f: nifti(f, ".nii"), read_series),
     "nifti gz": (lambda f: nifti(f, ".nii.gz"), read_series),
     "dicom": (dicom, read_series),
+    "cellpose": (cellpose, lambda f: read_masks(f / "a_seg.npy", MAX_PIXELS)),
     "coco": (coco, read_coco),
     "voc": (voc, read_voc),
     "yaml": (config, lambda f: load_config(f / "a.yaml")),
     **{
-        name: (lambda f, n=name: tool(f, n), lambda f, n=name: read_tool(f, n)) for name in EXPORTS
+        name: (lambda f, n=name: tool(f, n), lambda f, n=name: read_tool(f, n))
+        for name in EXPORTS
+        if EXPORTS[name][1] in FORMATS
     },
 }
 

@@ -1,5 +1,6 @@
 """One annotation of a COCO file: read as it is meant, checked, and made detectron2's object."""
 
+import contextlib
 import sys
 from collections import Counter
 from collections.abc import Container
@@ -16,6 +17,8 @@ from normdet.errors import NormdetError
 # pycocotools takes memory by a polygon's length in pixels: of no use above this, and what it does
 # then is to crash.
 LONGEST_OUTLINE = 1 << 22
+# Letters of a text that may be a number.
+_LONGEST_NUMBER = 40
 
 
 def id_key(value: Any) -> str | None:
@@ -54,11 +57,19 @@ def as_meant(annotation: dict, record: dict, where: str, counts: Counter) -> dic
     """
     meant = dict(annotation)
     crowd = annotation.get("iscrowd", 0)
-    meant["iscrowd"] = {None: 0, False: 0, True: 1}.get(crowd, crowd) if _is_plain(crowd) else crowd
+    if _is_plain(crowd):
+        crowd = {None: 0, False: 0, True: 1}[crowd]
+    meant["iscrowd"] = number_of(crowd)
+    if isinstance(box := annotation.get("bbox"), list) and any(type(one) is str for one in box):
+        meant["bbox"] = [number_of(one) for one in box]
+        counts["boxes were written as text"] += 1
     if annotation.get("ignore") in (1, "1"):
         meant["iscrowd"] = 1
         counts["annotations were marked `ignore`: taken as crowd regions"] += 1
-    box, mask = annotation.get("bbox"), annotation.get("segmentation")
+    box, mask = meant.get("bbox"), annotation.get("segmentation")
+    if isinstance(mask, list) and (outlines := _from_points(mask)):
+        meant["segmentation"] = mask = outlines
+        counts["polygons were written as lists of points"] += 1
     if isinstance(box, dict) and {"x", "y", "width", "height"} <= box.keys():
         meant["bbox"] = box = [box[name] for name in ("x", "y", "width", "height")]
         counts["boxes were written as objects, not lists"] += 1
@@ -73,6 +84,30 @@ def as_meant(annotation: dict, record: dict, where: str, counts: Counter) -> dic
         meant["bbox"] = [x0, y0, x1 - x0, y1 - y0]
         counts["boxes were missing: taken from their masks"] += 1
     return meant
+
+
+def number_of(value: Any) -> Any:
+    """The number that a text is; anything else as it is."""
+    if not isinstance(value, str) or len(value) > _LONGEST_NUMBER:
+        return value
+    with contextlib.suppress(ValueError):
+        number = float(value)
+        return int(number) if number.is_integer() else number
+    return value
+
+
+def _from_points(mask: list) -> list | None:
+    """Outlines `x0, y0, x1, ...` of one list of points, or of several; None where it is neither."""
+    if all(isinstance(part, list) and part and isinstance(part[0], list) for part in mask):
+        outlines = mask
+    elif len(mask) > 2 and all(isinstance(part, list) and len(part) == 2 for part in mask):
+        outlines = [mask]
+    else:
+        return None
+    points = [point for outline in outlines for point in outline]
+    if not all(isinstance(point, list) and len(point) == 2 for point in points):
+        return None
+    return [[value for point in outline for value in point] for outline in outlines]
 
 
 def _is_plain(value: Any) -> bool:

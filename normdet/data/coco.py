@@ -17,6 +17,7 @@ from normdet.data.annotation import (
     fault_of,
     id_key,
     mask_bounds,
+    number_of,
     object_of,
 )
 from normdet.data.image_file import read_header
@@ -350,7 +351,7 @@ def _sizes(
     """Height and width of each image that was found: as stated, or as the file says."""
     sizes = {}
     for key, path in paths.items():
-        stated = [images[key].get(name) for name in ("height", "width")]
+        stated = [number_of(images[key].get(name)) for name in ("height", "width")]
         try:
             if stated == [None, None]:
                 header = read_header(path)

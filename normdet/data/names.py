@@ -203,4 +203,6 @@ def _suffix(name: str) -> str:
 
 def _stem_key(name: str) -> str:
     stem, suffix = os.path.splitext(name)
-    return _key(stem if suffix.lower() in SUFFIXES else name)
+    if suffix.lower() in SUFFIXES:
+        name = stem
+    return _key(name.removesuffix(".ome").removesuffix(".OME"))

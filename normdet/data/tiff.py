@@ -155,8 +155,15 @@ def _parts(file: tifffile.TiffFile, path: Path) -> Iterator[_Part]:
         if page.is_reduced or page.photometric == PHOTOMETRIC.MASK or not page.shape:
             continue
         sizes = dict(zip(stored.axes, stored.shape, strict=True))
-        if "Y" not in sizes or "X" not in sizes or len(sizes) < len(stored.axes):
+        # Axes without a name are called Q, and tools write some of length 1.
+        told = "".join(
+            axis for axis, size in zip(stored.axes, stored.shape, strict=True)
+            if axis != "Q" or size > 1
+        )  # fmt: skip
+        if "Y" not in sizes or "X" not in sizes or len(set(told)) < len(told):
             raise NormdetError(f"{path} has the axes {stored.axes}: no image is told in them")
+        if stored.dtype is None or stored.dtype.kind not in "buif":
+            raise NormdetError(f"{path} has samples of type {stored.dtype}, which are no pixels")
         channels, samples = sizes.get("C", 1), sizes.get("S", 1)
         planes = int(np.prod(stored.shape, dtype=np.int64))
         planes //= max(1, channels * samples * sizes["Y"] * sizes["X"])

@@ -215,6 +215,7 @@ def _write_safetensors(obj: dict[str, Any], file: IO[bytes]) -> None:
 
 class _StandIn:
     value: np.ndarray | np.generic | None = None
+    boxed: list | None = None
 
     def __setstate__(self, state: Any) -> None:
         raise pickle.UnpicklingError(f"{type(self).__name__[1:]} with a state of its own")
@@ -222,12 +223,14 @@ class _StandIn:
 
 class _Dtype(_StandIn):
     def __init__(self, text: str, *_: Any) -> None:
-        if not (isinstance(text, str) and re.fullmatch(r"[<>|=]?[biufcSU]\d{1,4}", text)):
+        self.objects = text == "O8"
+        if not (isinstance(text, str) and re.fullmatch(r"[<>|=]?[biufcSU]\d{1,4}|O8", text)):
             raise pickle.UnpicklingError(f"arrays of dtype {text!r}")
-        self.dtype = np.dtype(text)
+        self.dtype = None if self.objects else np.dtype(text)
 
     def __setstate__(self, state: tuple) -> None:
-        self.dtype = self.dtype.newbyteorder(state[1])
+        if not self.objects:
+            self.dtype = self.dtype.newbyteorder(state[1])
 
 
 class _Array(_StandIn):
@@ -236,6 +239,11 @@ class _Array(_StandIn):
 
     def __setstate__(self, state: tuple) -> None:
         _, shape, dtype, fortran, data = state
+        if dtype.objects:  # numpy's box around one object, as `np.save` of a dict makes it
+            if shape != () or not isinstance(data, list) or len(data) != 1:
+                raise pickle.UnpicklingError("arrays of objects")
+            self.boxed = data
+            return
         self.value = _array(data, dtype, shape, "F" if fortran else "C")
 
 
@@ -299,10 +307,19 @@ def _read_pickle(path: Path, allow_unsafe: bool) -> Any:
     with open(path, "rb") as file:
         if allow_unsafe:
             return pickle.load(file, encoding="latin1")
-        _check_memo(file)
-        file.seek(0)
-        loaded = _ArrayUnpickler(file, encoding="latin1").load()
-    return _resolve(loaded, {})
+        return load_arrays(file)
+
+
+def load_arrays(file: IO[bytes]) -> Any:
+    """The arrays and plain containers of a pickle, from where an open file is; no code is run.
+
+    Raises:
+        Exception: of nearly any kind, where the pickle is damaged or asks for more.
+    """
+    begin = file.tell()
+    _check_memo(file)
+    file.seek(begin)
+    return _resolve(_ArrayUnpickler(file, encoding="latin1").load(), {})
 
 
 def _check_memo(file: IO[bytes]) -> None:
@@ -332,6 +349,8 @@ def _resolve(obj: Any, done: dict[int, Any]) -> Any:
         resolved = type(obj)(_resolve(v, done) for v in obj)
     elif isinstance(obj, _StandIn) and obj.value is not None:
         resolved = obj.value
+    elif isinstance(obj, _StandIn) and obj.boxed is not None:
+        resolved = _resolve(obj.boxed[0], done)
     else:
         raise pickle.UnpicklingError(f"it holds a {getattr(obj, '__name__', type(obj).__name__)}")
     done[id(obj)] = resolved

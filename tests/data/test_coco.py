@@ -190,7 +190,7 @@ def _rle(counts):
         (_put("images", "file_name", "gone.png"), "1 images \\(of 2\\) that do not exist: .*gone"),
         (_put("images", "file_name", "../x.png"), "'../x.png', which lies outside"),
         (_put("images", "file_name", "/etc/passwd"), "'/etc/passwd', which lies outside"),
-        (_put("images", "width", "30"), "image 1 has no width"),
+        (_put("images", "width", "wide"), "image 1 has no width"),
     ],
 )
 def test_a_broken_file_is_refused_by_name(tiny, change, sentence):

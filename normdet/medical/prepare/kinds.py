@@ -181,4 +181,5 @@ def stacks(request: Request, report: Report, notes: list[str]) -> Iterator[Stack
         limit,
         report,
         request.choice,
+        notes,
     )

@@ -11,11 +11,13 @@ import numpy as np
 
 from normdet.data import image_file as image_reader
 from normdet.data.choice import DEFAULT, Choice
-from normdet.data.image_file import TIFF_SUFFIXES
+from normdet.data.image_file import TIFF_SUFFIXES, Header
 from normdet.data.slices import Slice, Source
 from normdet.errors import NormdetError
 from normdet.files.faults import Report
+from normdet.medical.prepare import cellpose
 from normdet.medical.prepare.layout import (
+    better,
     is_aside,
     is_label,
     labels_by_key,
@@ -40,13 +42,20 @@ from normdet.medical.readers.find import walk
 # The value of Pascal VOC's border around objects.
 VOID = 255
 # JPEG changes pixel values: a label saved as JPEG cannot be read back.
-LABEL_SUFFIXES = (".png", ".bmp", *TIFF_SUFFIXES, *nifti.SUFFIXES)
+LABEL_SUFFIXES = (".png", ".bmp", *TIFF_SUFFIXES, *nifti.SUFFIXES, cellpose.ENDING)
+# What ilastik writes unless told otherwise.
+_HDF5 = (".h5", ".hdf5", ".ilp")
 
 
 def find_labels(root: Path, labels: Path | None, report: Report) -> tuple[list[Path], Path]:
     """Every label file, and the folder that their names begin in."""
     place = labels or root
-    files = [path for path in walk(place, report) if path.name.lower().endswith(LABEL_SUFFIXES)]
+    everything = list(walk(place, report))
+    for path in everything:
+        if path.suffix.lower() in _HDF5 and is_label(path.relative_to(place)):
+            report(f"{path} is HDF5, which is not read: export it as tif or png (in ilastik, "
+                   "Choose Export Image Settings)")  # fmt: skip
+    files = [path for path in everything if path.name.lower().endswith(LABEL_SUFFIXES)]
     files = [path for path in files if not is_aside(path)]
     if labels is None:
         files = [path for path in files if _is_label(path, root)]
@@ -89,23 +98,20 @@ def image_stacks(
     max_pixels: int,
     report: Report,
     choice: Choice = DEFAULT,
+    notes: list[str] | None = None,
 ) -> Iterator[Stack]:
     """Images (`kind` `"image"`) or volumes (`"nifti"`), each with its label file."""
     found, place = find_labels(root, labels, report)
+    found = better(found, place, [] if notes is None else notes)
     found = [path for path in found if _is_volume(path) == (kind == "nifti")]
     sources = {source.paths[0]: source for source in image_sources(root, labels, kind, report)}
     pairs = pair(sources, root, found, place, report)
+    # By headers, before a label of any size is decoded.
+    pairs = {
+        path: label for path, label in pairs.items() if _fits(label, path, kind, report, choice)
+    }
     rule = settled(rule, list(pairs.values()), axis, max_pixels, choice)
     for path, label in pairs.items():
-        try:
-            if kind == "nifti":
-                nifti.check_same_grid(label, path)
-            else:
-                header = image_reader.read_header(path, choice=choice)
-                check_pages(label, path, header.count, choice)
-        except NormdetError as error:
-            report(str(error))
-            continue
         below = path.relative_to(root)
         key = patient_of(below, patient)
         yield Stack(
@@ -117,6 +123,21 @@ def image_stacks(
             labels=(label,),
             reading=str(rule),
         )
+
+
+def _fits(label: Path, image: Path, kind: str, report: Report, choice: Choice) -> bool:
+    """Whether a label is of its image's pages and size, as far as headers tell."""
+    try:
+        if kind == "nifti":
+            nifti.check_same_grid(label, image)
+        elif not label.name.lower().endswith(cellpose.ENDING):
+            header = image_reader.read_header(image, choice=choice)
+            check_pages(label, image, header.count, choice)
+            check_size(label, image, header, choice)
+        return True
+    except NormdetError as error:
+        report(str(error))
+        return False
 
 
 def settled(
@@ -158,7 +179,11 @@ def read_labels(
     if _is_volume(path):
         volume, _ = nifti.load_volume(path, axis=axis, max_pixels=max_pixels, labels=True)
         return as_labels(volume.reshape(len(volume), -1), str(path)).reshape(volume.shape)
-    pages = image_reader.read_pages(path, max_pixels=max_pixels, labels=True, choice=choice)
+    if path.name.lower().endswith(cellpose.ENDING):
+        masks = cellpose.read_masks(path, max_pixels)
+        pages: Sequence[np.ndarray] = masks if masks.ndim == 3 else [masks]
+    else:
+        pages = image_reader.read_pages(path, max_pixels=max_pixels, labels=True, choice=choice)
     return [as_labels(page, str(path)) for page in pages]
 
 
@@ -227,6 +252,20 @@ def check_pages(label: Path, image: Path, count: int, choice: Choice = DEFAULT) 
     pages = image_reader.read_header(label, labels=True, choice=choice).count
     if pages != count:
         raise NormdetError(f"{label} has {pages} pages, its image {image} {count}")
+
+
+def check_size(label: Path, image: Path, header: Header, choice: Choice = DEFAULT) -> None:
+    """Refuse a label of another size than its image's by their headers.
+
+    Raises:
+        NormdetError: naming both sizes.
+    """
+    own = image_reader.read_header(label, labels=True, choice=choice)
+    if (own.height, own.width) != (header.height, header.width):
+        raise NormdetError(
+            f"{label} has {own.width}x{own.height} pixels, its image {image} "
+            f"{header.width}x{header.height}"
+        )
 
 
 def check_fit(shape: tuple[int, ...], item: Slice, label: Path) -> None:

@@ -2,7 +2,7 @@
 
 import re
 import unicodedata
-from collections.abc import Callable, Hashable, Iterable
+from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
 from normdet.files.faults import Report
@@ -10,21 +10,28 @@ from normdet.files.words import first_of
 from normdet.medical.readers.find import stem
 
 _LABEL_FOLDER = re.compile(
-    r"(labels?|masks?|annotations?|segmentations?|segmentation(object|class)|instances?"
+    r"(labels?|masks?|annotations?|segmentations?|segmentation(object|class)(png)?|instances?"
     r"|ground_?truth|gt)(?=tr$|ts$|$)",
     re.I,
 )
-_IMAGE_FOLDER = re.compile(r"(jpegimages|images?|imgs?|scans?)(?=tr$|ts$|$)", re.I)
+_IMAGE_FOLDER = re.compile(r"(jpegimages|images?|imgs?|scans?|^data)(?=tr$|ts$|$)", re.I)
 # Cellpose writes `_cp_masks`, QuPath's scripts `-labelled`, ilastik `_Simple Segmentation`.
 _LABEL_WORDS = (
     r"((cp_)?masks?|labels?|labell?ed|seg|segmentations?|instances?|gt|ground_?truth"
     r"|(simple|multicut|predicted)[ _]segmentation|object[ _](identities|predictions))"
 )
-_LABEL_ENDING = re.compile(rf"(^|[_-]){_LABEL_WORDS}$", re.I)
+_LABEL_ENDING = re.compile(rf"(^|[_ -]){_LABEL_WORDS}$", re.I)
 # By-products that Cellpose and ilastik write beside images: neither images nor labels.
 _ASIDE = re.compile(
-    r"[_-](cp_)?(outlines?|flows?|styles?|cellprob|probabilities|uncertainty|features)$", re.I
+    r"[_-](cp_)?(outlines?|flows?|styles?|cellprob|probabilities|uncertainty|features)"
+    r"(_cp_masks)?$",
+    re.I,
 )
+# Pictures of labels that labelme writes for people to look at.
+_SHOWN_FOLDER = re.compile(r"^segmentation(object|class)(visualization|viz|npy)$", re.I)
+# Of two labels of one image the better by its folder or name: instances before classes, what was
+# exported before what a tool keeps for itself.
+_BETTER = (re.compile(r"(^|/)segmentationobject(png)?/", re.I), re.compile(r"(?<!_seg\.npy)$"))
 _LABEL_BEGINNING = re.compile(rf"^{_LABEL_WORDS}[_-]", re.I)
 _IMAGE_WORDS = re.compile(r"^(images?|img)([_-]|$)|[_-](images?|img)$", re.I)
 # nnU-Net's channel number.
@@ -53,7 +60,7 @@ def is_label(path: Path) -> bool:
 
 def is_aside(path: Path) -> bool:
     """Whether a name is that of a tool's by-product: outlines, flows, probabilities."""
-    return bool(_ASIDE.search(_stem(path)))
+    return bool(_ASIDE.search(_stem(path)) or _SHOWN_FOLDER.search(path.parent.name))
 
 
 def match_key(path: Path) -> tuple[str, ...]:
@@ -85,6 +92,27 @@ def labels_by_key(paths: Iterable[Path], root: Path, report: Report) -> dict[tup
         if len(files) > 1:
             report(f"{_listed(files)} are labels of one image: none of them is taken")
     return {key: files[0] for key, files in groups.items() if len(files) == 1}
+
+
+def better(labels: Sequence[Path], place: Path, notes: list[str]) -> list[Path]:
+    """Labels without those that another of the same image is better than, which a note tells.
+
+    Args:
+        labels: below `place`.
+        place: where their names begin.
+        notes: gets a sentence.
+    """
+    kept, left = [], []
+    for files in _grouped(labels, place, match_key).values():
+        best = _best(files) if len(files) > 1 else None
+        kept += [best] if best else files
+        left += [path for path in files if best not in (None, path)]
+    if left:
+        notes.append(
+            f"{place}: left out {len(left)} labels beside better ones of the same images (objects "
+            f"before classes, exported before saved): {_listed(left)}; name a folder by --labels"
+        )
+    return kept
 
 
 def pair(
@@ -131,6 +159,15 @@ def _pairs(
             yield from _pairs(pictures, root, files, place, report, _exact_key)
         else:
             report(f"{_listed(pictures)} have one label, and are left out: {_listed(files)}")
+
+
+def _best(files: Sequence[Path]) -> Path | None:
+    """The one of several labels that is better than the others, if their names tell."""
+    for mark in _BETTER:
+        better = [path for path in files if mark.search(path.as_posix())]
+        if len(better) == 1:
+            return better[0]
+    return None
 
 
 def _grouped(

@@ -36,6 +36,10 @@ _TRAITS = (
 ).split()
 _TIMES = ("TriggerTime", "AcquisitionDateTime", "AcquisitionTime", "ContentTime")
 # Tags that describe the pixels, and their defaults.
+_WHOLE = (
+    "NumberOfFrames", "BitsStored", "HighBit", "PixelRepresentation", "SamplesPerPixel",
+    "PlanarConfiguration",
+)  # fmt: skip
 _DEFAULTS = {
     "SamplesPerPixel": lambda data: 1,
     "PhotometricInterpretation": lambda data: "MONOCHROME2" if data.SamplesPerPixel == 1 else "RGB",
@@ -414,6 +418,9 @@ def _frames(path: Path, max_pixels: int, report: Report) -> Iterator[_Frame]:
 
 def _complete(data: Any) -> None:
     """Fill in the tags on the storage of pixels that a file leaves out."""
+    for name in _WHOLE:
+        if name in data and _integer(data, name) is None:
+            del data[name]  # as if it were not there
     for name, value in _DEFAULTS.items():
         if _value(data, name) is None and (_value(data, "SamplesPerPixel") or name[0] == "S"):
             with contextlib.suppress(AttributeError, ValueError, TypeError):

@@ -12,6 +12,7 @@ import tifffile
 from PIL import Image
 
 from normdet.cli import main
+from normdet.data import image_file
 
 HEIGHT, WIDTH = 60, 80
 BOX = [10, 12, 20, 24]  # x, y, width, height
@@ -251,7 +252,111 @@ def fiftyone(root):
     write(root / "samples.json", {"samples": samples})
 
 
+def label_studio_csv(root):
+    """JSON-MIN's regions in the cells of a table."""
+    label_studio_min(root)
+    lines = ["image,id,label,annotator"]
+    for task in json.loads((root / "min.json").read_text()):
+        cell = json.dumps(task["label"]).replace('"', '""')
+        lines.append(f'{task["image"]},{task["id"]},"{cell}",1')
+    (root / "min.json").unlink()
+    write(root / "project.csv", "\n".join(lines))
+
+
+def table_without_head(root):
+    lines = []
+    for name in NAMES:
+        image(root / f"{name}.png")
+        lines.append(f"{name}.png,10,12,30,36,cell")
+    write(root / "_annotations.csv", "\n".join(lines))
+
+
+def cvat_video(root):
+    boxes = ""
+    for number in range(4):
+        image(root / "images" / f"frame_{number:06d}.PNG")
+        boxes += (f'<box frame="{number}" outside="{int(number == 3)}" occluded="0" keyframe="1" '
+                  'xtl="10" ytl="12" xbr="30" ybr="36"/>')  # fmt: skip
+    (root / "images" / "frame_000003.PNG").unlink()
+    text = f'<annotations><track id="0" label="cell">{boxes}</track></annotations>'
+    write(root / "annotations.xml", f'<?xml version="1.0"?>{text}')
+
+
+def labelme_groups(root):
+    """Each object in two polygons; what JSON says of the image comes first, and is long."""
+    for name in NAMES:
+        image(root / f"{name}.png")
+        halves = [
+            [(10, 12), (20, 12), (20, 36), (10, 36)],
+            [(20, 12), (30, 12), (30, 36), (20, 36)],
+        ]
+        shapes = [{"label": "cell", "points": half, "group_id": 4} for half in halves]
+        write(root / f"{name}.json", {
+            "imageData": "x" * 200_000, "imagePath": f"{name}.png", "imageHeight": HEIGHT,
+            "imageWidth": WIDTH, "shapes": shapes,
+        })  # fmt: skip
+
+
+def via_3(root):
+    for name in NAMES:
+        image(root / f"{name}.png")
+    xy = [[2, *BOX], [7, *FLAT], [2, *BOX]]
+    numbers = [str(n) for n in range(1, 4)]
+    write(root / "project.json", {
+        "project": {"pid": "x"}, "config": {}, "view": {n: {"fid_list": [n]} for n in numbers},
+        "attribute": {"1": {"aname": "class", "options": {"0": "cell"}}},
+        "file": {n: {"fid": n, "fname": f"{a}.png"} for n, a in zip(numbers, NAMES, strict=True)},
+        "metadata": {f"{n}_x": {"vid": n, "xy": place, "av": {"1": "0"}}
+                     for n, place in zip(numbers, xy, strict=True)},
+    })  # fmt: skip
+
+
+def qupath_of_ome(root):
+    """Detections inside of a region, which is no object, in images of two endings."""
+    qupath(root)
+    for name in NAMES:
+        (root / f"{name}.tif").rename(root / f"{name}.ome.tif")
+        path = root / f"{name}.geojson"
+        (found,) = json.loads(path.read_text())["features"]
+        found["properties"]["objectType"] = "detection"
+        corners = [[0, 0], [79, 0], [79, 59], [0, 59], [0, 0]]
+        region = {"type": "Feature", "properties": {"objectType": "annotation"},
+                  "geometry": {"type": "Polygon", "coordinates": [corners]}}  # fmt: skip
+        write(path, [region, found])
+
+
+def yolo_pose(root):
+    yolo(root)
+    (root / "data.yaml").write_text("names: [dirt, cell]\nkpt_shape: [2, 3]\n")
+    for path in (root / "train" / "labels").iterdir():
+        text = path.read_text().strip().replace("1 ", "1.0\t", 1)
+        path.write_text(f"{text} 0.2 0.3 2 0.3 0.4 2\r\n")
+
+
+def coco_in_other_words(root):
+    """Numbers as text, and outlines as lists of points."""
+    for name in NAMES:
+        image(root / "images" / f"{name}.png")
+    size = {"height": str(HEIGHT), "width": str(WIDTH)}
+    shapes = [[[list(point) for point in OUTLINE]], [list(point) for point in OUTLINE], [FLAT]]
+    write(root / "c.json", {
+        "images": [{"id": n, "file_name": f"{a}.png", **size} for n, a in enumerate(NAMES)],
+        "annotations": [{"id": n, "image_id": str(n), "category_id": "1", "iscrowd": "0",
+                         "bbox": [str(value) for value in BOX], "segmentation": shape}
+                        for n, shape in enumerate(shapes)],
+        "categories": [{"id": 1, "name": "cell"}],
+    })  # fmt: skip
+
+
 EXPORTS = {
+    "label studio, table": (label_studio_csv, "label-studio", 0),
+    "table without head": (table_without_head, "csv", 0),
+    "cvat of a video": (cvat_video, "cvat", 0),
+    "labelme groups": (labelme_groups, "labelme", 3),
+    "via of version 3": (via_3, "via", 1),
+    "qupath in a region": (qupath_of_ome, "geojson", 3),
+    "yolo pose": (yolo_pose, "yolo", 0),
+    "coco in other words": (coco_in_other_words, "coco", 3),
     "labelme": (labelme, "labelme", 2),
     "via": (via, "via", 1),
     "via of version 1": (lambda root: via(root, old=True), "via", 1),
@@ -332,7 +437,9 @@ OBJECT = """<object><name>cell</name><bndbox><xmin>11</xmin><ymin>13</ymin><xmax
 <ymax>36</ymax></bndbox></object>"""
 
 
-@pytest.mark.parametrize("tool", [t for t in EXPORTS if EXPORTS[t][1] not in ("csv", "createml")])
+@pytest.mark.parametrize(
+    "tool", [t for t in EXPORTS if EXPORTS[t][1] not in ("csv", "createml", "coco")]
+)
 def test_a_broken_file_is_named_and_the_others_are_read(tmp_path, capsys, tool):
     EXPORTS[tool][0](tmp_path / "lab")
     out = str(tmp_path / "out")
@@ -352,7 +459,8 @@ def test_a_broken_file_is_named_and_the_others_are_read(tmp_path, capsys, tool):
     ("{}.tif", "{}_cp_masks.png"), ("{}_img.tif", "{}_masks.tif"), ("{}.tif", "{}-labelled.tif"),
     ("images/{}.ome.tif", "masks/{}.tif"), ("{}.ome.tif", "{}.tif"), ("{}.tif", "{}-labels.tif"),
     ("{}.tif", "{}_Simple Segmentation.tif"), ("{}.tif", "{}_Object Identities.tif"),
-    ("JPEGImages/{}.tif", "SegmentationObject/{}.png"),
+    ("JPEGImages/{}.tif", "SegmentationObject/{}.png"), ("{}.tif", "{} Labels.tif"),
+    ("data/{}.tif", "labels/{}.png"), ("JPEGImages/{}.tif", "SegmentationObjectPNG/{}.png"),
 ])  # fmt: skip
 def test_label_images_as_tools_name_them(tmp_path, capsys, names):
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
@@ -370,6 +478,83 @@ def test_label_images_as_tools_name_them(tmp_path, capsys, names):
     assert "faults   0" in capsys.readouterr().out
     made = json.loads((tmp_path / "out" / "fingerprint.json").read_text())
     assert sum(made["objects"].values()) == 6
+
+
+def test_the_file_of_cellpose_s_window_is_read_and_runs_nothing(tmp_path, capsys):
+    labels = np.zeros((HEIGHT, WIDTH), np.uint16)
+    labels[12:36, 10:30], labels[40:50, 40:60] = 1, 2
+    (tmp_path / "lab").mkdir()
+    for name in NAMES:
+        image(tmp_path / "lab" / f"{name}.png")
+        content = {"masks": labels, "outlines": labels, "ismanual": np.zeros(2, bool),
+                   "filename": f"{name}.png", "flows": [labels[None]], "diameter": np.float32(9),
+                   "chan_choose": [0, 0], "colors": np.zeros((2, 3), np.uint8)}  # fmt: skip
+        np.save(tmp_path / "lab" / f"{name}_seg.npy", content, allow_pickle=True)
+    ran = tmp_path / "ran"
+
+    class Evil:
+        def __reduce__(self):
+            return (ran.touch, ())
+
+    image(tmp_path / "lab" / "evil.png")
+    np.save(tmp_path / "lab" / "evil_seg.npy", {"masks": Evil()}, allow_pickle=True)
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 0
+    made = json.loads((tmp_path / "out" / "fingerprint.json").read_text())
+    assert sum(made["objects"].values()) == 6 and made["faults"] == 1
+    assert "evil_seg.npy cannot be read" in capsys.readouterr().err and not ran.exists()
+
+
+def test_of_two_labels_objects_win_over_classes(tmp_path, capsys):
+    for name in NAMES:
+        image(tmp_path / "lab" / "JPEGImages" / f"{name}.jpg")
+        for kind, values in (("Object", (1, 2)), ("Class", (1, 1))):
+            labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+            labels[12:36, 10:30], labels[12:36, 31:50] = values
+            palette(tmp_path / "lab" / f"Segmentation{kind}" / f"{name}.png", labels)
+        shown = tmp_path / "lab" / "SegmentationObjectVisualization" / f"{name}.jpg"
+        image(shown)  # labelme's, to look at
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out 3 labels beside better ones" in said and "faults 0" in said
+    made = json.loads((tmp_path / "out" / "fingerprint.json").read_text())
+    assert sum(made["objects"].values()) == 6
+
+
+def test_images_without_annotations_are_told(tmp_path, capsys):
+    yolo(tmp_path / "lab")
+    image(tmp_path / "lab" / "train" / "images" / "later.png")
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert "left out 1 images that no annotation is for: train/images/later.png" in said
+
+
+def test_what_ilastik_writes_by_default_is_named(tmp_path, capsys):
+    image(tmp_path / "lab" / "a.png")
+    (tmp_path / "lab" / "a_Simple Segmentation.h5").write_bytes(b"\x89HDF\r\n")
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 2
+    assert "is HDF5, which is not read: export it as tif or png" in capsys.readouterr().err
+
+
+def test_axes_of_length_one_need_no_name(tmp_path):
+    labels = np.zeros((1, 1, HEIGHT, WIDTH), np.uint32)
+    labels[..., 12:36, 10:30] = 1
+    for name in NAMES:
+        image(tmp_path / "lab" / f"{name}.png")
+        tifffile.imwrite(tmp_path / "lab" / f"{name}_Object Identities.tif", labels)
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 0
+
+
+def test_a_large_label_of_a_small_image_is_refused_by_its_header(tmp_path, capsys, monkeypatch):
+    for name in NAMES:
+        image(tmp_path / "lab" / "images" / f"{name}.png")
+        labels = np.zeros((HEIGHT, WIDTH) if name != "b" else (3000, 3000), np.uint8)
+        labels[12:36, 10:30] = 1
+        palette(tmp_path / "lab" / "labels" / f"{name}.png", labels)
+    read, seen = image_file._read_pillow, []
+    monkeypatch.setattr(image_file, "_read_pillow", lambda *a: seen.append(a[0].name) or read(*a))
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 0
+    said = " ".join(capsys.readouterr().err.split())
+    assert "has 3000x3000 pixels, its image" in said and "b.png" not in seen
 
 
 def palette(path, labels):

@@ -19,14 +19,15 @@ from tests.medical.prepare.make import SECRETS, blobs, write_bowl, write_segment
 
 
 def images(source):
-    """Five images with labels, one of them without an object and one that does not fit."""
+    """Five images with labels, one of them without an object and one with halves in it."""
     for name in ("images", "labels"):
         (source / name).mkdir(parents=True)
     for index in range(5):
         case = blobs(index)
         Image.fromarray(case.pixels).save(source / "images" / f"{index}.png")
         Image.fromarray(case.labels * (index != 1)).save(source / "labels" / f"{index}.png")
-    Image.fromarray(blobs(0, size=64).labels).save(source / "labels" / "0.png")
+    (source / "labels" / "0.png").unlink()
+    Image.fromarray(blobs(0).labels.astype(np.float32) / 2).save(source / "labels" / "0.tif")
 
 
 def patients(source):
@@ -186,7 +187,7 @@ def test_faults_are_counted_again_and_refused_if_they_stop(tmp_path, run, capsys
     images(tmp_path / "in")
     run(stop_after=3)
     assert run("--on-error", "stop", code=2) == ["images__0"]
-    assert "labels/0.png has 64x64 pixels" in capsys.readouterr().err
+    assert "labels/0.tif is no label image" in capsys.readouterr().err
     assert run() == ["images__3", "images__4"]
     assert "faults   1" in capsys.readouterr().out
 

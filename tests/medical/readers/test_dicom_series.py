@@ -127,3 +127,15 @@ def test_no_optional_tag_costs_the_image(tmp_path, tag):
     assert one.pixels.shape == (32, 32)
     offset = 0 if tag.startswith("Rescale") else 1024
     assert np.array_equal(one.pixels + offset, blobs(0, size=32, count=1).pixels)
+
+
+@pytest.mark.parametrize("text", [b"n/a ", b"1\\2 ", b"NaN ", b"\xff\xfe"])
+def test_a_number_of_frames_that_is_none_costs_no_image(tmp_path, text):
+    from pydicom.dataelem import RawDataElement
+    from pydicom.tag import Tag
+
+    data, tag = dicom_image(blobs(0, size=32, count=1), 0), Tag(0x00280008)
+    data._dict[tag] = RawDataElement(tag, "IS", len(text), text, 0, False, True)
+    data.save_as(tmp_path / "a.dcm", enforce_file_format=True)
+    (one,) = read_slices(tmp_path)
+    assert one.pixels.shape == (32, 32)

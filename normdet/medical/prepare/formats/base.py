@@ -5,6 +5,7 @@ packages that read them depend on a viewer, OpenCV or a web client. All are brou
 so that :mod:`normdet.data.coco` checks their boxes, masks and names.
 """
 
+import contextlib
 import os
 import re
 from collections import Counter
@@ -24,6 +25,7 @@ from normdet.data.records import MAX_BOX_FAULTS, Dataset, are_finite
 from normdet.errors import NormdetError
 from normdet.files.faults import Report
 from normdet.files.read import read_text
+from normdet.files.words import first_of
 from normdet.medical.readers.find import walk
 
 # This many first bytes of a file show its format.
@@ -57,6 +59,7 @@ class Files:
     def __init__(self, root: Path):
         self.root = root
         self._begins: dict[Path, str] = {}
+        self._ends: dict[Path, str] = {}
 
     @cached_property
     def all(self) -> list[Path]:
@@ -86,13 +89,24 @@ class Files:
         return self._begins[path]
 
     def json_with(self, *keys: str, opening: str = "{[") -> list[Path]:
-        """The JSON files that begin with `start` and have all `keys` near their beginning."""
+        """JSON files that begin so and have all these keys near their beginning or end."""
         return [
             path
             for path in self.ending(".json")
             if self.beginning(path)[:1] and self.beginning(path)[0] in opening
-            and all(f'"{key}"' in self.beginning(path) for key in keys)
+            and all(f'"{key}"' in self.beginning(path) or f'"{key}"' in self._end(path)
+                    for key in keys)
         ]  # fmt: skip
+
+    def _end(self, path: Path) -> str:
+        """The last letters of a file that is longer than its beginning."""
+        if len(self.beginning(path)) < _PROBE // 4:  # letters have up to four bytes
+            return ""
+        if path not in self._ends:
+            with contextlib.suppress(OSError), open(path, "rb") as file:
+                file.seek(-min(_PROBE, file.seek(0, os.SEEK_END)), os.SEEK_END)
+                self._ends[path] = file.read().decode("utf-8", "ignore")
+        return self._ends.get(path, "")
 
 
 @dataclass
@@ -126,9 +140,7 @@ class Builder:
         for name in names:
             self._categories.setdefault(" ".join(str(name).split()), len(self._categories))
 
-    def image(
-        self, name: str, source: Path, size: Sequence[Any] | None = None
-    ) -> dict | None:
+    def image(self, name: str, source: Path, size: Sequence[Any] | None = None) -> dict | None:
         """Add an image that a file names; if it is missing, report that and return None.
 
         Args:
@@ -200,6 +212,15 @@ class Builder:
             entry["segmentation"] = mask
         self._annotations.append(entry)
 
+    def _unnamed(self) -> list[str]:
+        """The images of the source that no file named."""
+        known = {os.path.realpath(path) for path in self._images}
+        return [
+            str(path.relative_to(self.root))
+            for path in Files(self.root).ending(*SUFFIXES)
+            if os.path.realpath(path) not in known
+        ]
+
     def leave_out(self, what: str) -> None:
         """Count a point, a line or the like, which no detector finds."""
         self._left_out[what] += 1
@@ -218,13 +239,16 @@ class Builder:
             "categories": [{"id": n, "name": name} for name, n in self._categories.items()],
         }
         folder = self.root if self.root.is_dir() else self.root.parent
-        dataset = dataset_of(
-            content, self.root, folder, _Found(), self.report, self.max_box_faults
-        )
+        dataset = dataset_of(content, self.root, folder, _Found(), self.report, self.max_box_faults)
         dataset.notes.extend(self.finder.said(self.root))
         dataset.notes.extend(
             f"{self.root}: left out {count} {what}" for what, count in self._left_out.items()
         )
+        if self.root.is_dir() and (unnamed := self._unnamed()):
+            dataset.notes.append(
+                f"{self.root}: left out {len(unnamed)} images that no annotation is for: "
+                f"{first_of(unnamed)}"
+            )
         dataset.notes.extend(self.notes)
         return dataset
 

@@ -27,9 +27,7 @@ def find(files: Files) -> list[Path]:
 def read(file: Path, out: Builder) -> None:
     """All images of a task or project."""
     root = parse_xml(file, MAX_TEXT)
-    out.declare(
-        name for name in (label.findtext("name") for label in root.iter("label")) if name
-    )
+    out.declare(name for name in (label.findtext("name") for label in root.iter("label")) if name)
     for entry in root.iter("image"):
         try:
             size = int(entry.get("height") or 0), int(entry.get("width") or 0)
@@ -38,6 +36,20 @@ def read(file: Path, out: Builder) -> None:
                 _add(out, image, shape)
         except (ValueError, TypeError) as error:
             raise NormdetError(f"{file} has a shape that is not numbers: {error}") from error
+    frames: dict[int, dict | None] = {}
+    for track in root.iter("track"):
+        for shape in track:
+            try:
+                number = int(shape.get("frame") or 0)
+                if shape.get("outside") == "1":
+                    continue
+                if number not in frames:
+                    frames[number] = out.image(f"frame_{number:06d}", file)
+                if frames[number]:
+                    shape.set("label", track.get("label") or "")
+                    _add(out, frames[number], shape)
+            except (ValueError, TypeError) as error:
+                raise NormdetError(f"{file} has a shape that is not numbers: {error}") from error
 
 
 def _add(out: Builder, image: dict, shape: Element) -> None:

@@ -8,6 +8,8 @@ from normdet.medical.prepare.formats.base import Builder, Files, Format, flat, s
 
 # The type of a QuPath object that only contains others.
 _HOLDERS = ("root", "tma_core")
+# Those that it finds; annotations without a class are where it looked.
+_DETECTIONS = ("detection", "cell", "tile")
 
 
 def find(files: Files) -> list[Path]:
@@ -27,12 +29,17 @@ def read(file: Path, out: Builder) -> None:
     if not isinstance(content, list):
         raise NormdetError(f"{file} is not GeoJSON: it has no list features")
     image = out.image(same_stem(file), file)
+    kinds = {_kind(feature) for feature in content if isinstance(feature, dict)}
+    regions = bool(kinds & set(_DETECTIONS))
     for feature in content if image else ():
         geometry, about = feature.get("geometry") or {}, feature.get("properties") or {}
         kind, lines = geometry.get("type"), geometry.get("coordinates")
-        if str(about.get("objectType", about.get("object_type", ""))).lower() in _HOLDERS:
-            continue
         classed = about.get("classification") or {}
+        if _kind(feature) in _HOLDERS:
+            continue
+        if regions and not classed and _kind(feature) == "annotation":
+            out.leave_out("annotations without a class, in which others are detected")
+            continue
         label = classed.get("name") if isinstance(classed, dict) else classed
         label = label or "object"
         if kind == "Polygon":
@@ -48,6 +55,11 @@ def read(file: Path, out: Builder) -> None:
             polygons=[_open(flat(part[0])) for part in parts],
             holes=[_open(flat(line)) for part in parts for line in part[1:]],
         )
+
+
+def _kind(feature: dict) -> str:
+    about = feature.get("properties") or {}
+    return str(about.get("objectType", about.get("object_type", ""))).lower()
 
 
 def _open(line: list[float]) -> list[float]:

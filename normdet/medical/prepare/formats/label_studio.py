@@ -1,5 +1,8 @@
-"""Label Studio's JSON and JSON-MIN: tasks with regions in percent of the image."""
+"""Label Studio's JSON, JSON-MIN and CSV: tasks with regions in percent of the image."""
 
+import csv
+import io
+import json
 from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
@@ -8,14 +11,23 @@ import numpy as np
 
 from normdet.data.coco import read_json
 from normdet.errors import NormdetError
-from normdet.medical.prepare.formats.base import Builder, Files, Format, ellipse, rectangle, rle_of
+from normdet.medical.prepare.formats.base import (
+    Builder,
+    Files,
+    Format,
+    ellipse,
+    rectangle,
+    rle_of,
+    text_of,
+)
 
 _KINDS = ("rectanglelabels", "polygonlabels", "ellipselabels", "brushlabels")
 
 
 def find(files: Files) -> list[Path]:
-    """Lists of tasks."""
-    return [
+    """Lists of tasks, and tables with regions in their cells."""
+    tables = [path for path in files.ending(".csv") if "original_width" in files.beginning(path)]
+    return tables + [
         path
         for path in files.json_with(opening="[")
         if any(f'"{kind}"' in files.beginning(path) for kind in (*_KINDS, "labels"))
@@ -25,7 +37,7 @@ def find(files: Files) -> list[Path]:
 
 def read(file: Path, out: Builder) -> None:
     """All tasks of an export."""
-    for task in read_json(file):
+    for task in _rows(file) if file.suffix.lower() == ".csv" else read_json(file):
         if not isinstance(task, dict):
             raise NormdetError(f"{file} is not Label Studio's: a task is no object")
         name = _image_name(task)
@@ -34,6 +46,20 @@ def read(file: Path, out: Builder) -> None:
         image = out.image(name, file)
         for region in _regions(task) if image else ():
             _add(out, image, region, file)
+
+
+def _rows(file: Path) -> Iterable[dict]:
+    """The rows of a table as tasks: the same cells as JSON-MIN's values."""
+    for row in csv.DictReader(io.StringIO(text_of(file))):
+        yield {key: _cell(value) for key, value in row.items() if key}
+
+
+def _cell(text: Any) -> Any:
+    """A list where a cell holds one."""
+    try:
+        return json.loads(text) if isinstance(text, str) and text.startswith("[") else text
+    except ValueError:
+        return text
 
 
 def _image_name(task: dict) -> str | None:
@@ -131,4 +157,4 @@ def brush(rle: list[int], height: int, width: int) -> np.ndarray:
     return values.reshape(height, width, 4)[..., 3] > 0
 
 
-FORMAT = Format("label-studio", "Label Studio's JSON or JSON-MIN", find, read)
+FORMAT = Format("label-studio", "Label Studio's JSON, JSON-MIN or CSV", find, read)

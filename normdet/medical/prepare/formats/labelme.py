@@ -2,6 +2,7 @@
 
 import base64
 import io
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
@@ -23,7 +24,9 @@ from normdet.medical.prepare.formats.base import (
 
 def find(files: Files) -> list[Path]:
     """JSON with shapes and the path of an image."""
-    return files.json_with("shapes", opening="{")
+    shaped = files.json_with("shapes", opening="{")
+    # What is cut short may lack its shapes.
+    return sorted({*shaped, *files.json_with("imageData", opening="{")})
 
 
 def read(file: Path, out: Builder) -> None:
@@ -35,11 +38,11 @@ def read(file: Path, out: Builder) -> None:
     image = out.image(str(content.get("imagePath") or same_stem(file)), file, size)
     if image is None:
         return
-    for shape in content["shapes"]:
+    for shape in _joined(content["shapes"]):
         label, kind = shape.get("label", ""), shape.get("shape_type") or "polygon"
         points = shape.get("points") or []
         if kind == "polygon":
-            out.add(image, label, polygons=[flat(points)])
+            out.add(image, label, polygons=[flat(part) for part in shape.get("parts", [points])])
         elif kind == "rectangle" and len(points) >= 2:
             xs, ys = zip(*(point[:2] for point in points), strict=True)
             out.add(image, label, box=corners_box(min(xs), min(ys), max(xs), max(ys)))
@@ -55,6 +58,23 @@ def read(file: Path, out: Builder) -> None:
                 out.add(image, label, rle=rle)
         else:
             out.leave_out(f"shapes of the kind {kind}")
+
+
+def _joined(shapes: Sequence[dict]) -> list[dict]:
+    """Polygons of one label and group are parts of one object; they get its `parts`."""
+    groups: dict[tuple, dict] = {}
+    found = []
+    for shape in shapes:
+        group = shape.get("group_id")
+        if group is None or (shape.get("shape_type") or "polygon") != "polygon":
+            found.append(shape)
+            continue
+        key = str(shape.get("label")), str(group)
+        if key not in groups:
+            groups[key] = {**shape, "parts": []}
+            found.append(groups[key])
+        groups[key]["parts"].append(shape.get("points") or [])
+    return found
 
 
 FORMAT = Format("labelme", "labelme's JSON beside each picture", find, read)

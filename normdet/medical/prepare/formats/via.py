@@ -13,6 +13,13 @@ from normdet.medical.prepare.formats.base import Builder, Files, Format, ellipse
 
 # The attribute that is a region's class, if several are set.
 _CLASS = ("class", "label", "name", "type", "category")
+# What a project of version 3 holds, and its numbers of shapes.
+_VERSION_3 = ("config", "attribute", "file", "metadata", "view")
+_KINDS = {
+    2: ("rect", ("x", "y", "width", "height")),
+    3: ("circle", ("cx", "cy", "r")),
+    4: ("ellipse", ("cx", "cy", "rx", "ry")),
+}
 
 
 def find(files: Files) -> list[Path]:
@@ -24,6 +31,7 @@ def find(files: Files) -> list[Path]:
         path
         for path in files.ending(".json")
         if '"_via_img_metadata"' in files.beginning(path)
+        or all(f'"{key}"' in files.beginning(path) for key in _VERSION_3)
         or ('"regions"' in files.beginning(path) and '"filename"' in files.beginning(path))
     ]
     return [*projects, *tables]
@@ -39,6 +47,9 @@ def read(file: Path, out: Builder) -> None:
 
 def _json(file: Path) -> Iterable[tuple[str, list]]:
     content = read_json(file)
+    if isinstance(content, dict) and {*_VERSION_3} <= content.keys():
+        yield from _version_3(content)
+        return
     if isinstance(content, dict):
         content = content.get("_via_img_metadata", content)
     entries = content.values() if isinstance(content, dict) else content
@@ -47,10 +58,39 @@ def _json(file: Path) -> Iterable[tuple[str, list]]:
     for entry in entries:
         regions = entry.get("regions") or []
         regions = regions.values() if isinstance(regions, dict) else regions  # version 1
-        yield str(entry["filename"]), [
-            (region.get("shape_attributes") or {}, region.get("region_attributes") or {})
-            for region in regions
-        ]
+        yield (
+            str(entry["filename"]),
+            [
+                (region.get("shape_attributes") or {}, region.get("region_attributes") or {})
+                for region in regions
+            ],
+        )
+
+
+def _version_3(content: dict) -> Iterable[tuple[str, list]]:
+    """Shapes are `[kind, x, y, ...]`, and belong to views of files."""
+    attributes = content.get("attribute") or {}
+    names = {key: about.get("fname") for key, about in content["file"].items()}
+    found: dict[str, list] = {str(name): [] for name in names.values()}
+    for entry in content["metadata"].values():
+        files = (content["view"].get(str(entry.get("vid"))) or {}).get("fid_list") or []
+        values = {}
+        for key, value in (entry.get("av") or {}).items():
+            about = attributes.get(key) or {}
+            options = about.get("options") or {}
+            values[str(about.get("aname", key))] = options.get(str(value), value)
+        kind, *numbers = entry.get("xy") or [0]
+        for number in files if kind else ():
+            found[str(names[str(number)])].append((_shape(kind, numbers), values))
+    return found.items()
+
+
+def _shape(kind: int, numbers: list) -> dict:
+    """A shape of version 3 as version 2 writes it."""
+    if kind == 7:
+        return {"name": "polygon", "all_points_x": numbers[::2], "all_points_y": numbers[1::2]}
+    name, keys = _KINDS.get(kind, (str(kind), ()))
+    return {"name": name, **dict(zip(keys, numbers, strict=False))}
 
 
 def _csv(file: Path) -> Iterable[tuple[str, list]]:

@@ -1,6 +1,7 @@
 """YOLO's text files: boxes by centre and size, or polygons, as shares of the image."""
 
 import re
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 import yaml
@@ -11,7 +12,7 @@ from normdet.medical.prepare.formats.base import Builder, Files, Format, same_st
 
 # The largest list of names that is read; PyYAML reads about 100 kB per second.
 _LARGEST_YAML = 1 << 18
-_LINE = re.compile(r"^\s*\d+(\s+-?[\d.]+(e-?\d+)?){4,}\s*$", re.I)
+_LINE = re.compile(r"^\s*\d+(\.0*)?(\s+-?[\d.]+(e-?\d+)?){4,}\s*$", re.I)
 # The files with the names of classes, one per line.
 _LISTS = ("classes.txt", "obj.names", "predefined_classes.txt", "labels.txt", "_darknet.labels")
 
@@ -52,13 +53,14 @@ def read(file: Path, out: Builder) -> None:
         if not numbers:
             continue
         try:
-            number, *shares = int(numbers[0]), *map(float, numbers[1:])
-        except ValueError as error:
+            number, *shares = int(float(numbers[0])), *map(float, numbers[1:])
+        except (ValueError, OverflowError) as error:
             raise NormdetError(f"{file} has a line that is not numbers: {line[:60]!r}") from error
         if names and number >= len(names):
             raise NormdetError(f"{file} has the class {number}, and {len(names)} are named")
         label = names[number] if names else f"class {number}"
-        if len(shares) in (4, 5):  # the fifth is a prediction's confidence
+        # A fifth is a prediction's confidence; of a pose, points follow the box.
+        if len(shares) in (4, 5) or ((points := out.yolo_points) and len(shares) == 4 + points):
             x, y, w, h = shares[:4]
             box = [(x - w / 2) * width, (y - h / 2) * height, w * width, h * height]
             out.add(image, label, box=box)
@@ -72,19 +74,37 @@ def read(file: Path, out: Builder) -> None:
 def _names(out: Builder) -> list[str]:
     """The classes that a source declares, in order; read once."""
     if not hasattr(out, "yolo_names"):
-        out.yolo_names = _declared(out.root if out.root.is_dir() else out.root.parent)
+        files = Files(out.root if out.root.is_dir() else out.root.parent)
+        described = list(_described(files))
+        out.yolo_names = _declared(files, described)
+        out.yolo_points = next(filter(None, map(_points, described)), 0)
+        if out.yolo_points:
+            out.leave_out("kinds of keypoints: boxes are taken")
         out.declare(out.yolo_names)
     return out.yolo_names
 
 
-def _declared(root: Path) -> list[str]:
-    files = Files(root)
+def _described(files: Files) -> Iterator[dict]:
+    """What the YAML files of a source hold."""
     for path in files.ending(".yaml", ".yml"):
         try:
             content = yaml.safe_load(text_of(path, _LARGEST_YAML))
         except (yaml.YAMLError, NormdetError, RecursionError, ValueError):
             continue
-        names = content.get("names") if isinstance(content, dict) else None
+        if isinstance(content, dict):
+            yield content
+
+
+def _points(content: dict) -> int:
+    """How many numbers the keypoints of a pose have."""
+    shape = content.get("kpt_shape")
+    plain = isinstance(shape, list) and len(shape) == 2 and all(type(n) is int for n in shape)
+    return shape[0] * shape[1] if plain else 0
+
+
+def _declared(files: Files, described: Sequence[dict]) -> list[str]:
+    for content in described:
+        names = content.get("names")
         if isinstance(names, dict):
             names = [names[key] for key in sorted(names, key=int)]
         if isinstance(names, list) and names:

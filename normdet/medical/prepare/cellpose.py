@@ -1,0 +1,41 @@
+"""Cellpose's `_seg.npy`, which its window saves by default: a pickle, read without running it."""
+
+from pathlib import Path
+
+import numpy as np
+
+from normdet.data.slices import check_size
+from normdet.errors import NormdetError
+from normdet.files.read import check_regular
+from normdet.weights.files import load_arrays
+
+ENDING = "_seg.npy"
+# A file has the masks, the image and flows of five floats a pixel.
+_LARGEST = 2 << 30
+
+
+def read_masks(path: Path, max_pixels: int) -> np.ndarray:
+    """The masks `(H, W)`, or `(Z, H, W)` of a stack.
+
+    Raises:
+        NormdetError: a file that is not Cellpose's, is damaged, or asks for code to be run.
+    """
+    if check_regular(path) > _LARGEST:
+        raise NormdetError(f"{path} is larger than {_LARGEST >> 30} GB: not read")
+    try:
+        with open(path, "rb") as file:
+            version = np.lib.format.read_magic(file)
+            head = {(1, 0): np.lib.format.read_array_header_1_0}.get(
+                version, np.lib.format.read_array_header_2_0
+            )
+            head(file)
+            masks = load_arrays(file)["masks"]
+    except Exception as error:  # a damaged pickle can raise nearly any
+        raise NormdetError(
+            f"{path} cannot be read as Cellpose's masks ({type(error).__name__}): save them as PNG "
+            "or TIFF from Cellpose"
+        ) from error
+    if not isinstance(masks, np.ndarray) or masks.ndim not in (2, 3):
+        raise NormdetError(f"{path} holds no masks of an image")
+    check_size(path, *masks.shape[-2:], max_pixels, len(masks) if masks.ndim == 3 else 1)
+    return masks
