@@ -30,7 +30,7 @@ from normdet.medical.prepare.contact_sheet import draw
 from normdet.medical.prepare.fingerprint import fingerprint_of
 from normdet.medical.prepare.fragment import scale_of, write_configs
 from normdet.medical.prepare.journal import Journal, journal_beside, key_of, was_finished
-from normdet.medical.prepare.kinds import KINDS, Request, detect, stacks
+from normdet.medical.prepare.kinds import KINDS, OPTIONS, Request, detect, stacks
 from normdet.medical.prepare.masks import Labels
 from normdet.medical.prepare.stack import Stack
 from normdet.medical.prepare.write import (
@@ -125,6 +125,19 @@ def _ignore(text: str | None) -> tuple[int, ...] | None:
     return tuple(map(int, values))
 
 
+def _without_effect(args: argparse.Namespace, kind: str) -> list[str]:
+    """A note on options that were given and are for other kinds of sources."""
+    plain = vars(parse_arguments([str(args.source), "--out", str(args.out)]))
+    given = vars(args)
+    idle = [
+        "--" + name.replace("_", "-")
+        for name, kinds in OPTIONS.items()
+        if kind not in kinds and given[name] != plain[name]
+    ]
+    have = "has" if len(idle) == 1 else "have"
+    return [f"{', '.join(idle)} {have} no effect on a source of the kind {kind}"] if idle else []
+
+
 def _check_free(out: Path, overwrite: bool) -> None:
     if out.exists() and not (out.is_dir() and not any(out.iterdir())) and not overwrite:
         raise NormdetError(f"{out} exists: name another folder, or replace it with --overwrite")
@@ -155,7 +168,7 @@ def prepare(
         args.on_error,
         lambda line: console.print(line, markup=False, highlight=False, soft_wrap=True),
     )
-    notes: list[str] = []
+    notes = _without_effect(args, request.kind)
     queue = list(stacks(request, faults, notes))
     if numbers:
         queue = [replace(one, source=numbered(one.source, numbers)) for one in queue]

@@ -29,6 +29,21 @@ KINDS = {
     "nifti": "NIfTI volumes with label volumes",
     "dicom": "DICOM with DICOM-SEG or label images",
 }
+_LABELLED = ("images", "nifti", "dicom")
+_ANNOTATED = ("coco", "voc", *FORMATS)
+# The kinds that an option of `normdet prepare` is for; the others have an effect on every kind.
+OPTIONS = {
+    "images": ("coco", *FORMATS),
+    "labels": _LABELLED,
+    "instances": _LABELLED,
+    "ignore": _LABELLED,
+    "classes": (*_LABELLED, "masks"),
+    "axis": ("nifti",),
+    "neighbours": ("nifti", "dicom"),
+    "channels": ("images", "masks", *_ANNOTATED),
+    "planes": ("images", "masks", *_ANNOTATED),
+    "max_box_faults": _ANNOTATED,
+}
 # A COCO file is recognized by its beginning and end, which name these lists.
 _PROBE = 1 << 16
 
