@@ -1,4 +1,4 @@
-"""A few options that have every method among them, for tests that build whole detectors."""
+"""A few options that cover every method, for tests that build whole detectors."""
 
 from normdet.options import names
 

@@ -1,4 +1,4 @@
-"""The flag and the keys: what they fill, and what they leave."""
+"""The flag fills the keys of its parts and leaves the others."""
 
 import pytest
 from detectron2.config import get_cfg

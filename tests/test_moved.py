@@ -1,4 +1,4 @@
-"""Names of earlier versions still lead to what they named."""
+"""Names of earlier versions still work."""
 
 import importlib
 

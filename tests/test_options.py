@@ -90,7 +90,7 @@ def test_instance_norm_of_fully_connected_input_is_refused():
             parse(name).build_norm(8, dims=0)
 
 
-def test_what_does_not_go_together_is_refused_with_the_reason():
+def test_exclusive_methods_are_refused_with_the_reason():
     with pytest.raises(NormdetError, match="inverts its activation.*did you mean 'InPlaceABN'"):
         parse("InPlaceABN+TLU")
     assert "InPlaceABN+TLU" not in valid_options() and "InPlaceABN+WS" in valid_options()

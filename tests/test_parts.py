@@ -1,4 +1,4 @@
-"""The table of parts: whose a tensor is, and a stage's norm beside the backbone's."""
+"""The table of parts: the part of a tensor, and a stage's norm beside the backbone's."""
 
 import pytest
 from detectron2.config import get_cfg

@@ -36,7 +36,7 @@ def test_no_norm_decays_and_everything_else_does(text):
     decays = decay_by_name(model, cfg)
     assert decays.keys() == {n for n, p in model.named_parameters() if p.requires_grad}
     for name, decay in decays.items():
-        # The weight of a fully connected layer under WS lies in a parametrization of it.
+        # The weight of a fully connected layer under WS is inside a parametrization.
         layer = name.removesuffix(".parametrizations.weight.original")
         owner = model.get_submodule(layer if layer != name else name.rpartition(".")[0])
         is_conv = isinstance(owner, nn.Conv2d | nn.Linear | nn.ConvTranspose2d)

@@ -1,4 +1,4 @@
-"""`normdet tool`: a script that knows detectron2 alone works on a config with our keys."""
+"""`normdet tool`: a script written for detectron2 works on a config with our keys."""
 
 import subprocess
 import sys
@@ -7,7 +7,7 @@ import pytest
 
 from normdet.cli import main
 
-# What the scripts of detectron2's tools/ begin with, in a few lines.
+# The start of the scripts in detectron2's tools/, shortened.
 SCRIPT = """
 import argparse
 import sys

@@ -1,4 +1,4 @@
-"""Run a function on several gloo processes and bring back what each returned."""
+"""Run a function on several gloo processes and return the result of each."""
 
 import tempfile
 from collections.abc import Callable

@@ -60,7 +60,7 @@ def small_config(tmp_path_factory):
 
 @pytest.fixture(scope="session")
 def small_weights(small_config, pictures, tmp_path_factory):
-    """The detector after its norms have seen the pictures, its gammas and betas no start values."""
+    """The detector's weights, with the pictures' averages, and gammas and betas off their start."""
     from normdet.convert.views import Views
 
     torch.manual_seed(0)
@@ -71,7 +71,7 @@ def small_weights(small_config, pictures, tmp_path_factory):
         if name.endswith("conv3.norm.weight"):  # branches weigh little, as in trained networks
             parameter.data *= 0.3
     norms = [m for m in model.modules() if hasattr(m, "reset_running_stats")]
-    # Averages over all that was seen: layers settle one after another.
+    # Average over all inputs; layers settle one after another.
     views = Views(model, [name for name, _ in model.named_parameters()])
     images = torch.stack(pictures).float()
     for _ in range(3):

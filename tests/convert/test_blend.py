@@ -1,4 +1,4 @@
-"""EvalNorm trains as BN; its blend is learned afterwards, from images, and nothing else is."""
+"""EvalNorm trains as BN; afterwards only its blend is learned, from images."""
 
 import copy
 
@@ -54,7 +54,7 @@ def test_trains_exactly_as_batch_norm():
     assert all(torch.equal(value, state[key]) for key, value in plain.state_dict().items())
 
 
-def test_training_leads_the_blend_to_the_share_of_an_example():
+def test_the_blend_approaches_an_example_s_share_in_training():
     norm = EvalNorm(4)
     assert norm.blend == 0
     for _ in range(100):
@@ -103,14 +103,14 @@ def test_independent_examples_get_about_the_share_of_one(batch):
     assert first.error < first.error_of_bn
 
 
-def test_a_batch_of_one_image_over_is_all_its_own():
+def test_a_batch_of_one_repeated_image_gets_a_blend_of_one():
     model = to_eval_norm(trained(2))
     alike = [x[:1].expand(2, -1, -1, -1) for x in images(20, 2)]
     assert all(row.blend == 1 and row.error < 1e-6 for row in fit_eval_norm(model, alike))
 
 
-def test_single_examples_come_closer_to_what_training_made_of_them():
-    """The distance that the whole network's output keeps from its training-time self."""
+def test_fitted_outputs_are_nearer_to_those_of_training():
+    """Measured by the distance of the network's outputs in test and training mode."""
     model = trained(2)
     held_out = images(60, 2)[40:]
 
@@ -126,14 +126,14 @@ def test_single_examples_come_closer_to_what_training_made_of_them():
     assert distance(model) < 0.8 * plain
 
 
-def test_the_rest_of_a_test_batch_is_not_seen():
+def test_an_output_does_not_depend_on_the_rest_of_a_test_batch():
     model = to_eval_norm(trained(2))
     fit_eval_norm(model, images(5, 2))
     x = images(1, 4)[0]
     torch.testing.assert_close(model.eval()(x)[:1], model(x[:1]))
 
 
-def test_what_cannot_be_fitted_is_refused():
+def test_a_model_that_cannot_be_fitted_is_refused():
     with pytest.raises(NormdetError, match="no EvalNorm to fit"):
         fit_eval_norm(net(), images(2, 2))
     with pytest.raises(NormdetError, match="more than one example"):

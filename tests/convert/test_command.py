@@ -10,7 +10,7 @@ from normdet.weights import load_file
 
 @pytest.fixture
 def command(small_config, small_weights, picture_folder, tmp_path):
-    """Runs the command on the small detector; further words go behind."""
+    """Runs the command on the small detector, with further words at the end."""
 
     def run(*words, images=True):
         pictures = ["--images", str(picture_folder)] if images else []
@@ -36,7 +36,7 @@ def test_distilled_from_files_to_files(command, tmp_path, capsys):
     assert "converted without labels" in card and "| distilled" in card
     assert str(tmp_path) not in card.partition("## Use")[0]
 
-    # The config beside it reads it, learned epsilon included.
+    # The config beside the weights reads them, with the learned epsilon.
     assert main(["train", "--config-file", f"{tmp_path}/out.yaml", "--dry-run"]) == 0
     shown = capsys.readouterr().out
     assert "start values" not in shown and "tensors)" not in shown

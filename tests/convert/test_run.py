@@ -1,4 +1,4 @@
-"""Conversion between norms: exact where the norm allows it, nearer with each rung elsewhere."""
+"""Conversion between norms is exact if the norm allows it, and else nearer with each rung."""
 
 import pytest
 import torch
@@ -50,7 +50,7 @@ def test_switch_norm_is_nearly_bn_at_first(small_cfg, pictures):
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["GN", "LN", "IN", "FRN+TLU", "FRN", "GN+WS", "FRN+TLU+AWS"])
 def test_stored_moments_keep_the_function_and_leave_nothing(to, small_cfg, pictures, tmp_path):
-    """Scales, signs and orders of channels included: at t = 0 it is the original."""
+    """At t = 0 it is the original, also with scaled, negated and reordered channels."""
     done = run(small_cfg(), to, pictures, "annealed")
     if not to.endswith("+WS"):  # standardized filters cannot be the original's
         assert worst(done) < 2e-3
@@ -79,12 +79,12 @@ def test_stored_moments_keep_the_function_and_leave_nothing(to, small_cfg, pictu
 
 @pytest.mark.slow
 @pytest.mark.parametrize("to", ["GN", "FRN+TLU"])
-def test_what_is_kept_in_epsilon_brings_it_nearer(to, small_cfg, pictures):
+def test_a_larger_epsilon_brings_the_result_nearer(to, small_cfg, pictures):
     found = [mean(run(small_cfg(), to, pictures, "calibrated", keep=k)) for k in (0.0, 0.5, 0.9)]
     assert found == sorted(found, reverse=True) and found[2] < 0.85 * found[0]
 
 
-def test_frn_keeps_all_in_the_limit(small_cfg, pictures):
+def test_frn_keeps_the_function_as_epsilon_grows(small_cfg, pictures):
     assert worst(run(small_cfg(), "FRN+TLU", pictures, keep=0.9999)) < 0.01
 
 
@@ -149,7 +149,7 @@ def test_folded_statistics_take_images(small_cfg, small_weights, pictures, tmp_p
 
 
 @pytest.mark.slow
-def test_standardized_filters_lose_less_when_images_tell_what_matters(small_cfg, pictures):
+def test_standardized_filters_lose_less_with_images(small_cfg, pictures):
     closed, calibrated = (run(small_cfg(), "GN+WS", pictures, r) for r in ("closed", "calibrated"))
     early = [errors(done)["error res2"] for done in (closed, calibrated)]
     assert early[1] < 0.8 * early[0]
@@ -167,7 +167,7 @@ def test_standardized_filters_lose_less_when_images_tell_what_matters(small_cfg,
         ("GNN", {}, "did you mean"),
     ],
 )
-def test_what_cannot_be_converted_is_said(to, settings, sentence, small_cfg):
+def test_a_conversion_that_cannot_be_done_is_refused(to, settings, sentence, small_cfg):
     with pytest.raises(NormdetError, match=sentence):
         convert(small_cfg(), Settings(to, **settings, size=SIZE))
 

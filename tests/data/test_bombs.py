@@ -1,4 +1,4 @@
-"""Files that unpack to far more than they are: refused by their headers, before memory is asked."""
+"""Files that unpack to far more than their size are refused by their headers."""
 
 import struct
 import zlib
@@ -59,7 +59,7 @@ def test_bombs_are_refused_on_every_route(tmp_path, name):
         read_header(path)
     record = {"file_name": str(path), "height": SIDE, "width": SIDE}
     assert "compression bomb" in check_images([record])[0]
-    # A label may be of one value: most of it is.
+    # A label image may have a single value.
     assert read_header(path, labels=True).height == SIDE
 
 
@@ -69,7 +69,7 @@ def test_small_images_of_one_colour_are_fine(tmp_path):
 
 
 def pages(path, count, circle=False):
-    """A TIFF of so many pages, all of the same pixels, by its directories alone."""
+    """A TIFF whose directories are many pages of the same pixels."""
     place, entries = 8, ((256, 4), (257, 4), (258, 8), (262, 1), (273, 0), (278, 4), (279, 16))
     size = 2 + 12 * len(entries) + 4
     parts = [b"II*\0", struct.pack("<I", place)]

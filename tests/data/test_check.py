@@ -1,4 +1,4 @@
-"""Every bad image is named before the first step, quickly, and looked at once."""
+"""Every bad image is named before the first step, quickly, and each file is checked once."""
 
 import io
 import time
@@ -46,7 +46,7 @@ def test_a_jpeg_with_something_behind_its_end_is_whole(tmp_path):
     assert check_images([record(path)]) == []
 
 
-def test_a_thumbnail_does_not_pass_for_the_end(tmp_path):
+def test_the_end_of_a_thumbnail_is_not_taken_for_the_file_s(tmp_path):
     exif = Image.Exif()
     small = io.BytesIO()
     Image.fromarray(PIXELS[:9, :9]).save(small, "JPEG")
@@ -73,7 +73,7 @@ def test_a_stack_is_no_image(tmp_path):
     assert "holds 3 planes" in fault
 
 
-def test_what_was_seen_is_not_read_again_until_it_changes(tmp_path, monkeypatch, cache):
+def test_a_checked_file_is_not_read_again_until_it_changes(tmp_path, monkeypatch, cache):
     records = [save(tmp_path / f"patient {n}.png") for n in range(3)]
     assert check_images(records) == []
     read = []
@@ -83,7 +83,7 @@ def test_what_was_seen_is_not_read_again_until_it_changes(tmp_path, monkeypatch,
     (tmp_path / "patient 1.png").write_bytes(b"no image")
     assert len(check_images(records)) == 1
     assert [path.name for path in read] == ["patient 1.png"]
-    # The cache names nobody.
+    # The cache holds no names.
     (file,) = cache.rglob("*.json")
     assert "patient" not in file.read_text() and "patient" not in file.name
 
@@ -94,8 +94,8 @@ def test_without_a_place_for_the_cache_all_is_read(tmp_path, monkeypatch):
     assert check_images([save(tmp_path / "a.png")]) == []
 
 
-def test_many_are_looked_at_without_being_decoded(tmp_path, monkeypatch):
-    # Time is not asserted: what would make it long is.
+def test_many_files_are_checked_without_decoding(tmp_path, monkeypatch):
+    # This asserts the reason for its speed, not the time.
     records = [save(tmp_path / f"{n}.png") for n in range(50)]
     monkeypatch.setattr(Image.Image, "load", lambda image: pytest.fail("decoded"))
     start = time.perf_counter()

@@ -1,4 +1,4 @@
-"""Channels and planes of a stack are chosen by the user, or by a rule that is said."""
+"""Channels and planes of a stack are chosen by the user, or by a rule that is reported."""
 
 import numpy as np
 import pytest
@@ -53,7 +53,7 @@ def test_channels_and_planes_are_chosen(tmp_path, axes):
     assert read_header(tmp_path / "a.ome.tif", choice=parse_choice("", "middle")).count == 1
 
 
-def test_two_channels_and_what_is_said_of_them(tmp_path, caplog):
+def test_two_channels_become_colours_with_a_warning(tmp_path, caplog):
     from normdet.data import choice
 
     choice.tell_of_channels.cache_clear()
@@ -74,7 +74,7 @@ def test_a_stack_is_no_image_to_train_on(cfg, tmp_path):
 
 
 @pytest.mark.parametrize("text", ["0", "1,2", "a", "1,2,3,4", "-1"])
-def test_choices_that_are_none(text):
+def test_bad_choices_are_refused(text):
     with pytest.raises(NormdetError, match="channels"):
         parse_choice(text)
     with pytest.raises(NormdetError, match="planes"):

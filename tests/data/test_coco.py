@@ -46,7 +46,7 @@ def tiny(tmp_path):
 
 
 def without_areas(records):
-    """What detectron2 reads: it does not keep the areas that a file states."""
+    """Records as detectron2 reads them, without the areas that a file states."""
     for record in records:
         for entry in record["annotations"]:
             entry.pop("area", None)
@@ -118,7 +118,7 @@ def test_polygons_of_less_than_three_points_are_left_out(tiny):
         [1, 1, float("inf"), 1, 5, 9],
         [1, 1, 10**400, 1, 5, 9],
         [1, 1, "9", 1, 5, 9],
-        # Back and forth across the image: nothing is wrong with it but its length.
+        # It goes back and forth across the image; only its length is wrong.
         [-5, -5, 35, 25] * 60_000,
     ],
     ids=["far", "infinite", "not a float", "text", "endless"],
@@ -133,7 +133,7 @@ def test_polygons_that_would_end_the_process_are_left_out(tiny, polygon):
 
 def test_polygons_that_leave_the_image_a_little_are_taken(tiny):
     content, load = tiny
-    # The second has many points, and is no longer for that.
+    # The second has many points, but is not longer.
     for polygon in ([-9, -4, 35, 0.5, 20, 33], [1.5, 2.5] * 60_000):
         content["annotations"][0]["segmentation"] = [polygon]
         assert load().records[0]["annotations"][0]["segmentation"] == [polygon]

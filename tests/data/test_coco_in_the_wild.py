@@ -1,4 +1,4 @@
-"""What files of COCO's form hold beyond the form: read as it is meant, and said."""
+"""Deviations from COCO's form are read as they are meant, and reported."""
 
 import copy
 import json
@@ -45,7 +45,7 @@ def objects(dataset):
     return [entry for record in dataset.records for entry in record["annotations"]]
 
 
-def test_ids_are_compared_as_what_they_mean(wild):
+def test_ids_of_several_types_are_compared_by_value(wild):
     content, load = wild
     good = load()
     for kind in (str, float):
@@ -68,7 +68,7 @@ def test_what_training_does_not_need_may_be_missing(wild, key):
 
 
 def test_ids_of_annotations_may_repeat(wild):
-    # Nobody compares them: evaluation numbers the objects itself.
+    # Nothing compares them, since evaluation numbers the objects itself.
     content, load = wild
     content["annotations"][1]["id"] = 1
     assert len(objects(load())) == 2
@@ -98,7 +98,7 @@ def test_boxes_as_objects_flat_polygons_and_two_corners(wild):
     assert "objects, not lists" in said and "without the list" in said and "two corners" in said
 
 
-def test_a_missing_box_is_that_of_its_mask(wild):
+def test_a_missing_box_is_taken_from_the_mask(wild):
     content, load = wild
     for entry in content["annotations"]:
         entry["bbox"] = None
@@ -111,7 +111,7 @@ def test_crowds_marked_by_true_and_false(wild):
     assert [entry["iscrowd"] for entry in objects(load())] == [1, 0]
 
 
-def test_a_category_that_only_holds_the_others_is_no_class(wild):
+def test_a_category_that_only_groups_others_is_no_class(wild):
     content, load = wild
     content["categories"] = [
         {"id": 0, "name": "cells", "supercategory": "none"},
@@ -119,7 +119,7 @@ def test_a_category_that_only_holds_the_others_is_no_class(wild):
     ]
     dataset = load()
     assert dataset.classes == ["cell"] and "'cells' only holds the others" in dataset.notes[0]
-    content["annotations"][0]["category_id"] = 0  # it owns something
+    content["annotations"][0]["category_id"] = 0  # now it has an object
     assert load().classes == ["cells", "cell"]
 
 
@@ -141,7 +141,7 @@ def test_boxes_as_corners_are_counted_named_and_refused(wild):
     assert "2 of 2 boxes disagree" in load(max_box_faults=1).notes[0]
 
 
-def test_boxes_that_are_off_by_rounding_are_nothing_to_speak_of(wild):
+def test_boxes_that_are_off_by_rounding_are_not_reported(wild):
     content, load = wild
     content["annotations"][0]["bbox"] = [1.2, 2.1, 11.4, 11.9]
     content["annotations"][1].update(bbox=[-1.5, -1, 33, 22], segmentation=None)

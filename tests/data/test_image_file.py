@@ -96,7 +96,7 @@ def test_names_are_unique_and_keep_their_letters(tmp_path):
     assert all("細胞" in name and "/" not in name and " " not in name for name in names)
 
 
-def test_what_is_no_image_is_named(tmp_path):
+def test_a_file_that_is_no_image_is_named(tmp_path):
     (tmp_path / "a.png").write_bytes(b"\x89PNG no image")
     (tmp_path / "b.tif").write_bytes(b"II*\0 no image")
     Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "c.png")
@@ -108,7 +108,7 @@ def test_what_is_no_image_is_named(tmp_path):
         list(read_slices(tmp_path))
 
 
-def test_what_the_system_does_not_let_be_read_is_named(tmp_path, monkeypatch):
+def test_a_file_without_permission_is_named(tmp_path, monkeypatch):
     Image.fromarray(RAMP.astype(np.uint8)).save(tmp_path / "a.png")
     (tmp_path / "private").mkdir()
     (tmp_path / "secret").touch()

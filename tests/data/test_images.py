@@ -1,4 +1,4 @@
-"""The images a model is shown one by one: those of more than 8 bits are not clipped."""
+"""The images that a model sees one by one; those of more than 8 bits are not clipped."""
 
 import json
 
@@ -59,7 +59,7 @@ def test_eight_bits_stay_as_they_are(tmp_path):
         assert tensor[:, 0, 0].tolist() == [30, 20, 10]
 
 
-def test_a_window_is_for_what_it_was_not_applied_to_yet(tmp_path):
+def test_a_window_is_not_applied_twice(tmp_path):
     ramp = np.tile(np.arange(64, dtype=np.uint8), (64, 1))
     (tmp_path / "set" / "images").mkdir(parents=True)
     Image.fromarray(ramp).save(tmp_path / "set" / "images" / "a.png")

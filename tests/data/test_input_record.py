@@ -27,7 +27,7 @@ def fingerprint(tmp_path, content):
     (tmp_path / "data" / "fingerprint.json").write_text(content)
 
 
-def test_what_training_writes_is_read_back(cfg, tmp_path):
+def test_the_record_that_training_writes_is_read_back(cfg, tmp_path):
     fingerprint(tmp_path, json.dumps({"window": "CT:40,400", "axis": None, "neighbours": 2}))
     write_record(cfg, tmp_path)
     expected = InputRecord(["Zelle", "ядро"], [9, 4], "CT:40,400", "axial", 2)

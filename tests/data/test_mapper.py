@@ -62,7 +62,7 @@ def test_channels_come_in_the_order_of_the_config(cfg, tmp_path):
 def test_no_tiff_loses_bits(cfg, tmp_path, dtype, channels):
     colour = np.stack([DEEP, DEEP // 2, DEEP // 3, DEEP], axis=-1)[..., :channels]
     stored = (colour / 700).astype(dtype).squeeze()
-    # Beyond 8 bits, where the type goes so far.
+    # Beyond 8 bits, if the type can hold that.
     stored = (stored * {"i1": 1, "f2": 3}.get(dtype, 300)).astype(dtype)
     path = tmp_path / "a.tif"
     tifffile.imwrite(path, stored, photometric="minisblack" if channels == 1 else "rgb")
@@ -92,7 +92,7 @@ def test_eight_bits_are_detectron2s(cfg, tmp_path, mode, suffix):
     assert torch.equal(ours["image"], theirs["image"]) and ours["image"].dtype == torch.uint8
 
 
-def test_values_that_are_no_numbers_are_refused(tmp_path):
+def test_values_that_are_not_finite_are_refused(tmp_path):
     values = DEEP.astype(np.float32)
     values[3, 4] = np.nan
     tifffile.imwrite(tmp_path / "a.tif", values)

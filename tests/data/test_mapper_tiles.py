@@ -1,4 +1,4 @@
-"""INPUT.TILE in training: what a random tile shows is what its annotations say."""
+"""INPUT.TILE in training: the annotations of a random tile fit its pixels."""
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -23,7 +23,7 @@ def config(*opts):
 
 @pytest.fixture
 def image():
-    """Rectangles in a grey value each: at an edge, large, small, and near a corner."""
+    """Rectangles of different grey values: at an edge, large, small, and near a corner."""
     pixels = np.zeros((150, 200), np.uint8)
     for value, (x, y, w, h) in zip(
         VALUES, [(0, 10, 30, 40), (50, 30, 100, 90), (170, 20, 9, 9), (180, 130, 20, 20)],
@@ -113,6 +113,6 @@ def test_the_test_mapper_leaves_the_image_as_it_is(image, tmp_path):
 @pytest.mark.parametrize(
     "opts", [("INPUT.CROP.ENABLED", True), ("MODEL.KEYPOINT_ON", True)], ids=lambda o: o[0]
 )
-def test_what_does_not_go_with_tiles_is_refused(opts):
+def test_options_that_exclude_tiles_are_refused(opts):
     with pytest.raises(NormdetError, match=r"INPUT\.TILE"):
         build_mapper(config(*opts), is_train=True)

@@ -25,7 +25,7 @@ NAMES = {
 
 
 @pytest.mark.parametrize("name", NAMES)
-def test_a_file_is_found_as_tools_name_it_and_how_is_said(tmp_path, name):
+def test_a_file_is_found_by_a_tool_s_name_and_the_way_is_reported(tmp_path, name):
     for place in ("images/a.png", "images/nested/a b.png", "other/c.png"):
         (tmp_path / place).parent.mkdir(parents=True, exist_ok=True)
         (tmp_path / place).touch()

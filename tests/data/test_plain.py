@@ -1,4 +1,4 @@
-"""Annotations looked at side by side give what each looked at alone gives."""
+"""Annotations checked in columns give the same as each checked alone."""
 
 import json
 import random
@@ -36,7 +36,7 @@ def _annotation(number: int, draw: random.Random) -> dict:
 
 
 def _odd(entry: dict, draw: random.Random) -> dict:
-    """Now and then something that is wrong in a way of its own."""
+    """Sometimes make one thing wrong."""
     if draw.random() < 0.4:
         return entry
     box = entry.get("bbox", [1, 1, 5, 5])
@@ -54,7 +54,7 @@ def _odd(entry: dict, draw: random.Random) -> dict:
 
 
 @pytest.mark.parametrize("seed", range(30))
-def test_side_by_side_is_one_by_one(tmp_path, monkeypatch, seed):
+def test_columns_give_what_single_annotations_give(tmp_path, monkeypatch, seed):
     draw = random.Random(seed)
     (tmp_path / "images").mkdir()
     for name in ("a.png", "b.png"):
@@ -134,5 +134,5 @@ def test_runs_of_many_masks_at_once():
 
 
 def test_an_unfinished_run_is_none():
-    # pycocotools reads on behind the text.
+    # pycocotools reads beyond the text.
     assert runs("1") == [1] and runs("1o") is None

@@ -17,7 +17,7 @@ from normdet.errors import NormdetError
 
 @pytest.fixture
 def cfg():
-    """A box detector of one class, and what the test registers forgotten after it."""
+    """A box detector of one class; datasets that the test registers are removed after it."""
     cfg = get_cfg()
     normdet.add_normdet_config(cfg)
     cfg.MODEL.ROI_HEADS.NUM_CLASSES = 1
@@ -165,7 +165,7 @@ def test_crowd_regions_may_be_rle_among_polygons(cfg, real_data, tmp_path):
     assert sum(obj["iscrowd"] for record in records for obj in record["annotations"]) == 1
 
 
-def test_the_images_of_a_dataset_are_had_whatever_the_model_takes(tmp_path, monkeypatch):
+def test_the_images_of_a_dataset_do_not_depend_on_the_model(tmp_path, monkeypatch):
     folder = tmp_path / "images"
     folder.mkdir()
     content = {
@@ -182,8 +182,8 @@ def test_the_images_of_a_dataset_are_had_whatever_the_model_takes(tmp_path, monk
         image_files("coco_2017_val_100")
 
 
-def test_what_others_registered_is_looked_at_too(cfg, tmp_path):
-    """A user's own catalogue entry: sizes where it states them, and what is fetched is left."""
+def test_a_dataset_that_the_user_registered_is_checked_too(cfg, tmp_path):
+    """A user's own catalogue entry: stated sizes are checked, files to fetch are not."""
     Image.fromarray(np.zeros((20, 30), np.uint8)).save(tmp_path / "good.png")
     (tmp_path / "bad.png").write_bytes(b"broken")
     record = {"file_name": str(tmp_path / "good.png"), "height": 20, "width": 30, "annotations": []}

@@ -41,7 +41,7 @@ def test_more_images_held_out_hold_the_earlier_ones():
 
 
 @pytest.mark.parametrize("part, share", [("test", 0.2), ("val", 0.0), ("val", 1.0), ("val", -1.0)])
-def test_nonsense_is_refused(part, share):
+def test_a_bad_share_or_part_is_refused(part, share):
     with pytest.raises(NormdetError, match="split:val:SHARE:DATASET"):
         split(dataset(9), part, share)
     with pytest.raises(NormdetError, match="two are the least"):

@@ -1,4 +1,4 @@
-"""What the pages say to type: bash runs every block, with stand-ins that note how they are called.
+"""Bash runs every block of the pages, with stand-ins that record their arguments.
 
 Each call of `normdet` is then read by the command's own parser, its options parsed, its configs
 found and its keys merged.
@@ -18,14 +18,14 @@ from normdet.options import parse
 
 from .pages import REPO, blocks, pages_with
 
-# A stand-in writes its name and arguments, one each before a NUL, and a newline at the end.
+# A stand-in writes its name and its arguments, each followed by a NUL, and a newline at the end.
 _NOTE = '#!/bin/sh\nprintf "%s\\0" "${0##*/}" "$@" >> "$CALLS"; printf "\\n\\0" >> "$CALLS"\n'
 _PROGRAMS = ("normdet", "make", "pip", "python", "python3", "torchrun", "git")
 _OURS = {name.partition("/")[0] for name in config_names()}
 
 
 class _Parsed(Exception):
-    """Stops a command once its arguments are read."""
+    """Raised to stop a command once its arguments are read."""
 
     def __init__(self, args: argparse.Namespace):
         super().__init__("parsed")
@@ -34,7 +34,7 @@ class _Parsed(Exception):
 
 @pytest.fixture
 def parsed(monkeypatch):
-    """Reads the words of a command by its own parser, and does nothing else."""
+    """Reads the words of a command by its own parser, without running it."""
 
     def stop(name):
         original = getattr(argparse.ArgumentParser, name)
@@ -83,7 +83,7 @@ def _check_normdet(words: list[str], parsed) -> None:
         parse(option)
     if config := given.get("config_file"):
         ours = str(config).partition("/")[0] in _OURS
-        # What is the reader's own is stood in for by ours of the same shape.
+        # Files of the reader are replaced by ours of the same form.
         file = config if ours else "coco/mask_rcnn_R_50_FPN_1x.yaml"
         load_config(file, given.get("opts") or [], given.get("norm"), given.get("norm_parts"))
 
@@ -108,7 +108,7 @@ def _check_make(words: list[str]) -> None:
 
 
 @pytest.mark.parametrize("page", pages_with("bash"))
-def test_every_command_is_one(page, parsed, tmp_path):
+def test_every_command_is_parsed(page, parsed, tmp_path):
     for number, block in enumerate(blocks(page, "bash")):
         folder = tmp_path / str(number)
         folder.mkdir()
@@ -125,7 +125,7 @@ def test_every_command_is_one(page, parsed, tmp_path):
                 _check_python(words)
 
 
-def test_a_command_that_is_none_is_found(parsed, tmp_path):
+def test_an_unknown_command_is_found(parsed, tmp_path):
     with pytest.raises(AssertionError, match="command not found"):
         _calls("normdte train", tmp_path)
     for words in (["train", "--no-such-flag"], ["convert", "a.pth"], ["train", "--norm"]):

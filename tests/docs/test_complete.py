@@ -35,7 +35,7 @@ def test_every_key_has_its_row_with_a_sentence_of_its_own():
     ours = {key for key in leaves(cfg) - stock if not key.startswith(methods)}
     assert len(ours) > 30
     assert not {key for key in ours if len(told.get(key, "")) < 20}
-    # The parameters of methods are told of in a table of their own.
+    # The parameters of methods have a table of their own.
     assert "own parameters" not in " ".join(told.values())
 
 
@@ -55,13 +55,13 @@ def test_every_command_is_in_the_readme_and_in_a_block_to_type():
         assert re.search(rf"`(normdet )?{name}`|make {name}", readme), name
 
 
-def test_every_target_of_make_is_told_of():
+def test_every_target_of_make_is_documented():
     text = " ".join((REPO / page).read_text() for page in PAGES)
     targets = re.search(r"^.PHONY: (.+)$", (REPO / "Makefile").read_text(), re.MULTILINE)[1]
     assert not [name for name in targets.split() if f"make {name}" not in text]
 
 
-def test_every_room_stands_in_the_tree():
+def test_every_room_is_in_the_tree():
     first = " ".join(row[0] for row in rows("docs/architecture.md"))
     named = set(re.findall(r"`([\w.]+)/?`", first))
     package = REPO / "normdet"
@@ -71,5 +71,5 @@ def test_every_room_stands_in_the_tree():
 
 
 @pytest.mark.parametrize("code", [0, 1, 2, 3, 4])
-def test_every_exit_code_is_told_of(code):
+def test_every_exit_code_is_documented(code):
     assert [row for row in rows("docs/troubleshooting.md") if row[0] == str(code)]

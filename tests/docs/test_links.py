@@ -1,4 +1,4 @@
-"""What pages outside the site point to is there, and what they claim of the package is so."""
+"""Pages outside the site have links that lead somewhere, and true claims about the package."""
 
 import re
 
@@ -8,7 +8,7 @@ from .pages import PAGES, REPO
 
 
 @pytest.mark.parametrize("page", PAGES)
-def test_what_pages_point_to_is_there(page):
+def test_links_of_pages_lead_to_files(page):
     path = REPO / page
     targets = re.findall(r"\]\(([^)\s]+)\)", path.read_text())
     local = [target.partition("#")[0] for target in targets if "://" not in target]

@@ -27,7 +27,7 @@ def test_every_cell_runs(path, tmp_path, monkeypatch, quickstart_data):
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
-def test_what_is_shown_was_run_to_the_end_and_names_no_machine(path):
+def test_stored_outputs_are_complete_and_name_no_machine(path):
     notebook = nbformat.read(path, as_version=4)
     cells = [cell for cell in notebook.cells if cell.cell_type == "code"]
     assert [cell.execution_count for cell in cells] == list(range(1, len(cells) + 1))

@@ -19,7 +19,7 @@ from .pages import blocks, pages_with
 
 @pytest.fixture
 def place(tmp_path, monkeypatch, quickstart_data):
-    """A folder with the data that pages speak of, where training is short."""
+    """A folder with the data of the pages, in which training is short."""
     shutil.copytree(quickstart_data, tmp_path / "my_data")
     monkeypatch.chdir(tmp_path)
     methods = dict(options.METHODS)

@@ -1,4 +1,4 @@
-"""The site builds without a warning, its links lead somewhere, and it asks no other host."""
+"""The site builds without a warning, its links lead somewhere, and it fetches from no host."""
 
 import re
 import subprocess
@@ -20,7 +20,7 @@ _NOT_FETCHED = {"canonical", "search", "index", "next", "prev", "author"}
 
 
 class _Page(HTMLParser):
-    """A page's names to jump to, its links, and what it fetches."""
+    """A page's anchors, its links, and the files that it fetches."""
 
     def __init__(self, text: str):
         super().__init__()

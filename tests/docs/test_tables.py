@@ -32,7 +32,7 @@ def test_every_report_has_its_page(tables):
     assert all(page.read_text() == text for page, text in tables.report_pages().items())
 
 
-def test_a_block_that_no_table_is_made_for_is_refused(tables):
+def test_a_block_without_a_table_is_refused(tables):
     with pytest.raises(KeyError, match="nothing"):
         tables.filled("<!-- nothing -->\n<!-- /nothing -->", REPO / "README.md")
     kept = "text <!-- a comment --> text"

@@ -1,4 +1,4 @@
-"""The average of a model over its steps: what is averaged, evaluated, saved, and resumed."""
+"""The average of a model over its steps: it is evaluated, saved and resumed."""
 
 import signal
 from collections.abc import Iterator
@@ -32,7 +32,7 @@ def unit(norm: str) -> nn.Module:
 
 
 def steps(model: nn.Module, average: ModelAverage, share: slice = slice(None)) -> Iterator[dict]:
-    """Train on a share of each of four batches; what trains after each step."""
+    """Train on a share of each of four batches; return the training model after each step."""
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
     generator = torch.Generator().manual_seed(1)
     dtype = next(model.parameters()).dtype
@@ -96,7 +96,7 @@ def test_a_run_evaluates_and_saves_the_average(untested, tiny_cfg, monkeypatch):
     assert judged == [trainer.average.module]
     one, other = finished(plain), finished(averaged)
     trains = other["trainer"]["hooks"]["ModelAverage"]["trains"]
-    assert same(one["model"], trains)  # what trains is what trained without it
+    assert same(one["model"], trains)  # the training model is the same as without an average
     assert not same(one["model"], other["model"])
     assert one["model"].keys() == other["model"].keys()
 

@@ -1,4 +1,4 @@
-"""Workers that are killed, stopped or asked to stop: a sentence, a checkpoint, and nobody left."""
+"""Workers that are killed, stopped or asked to stop leave a sentence, a checkpoint, no process."""
 
 import json
 import os
@@ -60,7 +60,7 @@ class Job:
             time.sleep(0.05)
 
     def workers(self):
-        """The processes that train, by rank: those that hold a connection to each other."""
+        """The training processes by rank."""
         children = _children(self.process.pid)
         found = [pid for pid in children if "resource_tracker" not in _command(pid)]
         return sorted(found)
@@ -124,7 +124,7 @@ def start(tiny_config, tmp_path):
         return jobs[-1]
 
     yield run
-    for job in jobs:  # a test that failed leaves nobody behind
+    for job in jobs:  # a failed test leaves no process behind
         if job.process.poll() is None:
             os.killpg(job.process.pid, signal.SIGKILL)
             job.process.communicate()
@@ -153,7 +153,7 @@ def test_a_stopped_worker_is_found_and_named(start):
     assert job.saved() > 0 and time.monotonic() - begun < 60
 
 
-def test_the_stopped_worker_may_be_the_first(start):
+def test_a_stopped_first_worker_is_named(start):
     job = start("SOLVER.HANG_SECONDS", "6").until_it_trains()
     os.kill(job.workers()[0], signal.SIGSTOP)
     code, _, err = job.end()
@@ -199,7 +199,7 @@ def test_an_elastic_job_goes_on_by_itself(start):
     code, _, err = job.end(timeout=500)
     assert code == 0, err
     starts = [int(at) for at in re.findall(r"training from iteration (\d+) to 80", job.log)]
-    # The checkpoint that there was, or the later one that the other worker left.
+    # It resumes from the last checkpoint, or from a later one of the other worker.
     assert len(starts) == 2 and starts[0] == 0 and starts[1] >= 4
     assert job.saved() == 79
     lines = (job.folder / "metrics.json").read_text().splitlines()

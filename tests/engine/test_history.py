@@ -1,4 +1,4 @@
-"""What is read back of a run's curves."""
+"""Reading back a run's curves."""
 
 import json
 
@@ -28,7 +28,7 @@ def test_a_line_that_a_kill_cut_short_is_left_out(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["no json", "[1]", '{"total_loss": 1}', '{"iteration": "x"}'])
-def test_what_is_no_history_is_refused(tmp_path, text):
+def test_a_file_that_is_no_history_is_refused(tmp_path, text):
     file = tmp_path / "metrics.json"
     with pytest.raises(NormdetError, match="cannot be read"):
         read_history(file)

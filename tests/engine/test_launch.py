@@ -96,7 +96,7 @@ def test_sigterm_reaches_every_worker(tmp_path):
         ({"num_gpus": 1, "num_machines": 2}, "--dist-url tcp://"),
     ],
 )
-def test_counts_that_make_no_job_are_refused(counts, text):
+def test_impossible_counts_of_processes_are_refused(counts, text):
     with pytest.raises(NormdetError, match=text):
         launch(print, **counts)
 

@@ -1,4 +1,4 @@
-"""LazyConfig: the ready configs build what they say, train a step, and callables lose nothing."""
+"""LazyConfig: the ready configs build the stated norms and train; callables lose nothing."""
 
 import functools
 from pathlib import Path
@@ -61,7 +61,7 @@ def stem(norm) -> torch.nn.Module:
     return instantiate(L(BasicStem)(in_channels=3, out_channels=8, norm=norm))
 
 
-def test_a_callable_that_would_lose_something_is_refused():
+def test_a_callable_that_would_lose_an_activation_is_refused():
     for option in ("FRN+TLU", "GN+WS"):
         build = normdet.parse(option).build_norm
         for norm in (build, functools.partial(build), normdet.parse(option)):

@@ -1,4 +1,4 @@
-"""Training leaves the moments that a converted network was trained under, and nothing is left."""
+"""Training anneals a converted network's stored moments away, and nothing of them stays."""
 
 import signal
 
@@ -15,7 +15,7 @@ from .test_trainer import finished, same, send, untested  # noqa: F401
 
 
 class Run:
-    """What the hook sees of a trainer."""
+    """A trainer as the hook sees it."""
 
     def __init__(self, max_iter):
         self.iter, self.max_iter, self.curve, self.storage = 0, max_iter, [], self

@@ -1,4 +1,4 @@
-"""The trainer tells norms of each step and logs what they have to tell."""
+"""The trainer tells norms of each step and logs their statistics."""
 
 import json
 import os
@@ -45,7 +45,7 @@ def test_schedules_count_steps_survive_resume_and_shares_are_logged(tiny_config,
 
 
 class Run:
-    """What a hook sees of a trainer."""
+    """A trainer as a hook sees it."""
 
     def __init__(self):
         self.iter = 0
@@ -133,7 +133,7 @@ def test_frozen_gamma_is_no_curve_and_blocks_ends_are():
 
 @pytest.mark.slow
 def test_measuring_changes_no_weight(tiny_cfg):
-    """A run is the same bit for bit, whether it is looked at or not."""
+    """A run is the same bit for bit with and without measurements."""
     states = []
     for period in (0, 1):
         opts = ["MODEL.NORMDET.STATISTICS_PERIOD", period, "SOLVER.MAX_ITER", 2]

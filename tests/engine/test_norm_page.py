@@ -1,4 +1,4 @@
-"""A run's page of norms, made of nothing but the curves it left."""
+"""A run's page of norms, which is made from its curves alone."""
 
 import json
 

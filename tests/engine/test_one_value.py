@@ -1,4 +1,4 @@
-"""A norm that needs a batch says so where workers see single images."""
+"""Training on one value per channel is refused before it starts."""
 
 import pytest
 from detectron2.modeling import build_model

@@ -68,7 +68,7 @@ def test_a_run_says_what_it_is_and_leaves_its_results(command, capsys, tmp_path)
     assert train(command("--norm", "FRN+TLU", "--eval-only", *FAST)) == 2
     assert "MODEL.WEIGHTS" in capsys.readouterr().err
 
-    # What was loaded from where is kept, too.
+    # The sources of the weights are saved too.
     assert not (folder / "weights.json").exists()
     assert train(command("--norm", "FRN+TLU", "--resume", *FAST)) == 0
     kept = json.loads((folder / "weights.json").read_text())
@@ -127,7 +127,7 @@ def test_torchrun_gives_rank_and_world(start, tmp_path):
 
 
 def test_names_of_images_become_numbers(tiny_config, tiny_data, tmp_path, capfd):
-    """In what is printed and in the logs, whatever fails."""
+    """In all output and in the logs, also if something fails."""
     data, out = tmp_path / ("scans " * 16 + "of") / "Ä. Zaphod", tmp_path / "run"
     shutil.copytree(tiny_data, data)
     (data / "images" / "1.png").rename(data / "images" / "Zaphod 1.png")

@@ -25,7 +25,7 @@ def started_model(cfg):
 
 def in_worker(rank, path, text, count):
     cfg = load_config(path, ["SOLVER.IMS_PER_BATCH", count], text)
-    torch.manual_seed(rank)  # what a process has drawn before must not matter
+    torch.manual_seed(rank)  # earlier draws of a process must not matter
     return started_model(cfg)[1]
 
 
@@ -35,7 +35,7 @@ def head_norms(trainer):
 
 
 @pytest.mark.slow
-def test_it_happens_once_and_is_kept(untested, caplog):  # noqa: F811
+def test_norms_start_once_and_the_checkpoint_keeps_them(untested, caplog):  # noqa: F811
     cfg = untested("first", "SOLVER.MAX_ITER", "2", norm="GN")
     trainer = Trainer(cfg)
     trainer.resume_or_load(resume=True)  # nothing is there to resume

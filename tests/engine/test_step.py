@@ -62,7 +62,7 @@ def test_batch_statistics_are_those_of_a_part():
 def test_a_region_proposal_network_accumulates_exactly(norm, tiny_cfg, monkeypatch):
     # Proposals have no part in the losses, and their suppression knows no float64.
     monkeypatch.setattr(RPN, "predict_proposals", lambda *_: [])
-    # The sample holds every anchor, so that no draw tells the two ways apart.
+    # The sample holds every anchor, so that draws make no difference.
     opts = ["MODEL.META_ARCHITECTURE", "ProposalNetwork", "MODEL.RPN.BATCH_SIZE_PER_IMAGE", "99999"]
     model = build_model(tiny_cfg(*opts, norm=norm)).double().train()
     torch.manual_seed(0)

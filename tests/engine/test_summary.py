@@ -1,4 +1,4 @@
-"""A norm that needs a batch says so where workers see single images."""
+"""A warning names norms that need a batch, if workers see single images."""
 
 import pytest
 from detectron2.modeling import build_model

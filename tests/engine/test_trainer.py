@@ -130,7 +130,7 @@ def test_accumulation_and_bfloat16_train_a_detector(untested):
         (["SOLVER.AMP.ENABLED", "True"], r"SOLVER\.AMP\.DTYPE float16 needs a GPU"),
     ],
 )
-def test_what_cannot_be_trained_is_refused(tiny_cfg, opts, text):
+def test_a_run_that_cannot_train_is_refused(tiny_cfg, opts, text):
     with pytest.raises(NormdetError, match=text):
         Trainer(tiny_cfg(*opts))
 

@@ -118,7 +118,7 @@ def test_nothing_found_is_an_ap_of_zero_in_every_task(cfg, tmp_path):
     json.dumps(jsonable(result), allow_nan=False)
 
 
-def test_nothing_found_where_nothing_is_has_no_ap(cfg, tmp_path):
+def test_without_objects_there_is_no_ap(cfg, tmp_path):
     assert math.isnan(_measure(cfg, _coco(tmp_path, []), [])["bbox"]["AP"])
 
 

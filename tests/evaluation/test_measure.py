@@ -10,7 +10,7 @@ from normdet.evaluation.truth import truth_of
 
 
 def _scene(task, images=40):
-    """Ten objects an image in three classes, some of them crowds, and detections near them."""
+    """Ten objects per image in three classes, some of them crowds, and detections near them."""
     draw = np.random.default_rng(0)
     records, results = [], []
     for number in range(1, images + 1):

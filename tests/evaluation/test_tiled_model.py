@@ -1,4 +1,4 @@
-"""Evaluation in tiles: a faultless detector has AP 100 on whole images, seams or not."""
+"""Evaluation in tiles: a perfect detector has AP 100 on whole images, also across seams."""
 
 import json
 

@@ -12,7 +12,7 @@ from normdet.evaluation.tiles import Detection, check_tiling, merge, tile_boxes
 
 
 def found_in(labels: np.ndarray, tile, score=0.9, category=0) -> list[Detection]:
-    """What a faultless detector sees of `labels` in a tile."""
+    """The detections of a perfect detector in a tile of `labels`."""
     x0, y0, x1, y1 = tile
     view = labels[y0:y1, x0:x1]
     result = []
@@ -68,7 +68,7 @@ def test_random_scenes_come_back_exactly(seed):
     for label in range(1, 40):
         rx, ry = rng.uniform(3, 30, 2)
         one = scene(height, width, [(rng.uniform(0, width), rng.uniform(0, height), rx, ry)]) > 0
-        # Objects apart from each other: what a seam leaves of them is one part.
+        # Keep objects apart, so that a seam leaves one part of each.
         if not (labels[grown(one)] > 0).any():
             labels[one] = label
     check_whole(labels, 96, int(rng.integers(24, 48)))
@@ -82,7 +82,7 @@ def grown(mask: np.ndarray) -> np.ndarray:
     return out
 
 
-def test_what_two_tiles_see_a_little_differently_counts_once_with_the_better_score():
+def test_slightly_different_views_of_two_tiles_count_once_with_the_better_score():
     tiles = tile_boxes(64, 100, 64, 28)
     (left, right) = tiles
     first = Detection((38, 10, 58, 30), 0.6, 0, Piece(38, 10, np.ones((20, 20), bool)), True)
@@ -111,7 +111,7 @@ def test_a_blob_over_two_objects_of_another_tile_does_not_add_one():
     assert [one.piece.area for one in merge(tiles, [[blob], better])] in ([80, 80], [160])
 
 
-def test_what_both_tiles_see_as_two_stays_two():
+def test_two_objects_in_both_tiles_stay_two():
     tiles = tile_boxes(64, 100, 64, 28)
     wide, thin = (
         Detection(tuple(map(float, box)), score, 0, Piece(*box[:2], np.ones(shape, bool)), False)

@@ -127,13 +127,13 @@ def test_keypoints_are_found_as_detectron2_finds_them():
         (["MODEL.NORMDET.RPN_HEAD_NORM", "GN"], "GN", "RPN_HEAD_NORM.*no norm in this part"),
     ],
 )
-def test_what_stock_cannot_express_is_refused(opts, norm, says):
+def test_a_norm_that_detectron2_lacks_is_refused(opts, norm, says):
     cfg = load_config("quickstart/gn.yaml", opts, norm=norm)
     with pytest.raises(NormdetError, match=says):
         stock_config(cfg, "")
 
 
-def test_a_file_by_another_name_is_refused(tmp_path):
+def test_a_file_with_another_ending_is_refused(tmp_path):
     said = main(["export", "--config-file", "quickstart/gn.yaml", "--format", "onnx", "--out",
                  str(tmp_path / "model.pt")])  # fmt: skip
     assert said == 2

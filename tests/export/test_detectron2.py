@@ -1,7 +1,7 @@
-"""What detectron2's own export tests ask of its detectors, asked of ours: scripting and tracing.
+"""detectron2's own export tests, applied to our detectors: scripting and tracing.
 
-Small detectors from random weights, traced on a smaller image than they are tried on. Whatever norm
-is in them, they go the ways that detectron2's own detectors go.
+Small detectors from random weights are traced on a smaller image than they are tested on. With any
+norm, the ways of exporting detectron2's own detectors work.
 """
 
 import pytest
@@ -68,7 +68,7 @@ def picture(height: int, width: int) -> Tensor:
 
 
 def assert_alike(got: Instances, want: Instances) -> None:
-    """The same detections, in any order: what has nearly the same score may change places."""
+    """The same detections, in any order: those with nearly the same score may change places."""
     assert len(got) == len(want) > 0
     for one, other in ((want, got), (got, want)):
         places = [

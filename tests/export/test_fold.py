@@ -1,4 +1,4 @@
-"""What only training needs is folded away, and the function stays."""
+"""Parts that only training needs are folded away, and the function stays."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""The page stands alone and shows text as text."""
+"""The page needs no other file, and shows text as text."""
 
 import base64
 import re

@@ -1,4 +1,4 @@
-"""Files of strangers are read if they are files, and no larger or deeper than people's are."""
+"""Files of strangers are read if they are regular files of bounded size and depth."""
 
 import os
 import tracemalloc
@@ -56,7 +56,7 @@ def test_depth_is_bounded(tmp_path):
 
 
 @pytest.mark.parametrize("text", ["", "<a>", "<a></b>", "a", "<a/><b/>", "<?xml x?><a/>"])
-def test_what_is_no_xml_is_refused(tmp_path, text):
+def test_a_file_that_is_no_xml_is_refused(tmp_path, text):
     (tmp_path / "a.xml").write_text(text)
     with pytest.raises(NormdetError, match="is not XML"):
         parse_xml(tmp_path / "a.xml")

@@ -1,4 +1,4 @@
-"""The demo: it trains, reports, goes on where it stopped, and does nothing twice."""
+"""The demo trains, reports, resumes, and does nothing twice."""
 
 import json
 import re

@@ -65,7 +65,7 @@ def test_starts_as_batch_norm_and_ends_as_its_test_time_self():
 
 
 def test_gradients_at_the_limits():
-    """There r and d are constants even to finite differences."""
+    """There r and d are constants for finite differences too."""
     norm = build(momentum=0.0, open=0).double()
     norm.steps.fill_(11)
     norm.running_mean.fill_(30.0)

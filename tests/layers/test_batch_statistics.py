@@ -5,7 +5,7 @@ import torch
 from normdet.layers import BatchNorm2d
 
 
-def test_what_is_expected_of_a_norm_is_asked_without_setting_its_averages():
+def test_expected_moments_do_not_change_the_averages():
     norm = BatchNorm2d(3)
     before = {key: value.clone() for key, value in norm.state_dict().items()}
     mean, square = torch.tensor([1.0, 2.0, 3.0]), torch.tensor([2.0, 8.0, 9.5])

@@ -1,4 +1,4 @@
-"""Whatever is in the options table holds these promises; a method added later is covered by it."""
+"""Promises that every option of the table keeps, also methods that are added later."""
 
 import copy
 
@@ -32,7 +32,7 @@ def seed():
 @pytest.mark.parametrize("text", OPTIONS)
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 def test_half_precision_keeps_its_statistics_wide(text, dtype):
-    """Values of 300 square to 90,000: out of float16's range, not out of the statistics'."""
+    """Values of 300 square to 90,000, which float16 cannot hold but the statistics can."""
     norm = build(text)
     x = (torch.randn(2, 32, 8, 8).sign() * 300 + torch.randn(2, 32, 8, 8)).to(dtype)
     x.requires_grad_()
@@ -107,13 +107,13 @@ def test_memory_layout_changes_nothing(text):
 
 
 def held(norm: nn.Module) -> dict[str, torch.Tensor]:
-    """Every number that a norm holds, whether or not its state dict has it."""
+    """All numbers of a norm, also those outside of its state dict."""
     return dict(norm.named_parameters()) | dict(norm.named_buffers())
 
 
 @torch.no_grad()
 def change(norm: nn.Module) -> None:
-    """Gives every number that a norm holds another value; shares stay in 0 to 1."""
+    """Change every number of a norm; shares stay in 0 to 1."""
     for value in held(norm).values():
         if value.is_floating_point():
             value.mul_(0.5).add_(0.1 + 0.3 * torch.rand_like(value))
@@ -157,14 +157,14 @@ def test_a_wrong_shape_names_both(text, dims, shape):
 
 
 @pytest.mark.parametrize("text", OPTIONS)
-def test_every_norm_says_what_it_is(text):
+def test_every_norm_has_a_repr(text):
     norm = build(text)
     assert norm.option == text
     assert "32" in repr(norm) and ("TLU" in repr(norm)) == ("TLU" in text)
 
 
 @pytest.mark.parametrize("text", OPTIONS)
-def test_deep_copies_are_their_own(text):
+def test_deep_copies_are_independent(text):
     norm = build(text)
     before = {key: value.clone() for key, value in held(norm).items()}
     other = copy.deepcopy(norm)

@@ -1,4 +1,4 @@
-"""InPlaceABN against BN and leaky ReLU: what autograd keeps of each, and equal gradients."""
+"""InPlaceABN against BN and leaky ReLU: less is kept for backward, and gradients are equal."""
 
 import pytest
 import torch

@@ -1,4 +1,4 @@
-"""Norms of batch statistics are small algebra between two passes that keep their input alone."""
+"""Norms of batch statistics compute between two passes, which keep only their input."""
 
 import copy
 
@@ -44,7 +44,7 @@ def test_running_averages_are_those_of_batch_norm(name):
 
 @pytest.mark.parametrize("name", NORMS)
 def test_affine_may_be_missing(name):
-    """As in a head over several levels, which share it."""
+    """As in a head whose levels share the affine."""
     torch.manual_seed(0)
     norm, bare = parse(name).build_norm(4), parse(name).build_norm(4)
     bare.weight = bare.bias = None

@@ -35,7 +35,7 @@ def test_leaving_stored_moments_against_the_formula(make, activation):
     assert torch.autograd.gradcheck(lambda x, *p: norm(x), (x, *norm.parameters()))
 
 
-def test_expected_moments_are_the_own_of_an_example_that_has_them():
+def test_an_example_with_the_moments_has_them_as_its_own():
     torch.manual_seed(0)
     x = torch.randn(1, 8, 6, 6, dtype=torch.double)
     for norm in (GroupNorm(4, 8), GroupNorm(8, 8), GroupNorm(1, 8), FilterResponseNorm2d(8)):

@@ -276,7 +276,7 @@ def test_the_function_is_unchanged_where_the_method_is_built(method, kind):
 @every_layer
 @every_method
 def test_round_trip_and_resume(method, kind, tmp_path):
-    """Interrupted and resumed from a file, training goes where it would have gone."""
+    """Training that is interrupted and resumed from a file goes on as without the interruption."""
     make, shape = LAYERS[kind]
 
     def steps(layer, sgd, seeds):
@@ -305,7 +305,7 @@ def test_round_trip_and_resume(method, kind, tmp_path):
         assert torch.equal(resumed.state_dict()[key], value), key
 
 
-def test_what_an_own_checkpoint_says_is_not_fitted_anew():
+def test_the_state_of_an_own_checkpoint_is_not_fitted_again():
     layer, _ = build("AWS", "conv", torch.float32)
     other = standardize_adaptively(LAYERS["conv"][0]())
     other.load_state_dict(layer.state_dict())
@@ -352,7 +352,7 @@ def test_half_precision_parameters(method, dtype):
 
 @every_layer
 @every_method
-def test_deep_copies_are_their_own(method, kind):
+def test_deep_copies_are_independent(method, kind):
     layer, x = build(method, kind)
     other = copy.deepcopy(layer.eval())
     assert torch.equal(other(x), layer(x))
@@ -408,7 +408,7 @@ def test_a_layer_has_one_method():
 
 @pytest.mark.parametrize("method", ["AWS", "WS", "SpectralNorm"])
 def test_layers_with_a_forward_of_their_own(method):
-    """Such as deformable convolutions; in them `weight` is the one in use."""
+    """Such as deformable convolutions, in which `weight` is the weight in use."""
     plain = nn.ConvTranspose3d(4, 6, 2).double()
     layer = METHODS[method](copy.deepcopy(plain)).eval()
     assert torch.equal(learned_weight(layer), plain.weight)

@@ -1,4 +1,4 @@
-"""Every synchronized norm on two processes is itself on one process with the concatenated batch.
+"""Every synchronized norm on two processes equals itself on one process with the whole batch.
 
 Whatever the shares; SyncBN is BN.
 """
@@ -25,7 +25,7 @@ SHARES = {
 
 SYNCHRONIZED = [name for name, method in METHODS.items() if "SYNC" in method.params]
 TEXTS = ["SyncBN", "SyncBN+TLU", *SYNCHRONIZED]
-# To these a batch is not its elements alone.
+# For these a batch is more than its elements.
 PER_EXAMPLE_TOO = ("BIN", "SwitchNorm", "EvalNorm", "EvoNormB0")
 
 

@@ -37,7 +37,7 @@ def test_timm_dialect_is_timms():
 
 
 class Own(nn.Module):
-    """A layer of nobody's, whose forward reads its weight."""
+    """A layer of an unknown kind, whose forward reads its weight."""
 
     def __init__(self):
         super().__init__()

@@ -49,7 +49,7 @@ def test_fused_and_in_turn(name, kind, monkeypatch):
         torch.testing.assert_close(a, b, rtol=1e-4, atol=1e-5)
 
 
-def test_whoever_looks_at_a_module_sees_it_called():
+def test_hooks_see_every_module_called():
     (block,) = normalize_blocks(torch.nn.Sequential(BLOCKS["basic"]()), options.parse("GN"), 18)
     x, seen = torch.randn(1, 16, 6, 6), []
     expected = block(x)

@@ -1,4 +1,4 @@
-"""Fixup: its blocks against the paper's, its start, and what stays as it is without norms."""
+"""Fixup: its blocks against the paper's, its start, and the parts that stay without norms."""
 
 import pytest
 import torch
@@ -23,7 +23,7 @@ def backbone(text: str, depth: int = 18, *opts) -> nn.Module:
 
 
 def scattered(module: nn.Module) -> nn.Module:
-    """In float64, every number away from where it starts."""
+    """Change every number from its start, in float64."""
     torch.manual_seed(1)
     for value in module.parameters():
         value.data += 0.1 * torch.randn_like(value)
@@ -76,7 +76,7 @@ def test_its_start_is_the_stock_start_rescaled(depth, blocks, m):
     assert torch.equal(ours.res2[1](x), x.relu())
 
 
-def test_what_it_is_for():
+def test_the_signal_grows_without_norms_and_not_under_fixup():
     """Without norms the signal grows with depth; under Fixup it does not."""
     x = torch.randn(1, 3, 64, 64)
     with torch.no_grad():

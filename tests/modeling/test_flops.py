@@ -1,4 +1,4 @@
-"""Multiply-adds: as detectron2 counts where its detector is the same, and known ones elsewhere."""
+"""Multiply-adds are detectron2's for an equal detector, and known numbers for others."""
 
 from collections import Counter
 

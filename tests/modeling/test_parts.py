@@ -1,4 +1,4 @@
-"""Every part of every detector takes every option, apart from the others or with them."""
+"""Every part of every detector takes every option, alone or with the others."""
 
 import pytest
 import torch
@@ -21,7 +21,7 @@ CONFIGS = {
     "retinanet": "coco/retinanet_R_50_FPN_1x.yaml",
     "c4": "coco/mask_rcnn_R_50_C4_1x.yaml",
 }
-# What each part's row of the start-up table is called, and a detector that has the part.
+# The title of each part in the start-up table, and a detector that has the part.
 ROWS = {
     "backbone": ("mask_rcnn", "backbone res4"),
     "fpn": ("mask_rcnn", "FPN"),
@@ -59,7 +59,7 @@ def config(detector: str, *opts) -> CfgNode:
 
 
 def shallow(*opts) -> CfgNode:
-    """R18, where the depth of the backbone is not the point."""
+    """R18, for tests that do not depend on the backbone's depth."""
     opts = ["MODEL.RESNETS.DEPTH", 18, "MODEL.RESNETS.RES2_OUT_CHANNELS", 64, *opts]
     return config("mask_rcnn", *opts)
 
@@ -180,7 +180,7 @@ def test_batch_statistics_are_kept_per_level_in_a_shared_head():
 
 
 def test_the_output_of_an_image_depends_on_the_padding_of_its_batch():
-    """Per-example statistics run over the padded area, frozen ones do not: known and documented."""
+    """Per-example statistics include the padded area, frozen ones do not. This is documented."""
     differs = {}
     for norm in ("FrozenBN", "GN", "FRN+TLU"):
         torch.manual_seed(0)

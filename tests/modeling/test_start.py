@@ -1,4 +1,4 @@
-"""New norms start from data: what they pass on has the mean and deviation it had without them."""
+"""New norms start from data: their outputs have the mean and deviation of the plain layer's."""
 
 import pytest
 import torch
@@ -177,7 +177,7 @@ def test_a_head_shared_by_levels_is_started_from_all_of_them():
 
 @pytest.mark.slow
 def test_a_detector_of_new_head_norms_keeps_the_scale_of_its_features():
-    """What the predictors see has the deviation it has without norms, to a quarter."""
+    """The predictors' inputs have the deviation that they have without norms, to a quarter."""
 
     def seen(text, start):
         cfg = config(
@@ -205,7 +205,7 @@ def test_a_detector_of_new_head_norms_keeps_the_scale_of_its_features():
 
 @pytest.mark.parametrize("text", ["LN+WS", "FRN+TLU", "BN"])
 def test_fully_connected_layers_and_deconvolutions_are_started(text):
-    """What the predictors see has the moments of the plain layers, in a detector's own heads."""
+    """In a detector's heads the predictors' inputs have the moments of the plain layers."""
     keys = ("MODEL.NORMDET.BOX_FC_NORM", "MODEL.NORMDET.MASK_DECONV_NORM")
     cfg = config("mask_rcnn", *(word for key in keys for word in (key, text)))
     torch.manual_seed(0)

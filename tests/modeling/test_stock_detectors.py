@@ -1,4 +1,4 @@
-"""A stock config with our names: detectron2's own trainer and predictor just work."""
+"""With our names in a stock config, detectron2's own trainer and predictor work."""
 
 import pytest
 import torch
@@ -66,7 +66,7 @@ def test_a_key_of_ours_alone_is_enough():
     assert not normdet.modeling.stock.asks_for_ours(config("semantic"))
 
 
-def test_what_detectron2_honours_it_builds_itself():
+def test_detectron2_builds_what_it_honours():
     model = build_model(config("semantic", "MODEL.RESNETS.NORM", "GN"))
     assert type(model.backbone.bottom_up.stem.conv1.norm) is nn.GroupNorm
 

@@ -1,4 +1,4 @@
-"""tools/install_detectron2.py: what it keeps, what it repacks, and what it refuses."""
+"""tools/install_detectron2.py keeps a working detectron2, repacks a wheel, and refuses bad ones."""
 
 import base64
 import hashlib
@@ -39,7 +39,7 @@ Requires-Dist: black
 
 @pytest.fixture
 def source(tmp_path, installer, monkeypatch):
-    """A small wheel built like the real one, whose hash the tool is told to expect."""
+    """A small wheel like the real one, with its hash set as the expected one."""
     path = tmp_path / "sal_detectron2-0.7.2-cp310-none-any.whl"
     with zipfile.ZipFile(path, "w") as archive:
         archive.writestr("detectron2/__init__.py", '__version__ = "0.7.2"\n')

@@ -1,4 +1,4 @@
-"""What is shown while pip works, and what is said when it fails."""
+"""The display while pip works, and the message when it fails."""
 
 import importlib
 import io

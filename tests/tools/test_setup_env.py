@@ -1,4 +1,4 @@
-"""tools/setup_env.py: which Python it takes, what it says is missing, what it repairs."""
+"""tools/setup_env.py chooses a Python, names what is missing, and repairs the environment."""
 
 import collections
 import re
@@ -38,7 +38,7 @@ def test_this_very_python_answers_the_probe(setup_env):
     assert setup_env.probe(sys.executable)[1] == sys.version_info[:2]
 
 
-def test_what_is_wrong_with_the_pythons_is_said(setup_env, stub_python):
+def test_the_faults_of_each_python_are_named(setup_env, stub_python):
     def refusal(*arguments, **options):
         with pytest.raises(setup_env.SetupError) as caught:
             setup_env.choose_python(*arguments, **options)
@@ -78,7 +78,7 @@ def test_a_small_temporary_folder_is_named(setup_env, tmp_path):
         setup_env.check_disk(tmp_path / ".venv", temporary, usage=usage, device=str)
 
 
-def test_what_is_installed_already_needs_no_room(setup_env, tmp_path, monkeypatch):
+def test_installed_packages_need_no_space(setup_env, tmp_path, monkeypatch):
     (tmp_path / "package").mkdir()
     (tmp_path / "package" / "big").write_bytes(b"x" * 1000)
     monkeypatch.setattr(setup_env, "VENV_BYTES", 1000)

@@ -1,4 +1,4 @@
-"""Other libraries' networks, with norms as after a training."""
+"""Networks of other libraries, with norms like those of trained ones."""
 
 import torch
 import torch.nn.functional as F
@@ -11,7 +11,7 @@ from normdet.weights import required_config
 
 
 def trained(network: nn.Module) -> nn.Module:
-    """The network with norms that no start value resembles."""
+    """The network with norms that are far from start values."""
     for name, value in network.state_dict().items():
         if value.dim() == 1 and value.is_floating_point():
             centre = 0.0 if "bias" in name or "mean" in name else 0.8
@@ -127,7 +127,7 @@ class MMDetection(nn.Module):
 
 
 def meta(ws: bool, rgb: bool) -> dict:
-    """What mmdetection keeps in a file: its whole config, as text."""
+    """The metadata that mmdetection stores in a file: its whole config as text."""
     conv = "conv_cfg=dict(type='ConvWS')," if ws else ""
     mean, std = (
         ([123.675, 116.28, 103.53], [58.395, 57.12, 57.375]) if rgb
@@ -155,7 +155,7 @@ def tolerance(value):
 
 
 def adopted(imported):
-    """A config that says what the file asks for, and nothing else of its own."""
+    """A config with the keys that the file needs, and no others."""
     cfg = load_config("coco/mask_rcnn_R_50_FPN_1x.yaml", ["MODEL.DEVICE", "cpu"])
     for key, value in required_config(imported.facts, imported.model).items():
         put(cfg, key, value)

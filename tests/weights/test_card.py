@@ -1,4 +1,4 @@
-"""The model card says what its file is, and nothing that was not measured."""
+"""The model card describes its file, and reports only what was measured."""
 
 import hashlib
 

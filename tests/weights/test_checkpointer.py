@@ -1,4 +1,4 @@
-"""Checkpoints resume exactly, survive damage, and say what they loaded."""
+"""Checkpoints resume exactly, survive damage, and report what they loaded."""
 
 import json
 import pickle
@@ -260,7 +260,7 @@ def test_refused_weights_leave_the_model_alone(tmp_path, state, message):
         checkpointer.load(str(path))
     for key, value in model.state_dict().items():
         assert torch.equal(value, before[key])
-    # A refusal does not stand in the next load's way.
+    # A refusal does not block the next load.
     save_file(Block().state_dict(), path)
     checkpointer.load(str(path))
 
@@ -309,7 +309,7 @@ def test_a_checkpoint_given_as_weights_is_not_taken_for_one_to_resume(tmp_path, 
 
 
 @pytest.mark.parametrize("lost", ["last_checkpoint", "model_2.pth"])
-def test_it_resumes_from_what_is_left_of_its_folder(tmp_path, caplog, lost):
+def test_it_resumes_from_the_checkpoints_left_in_its_folder(tmp_path, caplog, lost):
     run = make_run(tmp_path)
     for step in range(3):
         train(run, [step])

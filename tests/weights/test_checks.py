@@ -125,7 +125,7 @@ def with_settings(theirs: str, ours: str):
 
 @pytest.mark.parametrize("method", ["AWS", "WN"])
 def test_methods_that_keep_a_plain_weights_function_take_it(method):
-    """Adaptive WS is there for weights that were trained without WS."""
+    """Adaptive WS is made for weights that were trained without WS."""
     assert check_weights(*with_settings("GN", f"GN+{method}"), "m.pth") == []
     (warning,) = check_weights(config(f"GN+{method}", True), BN, f"{ZOO}MSRA/R-50.pkl")
     assert "trained with BN" in warning
@@ -228,7 +228,7 @@ def test_a_head_s_norm_is_compared_as_far_as_it_shows():
 
 
 @pytest.mark.parametrize("norm", ["SyncBN", "BRN", "EvalNorm", "BIN"])
-def test_what_starts_as_batch_norm_keeps_its_function(norm):
+def test_norms_that_start_as_batch_norm_keep_its_function(norm):
     assert check_weights(config(norm), BN, "w.pth") == []
 
 
@@ -256,7 +256,7 @@ def torchvision_names(gain=1.0, **extra):
 
 
 def test_names_alone_do_not_overrule_the_config():
-    """torchvision's names tell neither stride nor channel order, and a file's own name nothing."""
+    """torchvision's names show neither stride nor channel order; the file's name shows nothing."""
     assert check_weights(config("BN", False, *TORCHVISION), torchvision_names(), "w.pth") == []
     own = (*TORCHVISION, "INPUT.FORMAT", "BGR")
     (warning,) = check_weights(config("BN", True, *own), torchvision_names(), "w.pth")
@@ -278,7 +278,7 @@ def test_the_scale_of_pixels_shows_in_the_stem():
         config("BN", False, *TORCHVISION, "MODEL.PIXEL_STD", [255.0] * 3), torchvision_names(), "w"
     )
     assert "is used with MODEL.PIXEL_STD [255.0" in warning
-    # What the file says of itself counts more than what is usual.
+    # The file's own statement counts more than what is usual.
     said = {"model": raw, "normdet": describe(config("BN", False))}
     with pytest.raises(NormdetError, match=r'set MODEL.RESNETS.STRIDE_IN_1X1 "False"$'):
         check_weights(config("BN"), said, "w.pth")
@@ -316,7 +316,7 @@ def test_images_of_16_bits_are_seen_at_the_scale_of_the_weights(source, options,
         assert str(info.value).endswith(f'MODEL.PIXEL_STD "{suiting}"')
 
 
-def test_without_a_word_on_the_images_they_are_of_8_bits_and_the_word_is_asked_for():
+def test_images_count_as_8_bits_and_their_std_is_asked_for():
     cfg = config("GN", False, "MODEL.PIXEL_STD", [26.0] * 3)
     with pytest.raises(NormdetError, match=r"or DATASETS.PIXEL_STD to the std of the images'"):
         check_weights(cfg, weights(), "R-50-GN.pkl")

@@ -43,7 +43,7 @@ def test_a_file_alone(file, capsys):
 
 
 def test_the_pairs_it_prints_are_what_the_command_takes(file, capsys):
-    """What is told to be added is all that is missing."""
+    """The printed pairs are all that is missing."""
     config = ["--config-file", "coco/mask_rcnn_R_50_FPN_1x.yaml"]
     small = ["MODEL.FPN.OUT_CHANNELS", "16", "MODEL.RESNETS.DEPTH", "18"]
     small += ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]

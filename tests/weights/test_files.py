@@ -1,4 +1,4 @@
-"""Reading refuses whatever is not plain data, whole; a save is whole or absent."""
+"""Reading refuses anything but plain, undamaged data; a save is whole or absent."""
 
 import collections
 import itertools
@@ -28,7 +28,7 @@ class Hostile:
 
 
 def refused(path):
-    """The one sentence `path` is refused with."""
+    """The sentence with which `path` is refused."""
     with pytest.raises(UnreadableFileError) as info:
         load_file(path)
     message = str(info.value)
@@ -175,7 +175,7 @@ def test_zip_entries_stay_inside(folder):
     assert "'../../pwned' points outside" in refused(path)
 
 
-def test_what_is_no_weights_file_is_refused(tmp_path):
+def test_a_file_of_another_kind_is_refused(tmp_path):
     assert "does not exist" in refused(tmp_path / "w.pth")
     (tmp_path / "d.pth").mkdir()
     assert "is a folder" in refused(tmp_path / "d.pth")
@@ -214,7 +214,7 @@ def test_cut_short_at_any_length_is_refused(valid):
 
 @pytest.mark.slow
 def test_flipped_bits_are_refused_or_harmless(valid):
-    """A flip is found by a checksum, or it changes values alone: never a crash or another type."""
+    """A checksum finds a flip, or only values change; there is no crash and no other type."""
     path, tensors = valid
     whole = path.read_bytes()
     rng = random.Random(0)
@@ -253,7 +253,7 @@ def test_half_precision_and_shared_storage_survive_safetensors(tmp_path):
     assert equal(load_file(tmp_path / "w.safetensors"), tensors)
 
 
-def test_what_trainers_keep_is_made_loadable(tmp_path):
+def test_a_trainer_s_state_is_made_loadable(tmp_path):
     path = tmp_path / "w.pth"
     kept = collections.defaultdict(int, best=np.float64(0.5), n=np.int64(3), at=np.arange(3))
     save_file({"trainer": {"hooks": kept, "lrs": (np.float32(0.5), 1)}, "dtype": torch.half}, path)
@@ -299,7 +299,7 @@ def test_kill_during_save_leaves_a_whole_file(tmp_path, suffix):
         saver = multiprocessing.get_context("fork").Process(target=save_forever, args=(path,))
         saver.start()
         time.sleep(0.02 + 0.05 * delay.random())
-        # Whoever reads meanwhile, or after the kill, finds one save's values.
+        # A reader finds the values of one save, also after the kill.
         assert len(load_file(path)["n"].unique()) == 1
         saver.kill()
         saver.join()

@@ -235,7 +235,7 @@ def test_mmcv_names_in_a_state_dict_entry(tmp_path):
 
 
 def test_half_precision_is_read_as_single(tmp_path):
-    """What is computed from a weight on loading, such as adaptive WS's gain, is then exact."""
+    """Numbers computed from a weight on loading, such as adaptive WS's gain, are then exact."""
     state = {k: v.half() for k, v in torchvision.models.resnet18().state_dict().items()}
     torch.save(state, tmp_path / "half.pth")
     ours = backbone("BN+AWS", 18)
@@ -265,7 +265,7 @@ def test_a_real_imagenet_resnet_names_what_it_loaded(real_data):
 
 
 @pytest.mark.parametrize("layout", ["mmdetection", "torchvision"])
-def test_what_is_left_out_has_the_files_names(layout):
+def test_omitted_tensors_have_the_file_s_names(layout):
     if layout == "mmdetection":
         state, backbone = MMDetection(nn.Conv2d).published(), "backbone."
     else:
@@ -287,7 +287,7 @@ def odd_tensors():
 @pytest.mark.slow
 @pytest.mark.parametrize("layout", ["mmdetection", "torchvision", "resnet", "detectron2"])
 def test_odd_shapes_never_end_in_anything_but_a_sentence(layout):
-    """Anyone may have written the file: one to three of its tensors are of another kind."""
+    """Anyone may have written the file, so one to three of its tensors are of another kind."""
     torch.manual_seed(0)
     state = {
         "mmdetection": lambda: MMDetection(nn.Conv2d).published(),
@@ -301,7 +301,7 @@ def test_odd_shapes_never_end_in_anything_but_a_sentence(layout):
     rng, names = random.Random(0), list(state)
     for _ in range(150):
         damaged = dict(state)
-        # The last tensors and the stem's are those that something is read from.
+        # Facts are read from the last tensors and the stem's.
         for name in rng.sample(names[:8] + names[-24:] + rng.sample(names, 8), rng.randint(1, 3)):
             damaged[name] = rng.choice(odd_tensors())
         try:

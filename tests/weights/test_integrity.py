@@ -1,4 +1,4 @@
-"""Damage is told wherever something tells it, and no file takes more than it is."""
+"""Damage is reported if any sign shows it, and no file takes far more memory than its size."""
 
 import hashlib
 import pickle

@@ -1,4 +1,4 @@
-"""Plain checkpoints under weight methods: what is loaded, what it computes, what is reported."""
+"""Plain checkpoints under weight methods: loading, function and report."""
 
 import pytest
 import torch
@@ -11,7 +11,7 @@ from normdet.weights import Checkpointer, save_file
 
 
 class Detector(nn.Module):
-    """A backbone where detectors have theirs."""
+    """A backbone under the name that detectors give it."""
 
     def __init__(self, cfg):
         super().__init__()
@@ -77,7 +77,7 @@ def test_own_checkpoints_come_back(weight, tmp_path):
 
 
 def test_names_of_another_library(tmp_path):
-    """Where names are matched by heuristics, what the method adds takes none of them."""
+    """If heuristics match names, the method's own tensors take none of them."""
     resnet18 = pytest.importorskip("torchvision").models.resnet18
     torch.manual_seed(0)
     theirs = resnet18().eval()

@@ -1,4 +1,4 @@
-"""The kernels' machine code, compiled for GPUs that are not there, and how a call launches them."""
+"""The kernels' machine code, compiled for GPUs that this machine lacks, and their launches."""
 
 import subprocess
 import sys
@@ -11,7 +11,7 @@ ROOT = Path(__file__).resolve().parents[3]
 
 
 def test_every_row_of_a_multiple_of_eight_is_read_in_sixteen_bytes():
-    """By plan; that the compiler does so, the table of `bench --kernels` shows."""
+    """This checks the plans; the table of `bench --kernels` shows the compiler's result."""
     from normdet.lab.bench import kernels
 
     sizes = {"bf16": 2, "fp16": 2, "fp32": 4}
@@ -42,7 +42,7 @@ def test_machine_code_has_no_spill_and_no_narrow_read(target):
 
 @pytest.mark.slow
 def test_launches_over_a_stand_in_for_the_driver():
-    """In a process of its own, which then has a driver without a GPU."""
+    """In a separate process, which then has a driver without a GPU."""
     code = """
 import torch
 from normdet import ops

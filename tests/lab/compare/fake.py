@@ -1,4 +1,4 @@
-"""What stands for a training run in tests of the schedulers: it obeys its second argument."""
+"""A fake training run for tests of the schedulers; its second argument says what it does."""
 
 import json
 import os

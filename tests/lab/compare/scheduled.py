@@ -1,4 +1,4 @@
-"""Processes that stand for training, and what waits for them."""
+"""Fake training processes, and functions that wait for them."""
 
 import os
 import sys

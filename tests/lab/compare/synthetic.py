@@ -1,4 +1,4 @@
-"""Runs of a comparison that was never made, in the shape the papers have."""
+"""Runs of an invented comparison, with differences like those of the papers."""
 
 import random
 from dataclasses import replace
@@ -10,7 +10,7 @@ BN_LOSS = {1: 20.0, 2: 8.0, 4: 2.0, 8: 0.0}
 
 
 def runs(seeds=3, sizes=(1, 2, 4, 8), norms=tuple(EFFECT)):
-    """BN falls at small batches, a seed of it diverges at 1."""
+    """BN falls at small batches, and one of its seeds diverges at 1 image."""
     draw = random.Random(0)
     made = []
     for norm in norms:

@@ -1,4 +1,4 @@
-"""Statements from rows: what is compared, what is left out, what may be chosen."""
+"""Statements from rows: which norms are compared, left out or chosen."""
 
 import pytest
 
@@ -24,7 +24,7 @@ def rivals(choice):
     return [pair.other for pair in choice.rivals]
 
 
-def test_a_group_counts_what_ended_diverged_and_is_missing():
+def test_a_group_counts_ended_diverged_and_missing_runs():
     table = rows({"GN": [40.0, 41.0, 42.0], "BN": [30.0, None, "crash"]})
     table += rows({"GN": [99.0]}, role="tuning")
     gn, bn = analysis.groups(table, "box_AP")
@@ -33,7 +33,7 @@ def test_a_group_counts_what_ended_diverged_and_is_missing():
     assert gn.lacks == "" and bn.lacks == "1 of 3 diverged, 1 of 3 crashed"
 
 
-def test_what_is_planned_and_has_no_row_is_not_run():
+def test_a_planned_run_without_a_row_counts_as_not_run():
     planned = [(norm, 2, seed) for norm in ("GN", "BN") for seed in (1, 2)]
     gn, bn = analysis.groups(rows({"GN": [40.0]}), "box_AP", planned)
     assert (gn.missing, gn.lacks) == (1, "1 of 2 not run")
@@ -72,7 +72,7 @@ def test_only_common_seeds_are_paired_and_diverged_norms_not_compared():
     assert found[0].difference.estimate.mean == pytest.approx(1.5)
 
 
-def test_the_choice_is_paid_for_by_all_pairs():
+def test_the_choice_is_adjusted_for_all_pairs():
     table = rows({"A": [40.0, 41.0, 42.0], "B": [40.1, 40.8, 42.0], "C": [10.0, 11.0, 12.1]})
     (choice,) = analysis.choices(analysis.groups(table, "box_AP"))
     assert choice.best.norm == "A" and rivals(choice) == ["B"] and choice.beaten == ("C",)
@@ -88,8 +88,8 @@ def test_a_norm_with_fewer_seeds_is_left_out_and_named():
     ]  # fmt: skip
 
 
-def test_a_lead_in_the_mean_is_none_where_the_common_seeds_say_the_opposite():
-    # A has an easy fourth seed where B has a hard first one; on those they share B is ahead.
+def test_a_lead_that_common_seeds_contradict_is_none():
+    # A has an easy fourth seed and B a hard first one; on their common seeds B is ahead.
     table = rows({"A": ["crash", 20.0, 30.1, 99.0], "B": [1.0, 30.0, 40.0, "crash"]})
     (choice,) = analysis.choices(analysis.groups(table, "box_AP"))
     assert choice.best.norm == "A" and rivals(choice) == ["B"] and not choice.beaten
@@ -97,7 +97,7 @@ def test_a_lead_in_the_mean_is_none_where_the_common_seeds_say_the_opposite():
     assert lead.significant and lead.difference.estimate.mean < 0
 
 
-def test_one_seed_chooses_nothing_for_sure():
+def test_one_seed_makes_no_certain_choice():
     (choice,) = analysis.choices(analysis.groups(rows({"A": [40.0], "B": [1.0]}), "box_AP"))
     assert choice.best.norm == "A" and rivals(choice) == ["B"] and not choice.beaten
 
@@ -108,7 +108,7 @@ def test_a_norm_that_diverged_is_never_chosen():
     assert analysis.choices(analysis.groups(rows({"A": [None]}), "box_AP")) == []
 
 
-def test_arms_are_held_against_the_best_control_of_their_batch_size():
+def test_arms_are_compared_with_the_best_control_of_their_batch_size():
     table = rows({"A": [30.0, 31.0], "B": [32.0, 33.0], "GN": [35.0, 36.5], "FRN": [9.0, 9.0]})
     table += rows({"A": [40.0, 41.0], "B": [None, 99.0], "GN": [41.0, 42.5]}, size=1)
     found = analysis.against_best(

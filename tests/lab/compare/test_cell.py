@@ -36,7 +36,7 @@ def test_every_way_to_end_is_a_row(tmp_path, what, status, note):
     assert run.score("box_AP") == (40.0 if status == "done" else None)
 
 
-def test_its_memory_is_its_own_not_ours(tmp_path):
+def test_the_measured_memory_is_the_run_s_alone(tmp_path):
     ours = bytearray(os.urandom(1)) * (400 << 20)
     task, runs = fake(tmp_path / "a", "hold100"), []
     thread = threading.Thread(target=lambda: runs.append(run_cell(task)))
@@ -55,7 +55,7 @@ def test_weights_are_kept_only_where_asked(tmp_path):
         assert (task.folder / "model_final.pth").exists() == keep
 
 
-def test_where_nothing_is_to_be_found_there_is_no_ap(tmp_path):
+def test_without_objects_there_is_no_ap(tmp_path):
     task = fake(tmp_path / "a", "well")
     script = Path(FAKE).read_text().replace('{"AP": 40.0, "AP50": 60.0}', '{"AP": None}')
     (tmp_path / "none.py").write_text(script)
@@ -83,7 +83,7 @@ DRIVER = """
 
 @pytest.mark.slow
 def test_kill_nine_in_the_middle_loses_nothing_that_was_done(tmp_path):
-    """What the killed command left running is waited for, not started beside it."""
+    """A process that the killed command left running is waited for, not started again."""
     root = str(Path(__file__).resolve().parents[3])
     code = textwrap.dedent(DRIVER.format(root=root, folder=str(tmp_path)))
     done, flying = fake(tmp_path / "done", "well"), fake(tmp_path / "flying", "hold")

@@ -1,4 +1,4 @@
-"""`normdet compare` from its words to its report: with stand-ins for training, and for real."""
+"""`normdet compare` from its arguments to its report, with fake and with real training."""
 
 import csv
 import json
@@ -38,7 +38,7 @@ GRID = ("--config-file", "quickstart/base.yaml", "--norms", "BN,GN", "--batch-si
 
 @pytest.fixture
 def compare(tmp_path, monkeypatch):
-    """The command, its runs replaced by a script that gives the AP the test says."""
+    """The command, with its runs replaced by a script that gives the AP the test sets."""
     script = tmp_path / "fake.py"
     script.write_text(FAKE)
     go = tmp_path / "go"
@@ -178,7 +178,7 @@ def others(folder):
         (("--lr-grid", "1,2", "--val", "quickstart:train"), "quickstart:train.*rates are picked"),
     ],
 )
-def test_images_that_were_trained_on_measure_nothing(compare, words, said):
+def test_images_that_were_trained_on_are_refused_as_test_images(compare, words, said):
     with pytest.raises(NormdetError, match=said):
         compare("--seeds", "1", *words)
     assert not ran(compare)
@@ -242,7 +242,7 @@ def test_a_signal_stops_it_and_the_same_command_goes_on(compare):
         (("--report-only",), "no run has a result yet"),
     ],
 )
-def test_slips_are_named_before_anything_runs(compare, words, said):
+def test_mistakes_are_named_before_anything_runs(compare, words, said):
     with pytest.raises(NormdetError, match=said):
         compare(*words)
     assert not ran(compare)
@@ -276,7 +276,7 @@ TINY = (
 
 @pytest.mark.slow
 def test_two_norms_for_real(tmp_path, quickstart_data):
-    """Trained, killed in the middle, gone on with, and reported; a wild rate diverges."""
+    """They are trained, killed, resumed and reported; with a very high rate one diverges."""
     out = tmp_path / "out"
     words = ["compare", "--config-file", "quickstart/base.yaml", "--norms", "GN,FRN+TLU"]
     words += ["--batch-sizes", "2", "--jobs", "2", "--threads", "1", "--out", str(out)]

@@ -55,7 +55,7 @@ def test_the_first_runs_alone_until_its_memory_is_known_and_then_memory_decides(
         narrow.submit(task)
     for _ in range(3):
         narrow.wait(0.05)
-    # 150 MB are free, of which the first may still take its share: no second one fits.
+    # 150 MB are free, and the first may still take its share, so no second one fits.
     assert [task.title for task in narrow.running] == ["n0"]
     for task in tasks + more:
         task.folder.mkdir(exist_ok=True)
@@ -63,7 +63,7 @@ def test_the_first_runs_alone_until_its_memory_is_known_and_then_memory_decides(
     assert len(drain(pool)) == 3 and len(drain(narrow)) == 3  # one at a time always goes
 
 
-def test_the_log_of_a_run_that_is_gone_on_with_tells_nothing_of_its_memory(tmp_path):
+def test_an_old_log_of_a_resumed_run_does_not_count_for_its_memory(tmp_path):
     task = fake(tmp_path / "a", "hold")
     pool = LocalPool(slots(2, [], 1, 1), available=lambda: 1e6)
     task.folder.mkdir()
@@ -84,7 +84,7 @@ def test_the_log_of_a_run_that_is_gone_on_with_tells_nothing_of_its_memory(tmp_p
     drain(pool)
 
 
-def test_each_norm_needs_what_it_needed(tmp_path):
+def test_the_expected_memory_follows_earlier_runs_of_the_norm(tmp_path):
     pool = LocalPool(slots(3, [], 1, 1), available=lambda: 1000.0)
     for norm, size, peak in (("GN", 2, 900.0), ("BN", 2, 100.0), ("GN", 4, 1800.0)):
         pool.learn(norm, size, peak)

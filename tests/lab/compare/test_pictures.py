@@ -1,4 +1,4 @@
-"""Which two norms, and which images of them, a report shows."""
+"""The two norms and the images that a report shows."""
 
 import json
 
@@ -50,7 +50,7 @@ def test_the_images_that_differ_most_come_first(runs, tmp_path, monkeypatch):
     assert [len(scene.predicted["BN"]) for scene in drawn] == [0, 1, 1]
 
 
-def test_what_is_gone_is_not_drawn(runs, tmp_path):
+def test_missing_images_and_predictions_are_not_drawn(runs, tmp_path):
     folders, records = runs
     assert not pictures.draw_differences(folders, [], tmp_path / "p.png")
     assert not pictures.draw_differences(

@@ -79,7 +79,7 @@ def test_a_cells_config_and_command_are_the_same(tmp_path):
     assert cfg.MODEL.RESNETS.NORM == "GN" and cfg.DATASETS.TEST == ("quickstart:test",)
 
 
-def test_the_hash_is_of_what_decides_a_run():
+def test_the_hash_covers_what_decides_a_run():
     p = plan()
     one = config_hash(p.config(Cell(p.arms[0], 2, 1)))
     assert one == config_hash(p.config(Cell(p.arms[0], 2, 2)))  # the seed stands beside it
@@ -138,7 +138,7 @@ def test_variants_and_inits():
         ("GN", ["x=GN DATASETS.TRAIN ('a',)"], [], "DATASETS.TRAIN, which is the same"),
     ],
 )
-def test_slips_are_named(norms, variants, inits, said):
+def test_mistakes_are_named(norms, variants, inits, said):
     with pytest.raises(NormdetError, match=said):
         parse_arms(norms, variants, inits)
 

@@ -1,4 +1,4 @@
-"""The report of runs that were never made: what it says, and what it leaves unsaid."""
+"""The report of invented runs: it claims what they support, and no more."""
 
 import re
 from dataclasses import replace
@@ -40,7 +40,7 @@ def test_a_table_of_something_else_is_refused(tmp_path, text):
         read_table(tmp_path / "runs.csv")
 
 
-def test_it_says_what_the_numbers_support(tmp_path):
+def test_the_report_claims_what_the_numbers_support(tmp_path):
     text, html = report(tmp_path, runs(seeds=5))
     assert "5 norms at 1, 2, 4 and 8 images a step, 5 seeds: 98 of 100 runs ended well" in text
     assert "1 of 5 diverged" in line(text, "BN")
@@ -68,7 +68,7 @@ def test_every_mean_and_difference_stands_with_its_interval_or_says_there_is_non
     assert "12.7 standard errors" in text
 
 
-def test_it_says_what_three_seeds_can_show(tmp_path):
+def test_the_report_states_what_three_seeds_can_show(tmp_path):
     text, _ = report(tmp_path, runs())
     assert line(text, "BN", "2").endswith("| not told apart |")
     assert "With 3 seeds and 16 rows planned the first difference to be told apart must be" in text
@@ -80,7 +80,7 @@ def test_many_seeds_decide(tmp_path):
     assert "ahead of FrozenBN (p \\< 0.05)" in line(text, "2", "GN")
 
 
-def test_what_is_left_out_and_what_is_not_told_apart_is_named(tmp_path):
+def test_norms_left_out_and_not_distinguished_are_named(tmp_path):
     text, _ = report(tmp_path, runs())
     one, four = line(text, "1"), line(text, "4")
     assert re.search(r"FrozenBN \([-+]\d\.\d to [-+]\d\.\d\)", one)
@@ -89,7 +89,7 @@ def test_what_is_left_out_and_what_is_not_told_apart_is_named(tmp_path):
     assert ", 1 of 3 crashed" in line(text, "GN+WS")
 
 
-def test_what_is_planned_and_not_there_is_said_and_counted(tmp_path):
+def test_planned_runs_without_results_are_named_and_counted(tmp_path):
     made = [run_of(n, 2, s, 40 + ap + 0.1 * s) for n, ap in (("BN", 0), ("GN", 9)) for s in (1, 2)]
     plan = Plan(
         "quickstart/base.yaml", (), parse_arms("BN,GN,IN", [], []), (1, 2), (1, 2), (1.0,), (), "",
@@ -100,7 +100,7 @@ def test_what_is_planned_and_not_there_is_said_and_counted(tmp_path):
     assert line(text, "IN") == "| IN | not run | not run |"
 
 
-def test_pictures_whose_runs_are_gone_stay_and_say_so(tmp_path):
+def test_pictures_of_missing_runs_stay_with_a_note(tmp_path):
     made = runs(norms=("FrozenBN", "GN"), sizes=(2,))
     text, html = report(tmp_path, made)
     assert "Training" not in text and html.count("data:image/png;base64,") == 2
@@ -113,7 +113,7 @@ def test_pictures_whose_runs_are_gone_stay_and_say_so(tmp_path):
     assert "Drawn by an earlier report" not in text.split("## Training")[0]
 
 
-def test_a_grid_that_was_too_narrow_is_said_to_be(tmp_path):
+def test_a_grid_that_was_too_narrow_is_reported(tmp_path):
     tuning = [
         run_of("GN", 1, 0, 30.0 + factor, role="tuning", lr_factor=factor)
         for factor in (0.5, 1.0, 2.0)

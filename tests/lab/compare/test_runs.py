@@ -1,4 +1,4 @@
-"""A run in memory, in JSON and in a table: one row, whatever version of normdet wrote it."""
+"""A run in memory, in JSON and in a table is one row, also from earlier versions of normdet."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""`normdet doctor` from the command line: real images, its files, and what it refuses."""
+"""`normdet doctor` from the command line: real images, its files, and refusals."""
 
 import json
 import shutil
@@ -28,7 +28,7 @@ def test_it_prints_a_verdict_and_leaves_a_page_a_picture_and_numbers(
     content = json.loads((tmp_path / "out" / "doctor.json").read_text())
     assert [row["name"] for row in content["stages"]] == ["stem", "res2", "res3", "res4", "res5"]
     assert content["images"] == 8 and content["verdict"] in printed
-    # Trained on one padded batch, measured one by one: the same statistics but for the padding.
+    # Trained on one padded batch and measured one by one, statistics differ by the padding alone.
     assert all(row["distance"] < 0.5 for row in content["stages"])
     page = (tmp_path / "out" / "doctor.html").read_text()
     assert "data:image/png;base64," in page and "http" not in page
@@ -95,7 +95,7 @@ def test_bad_input_is_a_sentence(config, weights, folder, tmp_path, capsys):
     assert "does not exist" in refusal(capsys)
 
 
-def test_start_values_are_known_for_what_they_are(config, folder, tmp_path, capsys):
+def test_untrained_statistics_are_recognized(config, folder, tmp_path, capsys):
     from detectron2.modeling import build_model
 
     path = tmp_path / "start.pth"

@@ -1,4 +1,4 @@
-"""Known answers: statistics that are exactly so many sigmas away, and channels that are dead."""
+"""Known answers: statistics that are a known number of sigmas away, and dead channels."""
 
 import json
 import math
@@ -14,7 +14,7 @@ from normdet.lab.doctor.traces import trace
 
 
 def images(count: int = 8, channels: int = 3) -> list[Tensor]:
-    """Of several sizes, with brightness and contrast of their own."""
+    """Images of several sizes, with different brightness and contrast."""
     generator = torch.Generator().manual_seed(0)
     ret = []
     for index in range(count):
@@ -29,7 +29,7 @@ def all_values(batch: list[Tensor]) -> Tensor:
 
 
 class Model(nn.Module):
-    """A detector's names around one norm that sees the image itself."""
+    """One norm, which sees the image itself, under a detector's names."""
 
     def __init__(self, norm: nn.Module):
         super().__init__()
@@ -106,7 +106,7 @@ def test_dead_channels_are_counted(kind, activation):
     assert held[1] == 1 and (held[2] == 0) == (activation == "TLU")
 
 
-def test_noise_is_what_a_batch_differs_from_all_images():
+def test_noise_is_the_distance_of_a_batch_from_all_images():
     batch = [x[..., :6, :] for x in images(16)]
     row = examine(fitted(layers.BatchNorm2d(3), batch), batch).stages[0]
     assert list(row.noise) == [1, 2, 4]  # four batches of a size, or it is not measured
@@ -214,7 +214,7 @@ def test_stages_have_the_names_people_use():
     assert stage_of("roi_heads.box_head.conv1.norm") == "box head"
 
 
-def test_layers_without_statistics_of_their_own_are_left_out_of_the_distance():
+def test_layers_without_stored_statistics_have_no_distance():
     class Two(Model):
         def __init__(self, norm, other):
             super().__init__(norm)

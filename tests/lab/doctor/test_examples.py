@@ -29,6 +29,6 @@ def test_a_row_for_each_set_size_and_stage(tool, config, weights, folder, tmp_pa
     assert [row["short_side"] for row in rows[::5]] == ["64", "64", "96", "96"]
     assert all(float(row["distance"]) < 0.5 for row in rows[:5]) and rows[0]["noise_2"]
     assert rows[0]["noise_4"] == "" and all(row["versions"] and row["date"] for row in rows)
-    # The command repeats, but for where this machine keeps things.
+    # The command can be repeated, except for this machine's paths.
     assert str(tmp_path.parent) not in rows[0]["command"]
     assert f"--set 'my images={'/'.join(folder.parts[-2:])}'" in rows[0]["command"]

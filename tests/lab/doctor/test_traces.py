@@ -7,7 +7,7 @@ from normdet.lab.doctor.traces import Moments
 
 
 def images(count: int = 8, channels: int = 3) -> list[Tensor]:
-    """Of several sizes, with brightness and contrast of their own."""
+    """Images of several sizes, with different brightness and contrast."""
     generator = torch.Generator().manual_seed(0)
     ret = []
     for index in range(count):

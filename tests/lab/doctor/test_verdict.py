@@ -34,7 +34,7 @@ def test_stages_that_are_off_are_named_with_their_distance():
     assert "stem, res4-res5 see" in verdict(found(0.6, 0.1, 0.2, 3.14, 3.1), case())
 
 
-def test_what_fits_is_kept_and_trained_as_it_is():
+def test_statistics_that_fit_are_kept():
     fitting = found(0.1, 0.08, 0.1, 0.14, 0.15)
     assert "within 0.15 sigma" in verdict(fitting, case())
     assert "FrozenBN fits these images, keep it" in verdict(fitting, case())
@@ -57,12 +57,12 @@ def test_statistics_that_fit_are_frozen_where_batches_are_too_small_for_bn():
         assert f"{norm} fits these images, keep it" in verdict(fitting, case(norm=norm))
 
 
-def test_stages_without_statistics_are_not_vouched_for():
+def test_stages_without_statistics_get_no_verdict():
     said = verdict(found(None, None, 0.1, 0.14, 0.15), case())
     assert said.startswith("res3-res5 see statistics within 0.15 sigma")
 
 
-def test_between_both_a_comparison_is_advised():
+def test_in_between_a_comparison_is_advised():
     said = verdict(found(0.1, 0.1, 0.1, 0.3, 0.3), case())
     assert "somewhat off" in said and "compare both" in said
 

@@ -1,4 +1,4 @@
-"""What the pictures say: matches as COCO counts them, and files that are pictures."""
+"""Pictures: matches as COCO counts them, and files that are pictures."""
 
 import numpy as np
 import pytest

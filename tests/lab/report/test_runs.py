@@ -1,4 +1,4 @@
-"""What is drawn of a run's predictions."""
+"""The predictions of a run that are drawn."""
 
 import json
 

@@ -1,4 +1,4 @@
-"""A detector that sees exactly what is there: every grey value above 0 is one object."""
+"""A perfect detector: every grey value above 0 is one object."""
 
 import numpy as np
 import torch
@@ -46,7 +46,7 @@ def box_of(mask):
 
 
 def run(images, out, *flags, model=None, masks=True, opts=(), trained="auto"):
-    """`normdet predict` with a Seer, trained under a window, in place of what --weights hold."""
+    """`normdet predict` with a Seer, trained under a window, instead of the weights' model."""
     words = [str(images), "--weights", "none.pth", "--out", str(out), *flags]
     args = command.parse_arguments(words)
     cfg = load_config(

@@ -1,4 +1,4 @@
-"""normdet predict with a detector whose findings are known: its files, its going on, its faults."""
+"""normdet predict with a detector whose results are known: files, resuming, faults."""
 
 import csv
 import json
@@ -19,7 +19,7 @@ from tests.medical.predict.fake import Seer, run
 
 
 def scene(height=60, width=80, values=(10, 21, 32)) -> np.ndarray:
-    """Squares of 12 pixels, each in a grey value of its own."""
+    """Squares of 12 pixels with different grey values."""
     image = np.zeros((height, width), np.uint8)
     for place, value in enumerate(values):
         y, x = divmod(place * 16, width - 16)
@@ -41,7 +41,7 @@ def rows(file):
     return list(csv.DictReader(file.open(encoding="utf-8")))
 
 
-def test_every_file_tells_the_same_objects(images, tmp_path, capsys):
+def test_every_file_has_the_same_objects(images, tmp_path, capsys):
     out = tmp_path / "out"
     code, _ = run(images, out)
     assert code == 0
@@ -155,7 +155,7 @@ def test_a_file_that_vanishes_is_a_fault(images, tmp_path, monkeypatch, capsys):
     assert code == 1 and "empty.png cannot be read: No such file" in capsys.readouterr().err
 
 
-def test_what_an_earlier_run_wrote_among_the_images_is_none_of_them(images, tmp_path):
+def test_files_of_an_earlier_run_among_the_images_are_not_predicted(images, tmp_path):
     for _ in range(2):
         run(images, images / "found")
         assert len(rows(images / "found" / "counts.csv")) == 3
@@ -289,7 +289,7 @@ def test_an_image_too_large_to_take_whole_names_the_way_out(images, tmp_path, mo
         (["--weights", "x.pth", "--batch", "0"], "--batch"),
     ],
 )  # fmt: skip
-def test_what_cannot_work_is_said_before_anything_is_written(flags, message, tmp_path, capsys):
+def test_bad_input_is_refused_before_anything_is_written(flags, message, tmp_path, capsys):
     out = tmp_path / "out"
     assert cli.main(["predict", str(tmp_path), "--out", str(out), *flags]) == 2
     assert message in capsys.readouterr().err

@@ -14,7 +14,7 @@ SHORT += ["INPUT.MIN_SIZE_TEST", "96", "MODEL.DEVICE", "cpu", "DATASETS.TEST", "
 
 @pytest.mark.slow
 @pytest.mark.parametrize("grey", [False, True], ids=["colour", "grey"])
-def test_a_folder_of_a_run_is_all_it_takes(grey, quickstart_data, tmp_path, capsys):
+def test_the_folder_of_a_run_suffices(grey, quickstart_data, tmp_path, capsys):
     run, out = tmp_path / "run", tmp_path / "out"
     opts = [*SHORT, "OUTPUT_DIR", str(run)]
     if grey:

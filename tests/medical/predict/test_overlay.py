@@ -1,4 +1,4 @@
-"""The picture of what was found."""
+"""The picture of the objects found."""
 
 import numpy as np
 import pytest

@@ -1,4 +1,4 @@
-"""Real nuclei with known instances, and the same as the formats of hospitals."""
+"""Real nuclei with known instances, also in the formats of hospitals."""
 
 import json
 

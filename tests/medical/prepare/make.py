@@ -105,7 +105,7 @@ def dicom_image(case: Case, index: int, patient: str = "MRN-424242", series: str
     data.Modality = "CT"
     data.Manufacturer = ""
     data.SeriesNumber = 1
-    # Against the order of space, as scanners do number them.
+    # Number against the order in space, as scanners do.
     data.InstanceNumber = 100 - index
     data.ImagePositionPatient = [0, 0, 2.5 * index]
     data.ImageOrientationPatient = [1, 0, 0, 0, 1, 0]
@@ -135,7 +135,8 @@ def write_segmentation(
 ) -> None:
     """A DICOM-SEG with a segment for each instance of each slice.
 
-    With `inside`, a fractional one of these values, of 255 at most, in and around an instance.
+    With `inside`, it is a fractional one with these values, of 255 at most, in and around an
+    instance.
     """
     highdicom = pytest.importorskip("highdicom")
     from pydicom.sr.codedict import codes

@@ -87,7 +87,7 @@ def huge_image(source):
     add(source, "bad", blobs(9))
     path = source / "images" / "bad.png"
     content = bytearray(path.read_bytes())
-    # The header says what no memory holds; its checksum agrees.
+    # The header states a size that no memory holds, with a valid checksum.
     content[16:24] = struct.pack(">II", 40_000, 40_000)
     content[29:33] = struct.pack(">I", zlib.crc32(content[12:29]))
     path.write_bytes(content)
@@ -143,7 +143,7 @@ def test_a_fault_is_skipped_and_counted_or_refused(folder, tmp_path, capsys, har
     printed = capsys.readouterr()
     assert len(masks_of(tmp_path / "out")) == 3
     assert re.search(f"fault: .*{FAULTS[harm]}", printed.err)
-    # Once, though a link is met both among images and among labels.
+    # It is counted once, though a link is found among images and among labels.
     assert "faults   1\n" in printed.out
     assert json.loads((tmp_path / "out/fingerprint.json").read_text())["faults"] == 1
     command = ["prepare", str(folder), "--out", str(tmp_path / "none"), "--on-error", "stop"]
@@ -251,7 +251,7 @@ def test_a_series_with_a_gap_and_a_broken_slice(tmp_path, capsys):
     assert main(["prepare", str(source), "--out", str(tmp_path / "out")]) == 0
     printed = capsys.readouterr()
     assert "no slice at 7.5 mm along its normal" in printed.err
-    # Files of DICOM go by numbers, which the key tells apart.
+    # DICOM files are named by numbers, which the key resolves.
     number = re.search(r"file (\d+) has pixels that cannot be read", printed.err)[1]
     key = (tmp_path / "out-names.csv").read_text().splitlines()
     (row,) = [row for row in key if broken.name in row]
@@ -281,7 +281,7 @@ def coco(tmp_path):
         ("gone.png", "do not exist"),
     ],
 )
-def test_a_coco_file_that_names_what_is_not_its_own(coco, tmp_path, capsys, name, sentence):
+def test_a_coco_file_that_names_files_outside_is_refused(coco, tmp_path, capsys, name, sentence):
     (coco / "images/link.png").symlink_to(tmp_path / "secret.png")
     images = [
         {"id": 1, "file_name": "a.png", "height": 96, "width": 96},
@@ -303,7 +303,7 @@ def test_a_coco_file_that_names_what_is_not_its_own(coco, tmp_path, capsys, name
 
 
 def write_coco(path, images, **extra):
-    """A box on each of the images, which are made where they are not."""
+    """Write a box for each image; missing images are made."""
     entries = []
     for number, image in enumerate(images, start=1):
         image.parent.mkdir(parents=True, exist_ok=True)
@@ -320,7 +320,7 @@ def write_coco(path, images, **extra):
 
 
 def written_images(out):
-    """File names by split, each of which is there."""
+    """File names by split, after a check that each exists."""
     found = {}
     for path in (out / f"{name}.json" for name in ("train", "val", "test")):
         if path.is_file():
@@ -346,7 +346,7 @@ def test_images_of_one_name_in_several_coco_files(tmp_path, capsys):
 
 
 def test_no_image_is_written_over_another(tmp_path, capsys):
-    """As `series0001`, which DICOM's names are, may be that of an image too."""
+    """An image can be named `series0001`, as DICOM series are."""
     source = tmp_path / "in"
     for name in ("a", "b"):
         write_coco(source / f"{name}.json", [source / name / f"{name}.png"])
@@ -415,7 +415,7 @@ def test_sets_of_a_voc_folder(tmp_path, capsys, sets, expected):
     assert "faults   0" in printed and "classes  x" in printed
 
 
-def test_what_is_there_stays_until_the_new_is_whole(folder, tmp_path, capsys):
+def test_an_old_result_stays_until_the_new_one_is_complete(folder, tmp_path, capsys):
     out = tmp_path / "out"
     command = ["prepare", str(folder), "--out", str(out)]
     assert main(command) == 0
@@ -458,7 +458,7 @@ def test_a_killed_run_leaves_no_folder_that_looks_whole(tmp_path):
         ["--classes", "a,b", "--instances", "values"],
     ],
 )
-def test_options_that_make_no_sense(folder, tmp_path, option, capsys):
+def test_bad_options_are_refused(folder, tmp_path, option, capsys):
     assert main(["prepare", str(folder), "--out", str(tmp_path / "out"), *option]) == 2
     assert "error" in capsys.readouterr().err
 
@@ -468,7 +468,7 @@ def test_the_result_does_not_go_into_its_source(folder, capsys):
     assert "lies in the source" in capsys.readouterr().err
 
 
-def test_a_source_that_is_nothing(tmp_path, capsys):
+def test_an_empty_source_is_refused(tmp_path, capsys):
     (tmp_path / "in").mkdir()
     (tmp_path / "in/notes.txt").write_text("nothing")
     assert main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
@@ -478,7 +478,7 @@ def test_a_source_that_is_nothing(tmp_path, capsys):
 
 
 @pytest.mark.parametrize("package, kind", [("pydicom", "dicom"), ("nibabel", "nifti")])
-def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch, capsys, package, kind):
+def test_a_missing_extra_is_named(tmp_path, monkeypatch, capsys, package, kind):
     source = tmp_path / "in"
     write_series(source, [blobs(0)])
     if kind == "nifti":
@@ -494,7 +494,7 @@ def test_without_the_extra_its_name_is_told(tmp_path, monkeypatch, capsys, packa
     assert "pip install normdet[medical]" in error
 
 
-def test_a_source_is_not_replaced_by_what_is_made_of_it(tmp_path, capsys):
+def test_a_source_is_not_replaced_by_its_result(tmp_path, capsys):
     raw = tmp_path / "data" / "raw"
     raw.mkdir(parents=True)
     (raw / "a.png").write_bytes(b"mine")

@@ -379,7 +379,7 @@ EXPORTS = {
 
 
 @pytest.mark.parametrize("tool", EXPORTS)
-def test_what_was_drawn_comes_out(tmp_path, capsys, tool):
+def test_the_drawn_objects_come_back(tmp_path, capsys, tool):
     make, kind, with_masks = EXPORTS[tool]
     make(tmp_path / "lab")
     assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 0

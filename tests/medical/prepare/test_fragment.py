@@ -1,4 +1,4 @@
-"""The config that prepare writes: it loads, and describes the data."""
+"""The config that prepare writes loads and describes the data."""
 
 import json
 

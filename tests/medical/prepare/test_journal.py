@@ -1,4 +1,4 @@
-"""A run that was stopped goes on, and what it makes is what one that was not makes."""
+"""A stopped run goes on and gives the same result as one that was not stopped."""
 
 import fcntl
 import json
@@ -101,7 +101,7 @@ def run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("make", [images, pytest.param(patients, marks=pytest.mark.slow), coco])
-def test_what_was_stopped_goes_on(tmp_path, run, capsys, make):
+def test_a_stopped_run_goes_on(tmp_path, run, capsys, make):
     make(tmp_path / "in")
     every = run(out="whole")
     expected = content_of(tmp_path / "whole")
@@ -126,7 +126,7 @@ def test_no_patient_is_in_the_journal(tmp_path, run):
     for secret in (*SECRETS, "1.2.3.", ".dcm"):
         for path, content in left.items():
             assert secret.encode() not in content and secret not in path.name, path
-    # Nor a key of one, which would say whose images are whose to who can guess a number.
+    # It also has no key of one, from which someone who guesses numbers could identify the patient.
     lines = left[next(path for path in left if path.name == "journal")].splitlines()
     names = set().union(*(json.loads(line.partition(b" ")[2])["images"][0] for line in lines))
     assert names == {
@@ -214,7 +214,7 @@ def test_two_at_once(tmp_path, run, capsys):
     assert len(run()) == 3
 
 
-def test_what_another_run_made_meanwhile_stays(tmp_path, run, monkeypatch):
+def test_the_result_of_another_run_stays(tmp_path, run, monkeypatch):
     images(tmp_path / "in")
     original = command.draw
 
@@ -289,7 +289,7 @@ main({argv!r})
     assert f"{tmp_path / 'out'} is done" in capsys.readouterr().out
     assert content_of(tmp_path / "out") == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out"]
-    # Said once: from now on it is a folder that is there.
+    # This is reported once; from now on the folder is an existing one.
     assert main(["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out")]) == 2
     assert "exists" in capsys.readouterr().err
 

@@ -1,4 +1,4 @@
-"""The same instances come back from every kind of source."""
+"""Every kind of source gives the same instances."""
 
 import gc
 import json
@@ -100,7 +100,7 @@ def test_images_and_masks_are_paired_though_one_lacks(tmp_path, capsys, suffix):
     expect(out, [cases[0], cases[1], cases[3]])
     printed = capsys.readouterr()
     assert "images/2.png has no label" in printed.err and "faults   1" in printed.out
-    # Told to be what they are not, they are refused.
+    # With the wrong --kind they are refused.
     command = ["prepare", str(source), "--out", str(tmp_path / "none"), "--kind", "masks"]
     assert main(command) == 2
     assert "images has 4 images" in capsys.readouterr().err

@@ -1,4 +1,4 @@
-"""What label images mean, and masks encoded as pycocotools does."""
+"""The meaning of label images, and masks encoded as by pycocotools."""
 
 import numpy as np
 import pycocotools.mask as mask_util
@@ -24,7 +24,7 @@ def test_pieces_that_touch_at_a_corner_are_one():
     assert components(mask).max() == 2
 
 
-def test_what_labels_mean():
+def test_values_or_components_are_instances():
     labels = np.array([[1, 1, 0, 2], [0, 0, 0, 0], [1, 0, 0, 2]])
     values = [np.array([1, 2])]
 
@@ -46,7 +46,7 @@ def test_what_labels_mean():
     "files, instances, names",
     [
         ([[255], [255]], "components", "object"),
-        # No file has two, but two are met: nothing says that they are one class.
+        # No file has two values, but two occur, so they may be two classes.
         ([[1], [], [2]], "components", "label 1"),
         ([[1], [1, 2]], "values", "object"),
     ],

@@ -1,4 +1,4 @@
-"""Nothing that tells who a patient is leaves the files it came in."""
+"""Nothing that identifies a patient leaves the source's files."""
 
 import json
 import logging
@@ -212,7 +212,7 @@ def all_that_is_told(out, key, capfd, caplog):
     files = [path for path in out.rglob("*") if path.is_file()]
     told = [str(path.relative_to(out)).encode() for path in out.rglob("*")]
     told += [path.read_bytes() for path in files]
-    # Compressed pictures may hold text that is drawn, and no other.
+    # Compressed pictures hold no text but that which is drawn.
     told += ["".join(capfd.readouterr()).encode(), caplog.text.encode()]
     assert stat.S_IMODE(key.stat().st_mode) == 0o600 and NAME in key.read_text()
     return told
@@ -244,7 +244,7 @@ def test_predictions_go_by_numbers(tmp_path, capfd, caplog, monkeypatch):
     for content in [*told, *(title.encode() for title in drawn)]:
         assert b"Zaphod" not in content and b"without label" not in content, content[:500]
     assert len(drawn) == 4 and all(re.fullmatch(r"image\d{6}", title) for title in drawn)
-    # The same numbers again, also where files have come: nothing is predicted twice.
+    # Numbers stay the same when files are added, so nothing is predicted twice.
     case = Image.fromarray(blobs(9).pixels)
     case.save(source / "Aaron.png")
     drawn.clear()

@@ -15,7 +15,7 @@ def test_groups_are_not_divided():
     assert 0.14 < splits.count("val") / 500 < 0.26 and 0.04 < splits.count("test") / 500 < 0.16
     assert splits == assign(groups, [None] * 500, 0.2, 0.1, seed=3)
     assert splits != assign(groups, [None] * 500, 0.2, 0.1, seed=4)
-    # What a patient is called does not matter: keys are drawn anew by each run.
+    # A patient's key does not matter, since each run draws new ones.
     assert splits == assign([f"x{group}" for group in groups], [None] * 500, 0.2, 0.1, seed=3)
 
 
@@ -25,13 +25,13 @@ def test_small_and_given_splits():
     assert assign(["a", "b"], [None] * 2, 0, 0, 0) == ["train", "train"]
     assert assign(["a", "a", "b"], ["val", "train", None], 0.2, 0, 0) == ["val", "train", "train"]
     assert divided(["a", "a", "b"], ["val", "train", "train"]) == ["a"]
-    # One split alone is none: some must be left to validate on.
+    # A single split counts as none, since some images must remain for validation.
     assert "val" in assign(["a", "b"], ["train"] * 2, 0.2, 0, 0)
-    # What the source tests on is not trained on, if there is anything else.
+    # The source's test images are not trained on if there are others.
     assert assign(["a", "b"], ["test", None], 0.2, 0, 0) == ["test", "train"]
 
 
 @pytest.mark.parametrize("given, stated", [(["val", "test"], ()), (["val"] * 2, ("train", "val"))])
-def test_a_source_of_which_nothing_is_left_to_train_on(given, stated):
+def test_a_source_without_training_images_is_refused(given, stated):
     with pytest.raises(NormdetError, match="no image is left to train on: .* in (test and )?val$"):
         assign(["a", "b"], given, 0.2, 0, 0, stated)

@@ -1,4 +1,4 @@
-"""What comes out is read by detectron2, and trains."""
+"""detectron2 reads the prepared folder and trains on it."""
 
 import json
 import re
@@ -53,7 +53,7 @@ def test_the_folder_trains_where_it_was_moved_to(tmp_path, monkeypatch):
     assert main(["train", "--config-file", str(moved / "train.yaml"), *options]) == 0
     assert set(json.loads((run / "results.json").read_text())) == {"bbox", "segm"}
     assert json.loads((run / "input.json").read_text())["classes"] == ["object"]
-    # And what the run leaves is of use from there too.
+    # The folder of the run works from there too.
     weights = ["MODEL.WEIGHTS", str(run / "model_final.pth"), "OUTPUT_DIR", str(tmp_path / "eval")]
     assert main(["eval", "--config-file", str(run / "config.yaml"), *weights]) == 0
 
@@ -90,13 +90,13 @@ def test_pretrained_weights_on_images_of_16_bits(tmp_path, capsys):
     assert main(command) == 0
     report = json.loads((run / "weights.json").read_text())
     assert report["warnings"] == []
-    # The trained model says of itself what it was trained on.
+    # The trained model records its images' scale.
     found = ["--weights", str(run / "model_final.pth"), "--out", str(tmp_path / "found")]
     assert main(["predict", str(source / "images"), *found]) == 0
 
 
 def model_input(cfg, pixels):
-    """What the first convolution sees of images `(H, W, 3)`."""
+    """The input of the first convolution for images `(H, W, 3)`."""
     model = build_model(cfg)
     images = [{"image": torch.as_tensor(array.transpose(2, 0, 1).copy())} for array in pixels]
     return model.preprocess_image(images).tensor

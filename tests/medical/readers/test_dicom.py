@@ -12,7 +12,7 @@ pydicom = pytest.importorskip("pydicom")
 
 
 def bundled(name):
-    """A file that pydicom ships; none is downloaded."""
+    """A file that pydicom contains, without a download."""
     from pathlib import Path
 
     path = Path(pydicom.__file__).parent / "data" / "test_files" / name
@@ -108,7 +108,7 @@ def test_the_files_window_is_pydicoms(tmp_path):
 
 
 def enhanced(case_of_frame, order):
-    """An enhanced multi-frame CT: each frame with a slope, window and place of its own."""
+    """An enhanced multi-frame CT, whose frames have different slopes, windows and places."""
     data = dicom_image(case_of_frame[0], 0)
     for name in ("RescaleSlope", "RescaleIntercept", "ImagePositionPatient", "PixelSpacing"):
         delattr(data, name)

@@ -1,4 +1,4 @@
-"""A series is read in the order of space; one that mixes several is split, never interleaved."""
+"""A series is read in the order of space; a mixed one is split and never interleaved."""
 
 import itertools
 
@@ -51,7 +51,7 @@ MIXES = {
 
 
 @pytest.mark.parametrize("mix", MIXES)
-def test_what_lies_at_the_same_places_is_split(tmp_path, mix):
+def test_slices_at_the_same_places_are_split(tmp_path, mix):
     entries = [(2.5 * z, 100 * k + z, MIXES[mix](k)) for k in range(2) for z in range(4)]
     save(tmp_path / "s", entries)
     assert runs(tmp_path / "s") == [[0, 1, 2, 3], [100, 101, 102, 103]]
@@ -68,7 +68,7 @@ def test_acquisitions_that_interleave_are_split_and_those_side_by_side_are_one(t
     assert runs(tmp_path / "b") == [[0, 1, 2, 100, 101, 102]]
 
 
-def test_what_nothing_tells_apart_is_left_out_and_said(tmp_path):
+def test_slices_that_no_tag_distinguishes_are_left_out_and_reported(tmp_path):
     tags = {"InstanceNumber": 7}
     save(tmp_path / "s", [(2.5 * z, 100 * k + z, tags) for k in range(2) for z in range(3)])
     said = []

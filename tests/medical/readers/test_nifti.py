@@ -15,7 +15,7 @@ nibabel = pytest.importorskip("nibabel")
 
 @pytest.fixture
 def volume(tmp_path):
-    """`a.nii.gz`, 4 x 5 x 6 voxels of 1 x 2 x 3 mm, each a number of its own."""
+    """`a.nii.gz`, 4 x 5 x 6 voxels of 1 x 2 x 3 mm with different values."""
     data = np.arange(120, dtype=np.int16).reshape(4, 5, 6)
     image = nibabel.Nifti1Image(data, np.diag([1.0, 2.0, 3.0, 1.0]))
     image.to_filename(tmp_path / "a.nii.gz")
@@ -127,7 +127,7 @@ def test_a_label_may_be_stored_another_way_than_its_image(volume, tmp_path, code
         ({"shift": 0.09}, None),
         ({"shift": 0.11}, "0.11"),
         ({"shift": 110, "unit": "micron"}, "0.11"),
-        # Of small turns the far corners tell: 15.3 mm from the first.
+        # Small turns show at the far corners, 15.3 mm from the first.
         ({"rotation": 0.006}, None),
         ({"rotation": 0.008}, "0.122"),
         ({"rotation": np.pi / 2}, "voxels"),

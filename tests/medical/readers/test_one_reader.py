@@ -1,4 +1,4 @@
-"""The same picture in many forms gives the same pixels, whichever route reads it."""
+"""The same picture in many forms gives the same pixels by every route."""
 
 import struct
 import zlib
@@ -177,7 +177,7 @@ def cfg():
 
 
 def routes(cfg, folder: Path) -> dict[str, np.ndarray]:
-    """By route what it makes of the one image in a folder: `(H, W, 3)`."""
+    """The pixels `(H, W, 3)` of the one image in a folder, by route."""
     (source,) = find_sources(folder)
     (path,) = source.paths
     (item,) = read_slices(source)

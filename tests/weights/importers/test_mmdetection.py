@@ -86,7 +86,7 @@ def test_anchors_and_boxes_are_mmdetection_s():
     assert model.roi_heads.box_pooler.level_poolers[0].aligned
 
 
-def test_what_mmdetection_has_otherwise_is_left_out_with_the_reason():
+def test_parts_that_mmdetection_computes_differently_are_left_out():
     state = MMDetection(nn.Conv2d).published()
     first = {key.removeprefix("roi_head."): value for key, value in state.items()}
     imported = import_weights(first, "w.pth")
