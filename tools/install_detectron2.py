@@ -58,15 +58,15 @@ NETWORK_TROUBLE = re.compile(
 )
 
 
-# Lines of pip's that are shown when it fails.
+# How many of pip's last lines are shown when it fails.
 LAST_LINES = 8
 
 
 class InstallError(Exception):
-    """A step that cannot go on; its text is the one sentence the user reads.
+    """Raised if a step cannot go on; its text is the sentence for the user.
 
     Attributes:
-        last: the last lines that pip said, if it was pip that failed.
+        last: pip's last lines, if pip failed.
     """
 
     def __init__(self, text, last=()):
@@ -75,19 +75,19 @@ class InstallError(Exception):
 
 
 def show_download(line):
-    """Print the line of pip's if it tells of a large download."""
+    """Print a line of pip if it reports a large download."""
     if re.match(r"\s*(Downloading|Using cached) \S+ \(.*[MG]B\)", line):
         print("  " + line.strip(), flush=True)
 
 
 def run_pip(python, *arguments, log=None, show=show_download):
-    """Run `python -m pip`; a failure carries the last lines it said.
+    """Run `python -m pip`; a failure includes its last lines.
 
     Args:
-        python: the interpreter whose environment is meant.
+        python: the interpreter of the environment.
         *arguments: pip's own, the command first.
-        log: an open text file that receives all pip says.
-        show: is given each line, to tell the user how far pip is.
+        log: an open text file that receives all of pip's output.
+        show: is called with each line, to show progress.
 
     Raises:
         InstallError: pip failed; the sentence says why.
@@ -109,7 +109,7 @@ def run_pip(python, *arguments, log=None, show=show_download):
             if log:
                 log.write(line)
     except KeyboardInterrupt:
-        # Ctrl-C reaches pip too. Let it clean up: killed now, it would leave gigabytes in /tmp.
+        # Ctrl-C reaches pip too. Let it clean up; killed now it would leave gigabytes in /tmp.
         try:
             process.communicate(timeout=10)
         except subprocess.TimeoutExpired:
@@ -144,14 +144,14 @@ def working_detectron2():
     """Return the `(version, folder)` of the detectron2 that imports here, or None.
 
     Raises:
-        InstallError: something detectron2 stands on is missing, so it cannot be judged.
+        InstallError: a dependency of detectron2 is missing, so detectron2 cannot be tested.
     """
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # deprecations of torch
             for name in ("torch", "detectron2.config", "detectron2.modeling"):
                 importlib.import_module(name)
-    except Exception as error:  # of any kind: an old one meets an AttributeError of Pillow's
+    except Exception as error:  # of any kind; an old version raises an AttributeError from Pillow
         name = getattr(error, "name", None) or ""
         if isinstance(error, ModuleNotFoundError) and not name.startswith("detectron2"):
             raise InstallError(
@@ -306,11 +306,11 @@ def record(files, own_name):
 
 
 def install(wheel=None, force=False, save=None):
-    """Do what the command line asks for.
+    """Install as the command line asks.
 
     Args:
         wheel: a local copy of the source wheel, instead of a download.
-        force: install even where a detectron2 works.
+        force: install even if a detectron2 works.
         save: folder that receives the repacked wheel; nothing is installed then.
 
     Raises:
@@ -333,7 +333,7 @@ def install(wheel=None, force=False, save=None):
             return
         repacked = repack(wheel, folder)
         run_pip(sys.executable, "install", "--no-deps", "--force-reinstall", str(repacked))
-    # A fresh process: this one may hold modules of the detectron2 that was replaced.
+    # Use a new process, since this one may hold modules of the old detectron2.
     check = "import detectron2.modeling as m; print(m.__file__)"
     result = subprocess.run(
         [sys.executable, "-c", check], stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True

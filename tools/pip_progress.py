@@ -1,4 +1,4 @@
-"""How far pip is: a bar on a terminal, a line for each package elsewhere."""
+"""Show pip's progress: a bar on a terminal, a line for each package elsewhere."""
 
 import re
 import shutil
@@ -18,13 +18,13 @@ class Progress:
     """Turns the lines that pip prints into progress. Use as a context manager.
 
     Args:
-        site: the environment's `site-packages`, whose records tell how far the installation is.
-        expected: how many packages there will be, about.
-        out: where progress goes.
+        site: the environment's `site-packages`, whose records show the progress.
+        expected: the approximate number of packages.
+        out: the stream for progress.
 
     Attributes:
-        found: how many packages pip has decided on.
-        fetched: how many it has begun to fetch.
+        found: the number of packages that pip has chosen.
+        fetched: the number that it has begun to fetch.
     """
 
     def __init__(self, site, expected=0, out=None):
@@ -53,7 +53,7 @@ class Progress:
             self._out.flush()
 
     def line(self, text):
-        """Take up a line of pip's."""
+        """Process a line of pip."""
         wheel, moved, installing = (p.match(text) for p in (WHEEL, BYTES, INSTALLING))
         if moved:
             self._bytes = int(moved[1]), int(moved[2])
@@ -80,7 +80,7 @@ class Progress:
             self._out.flush()
 
     def status(self):
-        """What the bar shows now."""
+        """The present text of the bar."""
         if self._names:
             done = min(len(self._records() - self._before), len(self._names))
             return _bar(done, len(self._names)) + f"installing: {done} of {len(self._names)}"
@@ -94,7 +94,7 @@ class Progress:
         return f"looking up packages: {self.found}" if self.found else "asking the package index"
 
     def _records(self):
-        """The packages that are whole: pip writes a package's RECORD last."""
+        """The installed packages; pip writes a package's RECORD last."""
         return {path.parent.name for path in self._site.glob("*.dist-info/RECORD")}
 
 

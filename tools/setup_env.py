@@ -46,7 +46,7 @@ print("%d %d %d" % (sys.version_info[0], sys.version_info[1], able))
 
 
 class SetupError(Exception):
-    """Something is missing; its text is the one sentence the user reads."""
+    """Raised if something is missing; its text is the sentence for the user."""
 
 
 def dotted(version):
@@ -117,7 +117,7 @@ def fingerprint(root=ROOT, pins=PINS):
 
 
 def folder_bytes(folder):
-    """Return the size of what lies under `folder`, 0 where there is none."""
+    """Return the size of all files under `folder`, 0 if there is none."""
     return sum(
         os.lstat(os.path.join(parent, name)).st_size
         for parent, _, names in os.walk(str(folder))
@@ -129,7 +129,7 @@ def check_disk(venv, temporary=None, usage=shutil.disk_usage, device=None):
     """Refuse to begin if the disk is too small.
 
     Args:
-        venv: the environment's folder; what it already holds need not be found again.
+        venv: the environment's folder, whose present content needs no more space.
         temporary: the folder pip downloads to.
         usage: as `shutil.disk_usage`.
         device: path to the number of its disk.
