@@ -4,6 +4,9 @@ import os
 import stat
 import xml.etree.ElementTree as ET
 from pathlib import Path
+from typing import IO
+
+import numpy as np
 
 from normdet.errors import NormdetError
 from normdet.files.faults import unreadable
@@ -56,6 +59,19 @@ def read_text(path: Path, largest: int) -> str:
         return read_bytes(path, largest).decode("utf-8-sig")
     except UnicodeDecodeError as error:
         raise NormdetError(f"{path} is not text in UTF-8: save it so") from error
+
+
+def read_npy_head(file: IO[bytes]) -> tuple[tuple[int, ...], np.dtype]:
+    """Shape and type of a `.npy`'s array; what follows in the file is the array itself.
+
+    Raises:
+        ValueError: no such head.
+    """
+    if np.lib.format.read_magic(file) == (1, 0):
+        shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+    else:
+        shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+    return shape, dtype
 
 
 def parse_xml(path: Path, largest: int = _LARGEST_XML) -> ET.Element:

@@ -6,7 +6,7 @@ import numpy as np
 
 from normdet.data.slices import check_size
 from normdet.errors import NormdetError
-from normdet.files.read import check_regular
+from normdet.files.read import check_regular, read_npy_head
 from normdet.weights.files import load_arrays
 
 ENDING = "_seg.npy"
@@ -24,11 +24,7 @@ def read_masks(path: Path, max_pixels: int) -> np.ndarray:
         raise NormdetError(f"{path} is larger than {_LARGEST >> 30} GB: not read")
     try:
         with open(path, "rb") as file:
-            version = np.lib.format.read_magic(file)
-            head = {(1, 0): np.lib.format.read_array_header_1_0}.get(
-                version, np.lib.format.read_array_header_2_0
-            )
-            head(file)
+            read_npy_head(file)
             masks = load_arrays(file)["masks"]
     except Exception as error:  # a damaged pickle can raise nearly any
         raise NormdetError(

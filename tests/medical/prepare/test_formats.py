@@ -535,6 +535,28 @@ def test_what_ilastik_writes_by_default_is_named(tmp_path, capsys):
     assert "is HDF5, which is not read: export it as tif or png" in capsys.readouterr().err
 
 
+def test_masks_take_no_memory_by_what_they_claim(tmp_path, capsys):
+    cvat(tmp_path / "lab")
+    path = tmp_path / "lab" / "annotations.xml"
+    text = path.read_text().replace('width="20" height="24" rle="0, 480"',
+                                    'width="40000" height="40000" rle="0, 1600000000"')  # fmt: skip
+    path.write_text(text)
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 0
+    assert "a mask is larger than its image" in capsys.readouterr().err
+    fiftyone(tmp_path / "fifty")
+    out = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        out, {"descr": "|b1", "fortran_order": False, "shape": (1 << 20, 1 << 20)}
+    )
+    claim = {"$binary": {"base64": base64.b64encode(zlib.compress(out.getvalue())).decode()}}
+    path = tmp_path / "fifty" / "samples.json"
+    content = json.loads(path.read_text())
+    content["samples"][1]["ground_truth"]["detections"][0]["mask"] = claim
+    write(path, content)
+    main(["prepare", str(tmp_path / "fifty"), "--out", str(tmp_path / "out2")])
+    assert "has a mask that is cut short" in capsys.readouterr().err
+
+
 def test_axes_of_length_one_need_no_name(tmp_path):
     labels = np.zeros((1, 1, HEIGHT, WIDTH), np.uint32)
     labels[..., 12:36, 10:30] = 1

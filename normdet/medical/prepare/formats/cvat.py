@@ -79,9 +79,11 @@ def _add(out: Builder, image: dict, shape: Element) -> None:
     elif shape.tag == "mask":
         left, top, width, height = map(round, numbers("left", "top", "width", "height"))
         runs = [int(run) for run in shape.get("rle", "").split(",")]
-        if min(runs) < 0 or sum(runs) != width * height or not 0 < width * height < 1 << 31:
+        if min(runs) < 0 or sum(runs) != width * height or width < 1:
             raise ValueError("the runs of a mask do not fill it")
-        values = np.repeat(np.arange(len(runs)) % 2, runs).reshape(height, width)
+        if width > image["width"] or height > image["height"]:  # a few letters can say anything
+            raise ValueError("a mask is larger than its image")
+        values = np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(height, width)
         if rle := pasted(values > 0, left, top, image):
             out.add(image, label, rle=rle)
     elif shape.tag != "tag":

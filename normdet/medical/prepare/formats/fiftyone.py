@@ -2,6 +2,7 @@
 
 import base64
 import io
+import math
 import zlib
 from pathlib import Path
 from typing import Any
@@ -10,6 +11,7 @@ import numpy as np
 
 from normdet.data.coco import read_json
 from normdet.errors import NormdetError
+from normdet.files.read import read_npy_head
 from normdet.medical.prepare.formats.base import Builder, Files, Format, pasted
 
 _MOST = 1 << 28
@@ -64,6 +66,10 @@ def _mask(value: Any, file: Path) -> np.ndarray | None:
     content = unpacker.decompress(base64.b64decode(text), _MOST)
     if unpacker.unconsumed_tail:
         raise NormdetError(f"{file} has a mask that unpacks to more than {_MOST >> 20} MB")
+    shape, dtype = read_npy_head(io.BytesIO(content))
+    # numpy sets aside what the head says before it reads.
+    if math.prod(shape) * dtype.itemsize > len(content):
+        raise NormdetError(f"{file} has a mask that is cut short")
     return np.load(io.BytesIO(content), allow_pickle=False) > 0
 
 
