@@ -1,7 +1,8 @@
 """`normdet bench --data`: many images on each route, beside detectron2's if it has that route.
 
-Every row is measured in its own process at two sizes, a quarter and the whole. It gives the time,
-the memory beyond the process's start, and the growth of the time per item (1 is linear).
+Every row is measured in its own process at two sizes, a quarter and the whole. It gives the time
+by the clock and of the processor, the memory beyond the process's start, and the growth of the
+processor's time per item (1 is linear).
 """
 
 import contextlib
@@ -23,7 +24,8 @@ from PIL import Image
 from normdet.errors import NormdetError
 
 COLUMNS = (
-    "date versions machine command task provider size unit seconds items_per_second peak_mb growth"
+    "date versions machine command task provider size unit seconds cpu_seconds items_per_second "
+    "peak_mb growth"
 ).split()
 # The number of images, with ten objects each; fewer if their pixels are written.
 FULL = {"prepare": 5_000, "predict": 1_000, "annotations": 100_000, "compare": 200}
@@ -50,18 +52,19 @@ def rows(sizes: dict[str, int], scale: float = 1.0) -> Iterator[dict]:
     for task, kind, unit, providers in TASKS:
         size = max(_PARTS, int(sizes[kind] * scale))
         for provider, prepare in providers.items():
-            part, _ = _apart(prepare, size // _PARTS, f"{task} by {provider}")
-            seconds, peak = _apart(prepare, size, f"{task} by {provider}")
-            growth = (seconds / size) / (part / (size // _PARTS))
+            _, part, _ = _apart(prepare, size // _PARTS, f"{task} by {provider}")
+            seconds, cpu, peak = _apart(prepare, size, f"{task} by {provider}")
+            growth = (cpu / size) / (part / (size // _PARTS))
             yield {
                 "task": task, "provider": provider, "size": size, "unit": unit,
-                "seconds": f"{seconds:.3g}", "items_per_second": f"{size / seconds:.4g}",
+                "seconds": f"{seconds:.3g}", "cpu_seconds": f"{cpu:.3g}",
+                "items_per_second": f"{size / seconds:.4g}",
                 "peak_mb": f"{peak:.0f}", "growth": f"{growth:.2f}",
             }  # fmt: skip
 
 
-def _apart(prepare: Task, size: int, name: str) -> tuple[float, float]:
-    """Seconds and MB of a task in its own process."""
+def _apart(prepare: Task, size: int, name: str) -> tuple[float, float, float]:
+    """Seconds, seconds of the processor and MB of a task in its own process."""
     context = multiprocessing.get_context("fork")  # imports are not measured
     receiver, sender = context.Pipe(duplex=False)
     with tempfile.TemporaryDirectory() as folder:
@@ -82,11 +85,11 @@ def _measure(prepare: Task, folder: Path, size: int, sender: Any) -> None:
     with contextlib.redirect_stdout(io.StringIO()):
         run = prepare(folder, size)
         held = psutil.Process().memory_info().rss
-        begun = time.perf_counter()
+        begun, worked = time.perf_counter(), time.process_time()
         run()
-        seconds = time.perf_counter() - begun
+        seconds, cpu = time.perf_counter() - begun, time.process_time() - worked
     peak = max(0, resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024 - held) / 2**20
-    sender.send((seconds, peak))
+    sender.send((seconds, cpu, peak))
 
 
 # Tasks --------------------------------------------------------------------------------------------
