@@ -43,7 +43,7 @@ setup(
         "rich>=12",
         "safetensors>=0.4.5",
         "tabulate>=0.9",
-        "tifffile>=2023.1.23",
+        "tifffile>=2025.2.18",
     ],
     extras_require={
         "dev": ["pytest", "pytest-timeout", "pytest-xdist", "ruff"],

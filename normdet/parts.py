@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from dataclasses import dataclass
 
 
@@ -110,13 +111,15 @@ PARTS: dict[str, Part] = {
     )
 }  # fmt: skip
 
+# Which of a cascade's box heads a tensor is of.
+_OF_A_CASCADE = re.compile(r"(?<=^roi_heads\.box_head\.)\d+\.")
 NORMED = {name: part for name, part in PARTS.items() if part.key}
 STAGES = {name: part for name, part in PARTS.items() if part.is_stage}
 
 
 def owner(name: str) -> Part:
     """The part that a tensor or module belongs to, by its name; the longest prefix counts."""
-    name = name.removeprefix("module.") + "."
+    name = _OF_A_CASCADE.sub("", name.removeprefix("module.") + ".", count=1)
     fits = [(len(p), part) for part in PARTS.values() for p in part.prefixes if name.startswith(p)]
     return max(fits, key=lambda fit: fit[0])[1]
 

@@ -256,6 +256,7 @@ THROUGH = {
     "medical/prepare/*": "medical/prepare/test_kinds",
     "medical/readers/find": "medical/prepare/test_faults",
     "medical/readers/neighbours": "medical/readers/test_nifti",
+    "medical/typeface": "medical/predict/test_overlay",
     "medical/windowed": "medical/readers/test_one_reader",
     "modeling/*": "modeling/test_parts",
     "ops/triton_*": "ops/test_triton",

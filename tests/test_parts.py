@@ -73,3 +73,9 @@ def test_a_stage_s_own_norm_is_refused_where_a_stock_builder_would_drop_it():
     cfg.MODEL.BACKBONE.NAME = "build_resnet_fpn_backbone"
     with pytest.raises(NormdetError, match=r"MODEL\.NORMDET\.RES4_NORM is 'GN', which"):
         check_config(cfg)
+
+
+def test_each_box_head_of_a_cascade_is_one():
+    assert owner("roi_heads.box_head.2.conv1.norm.weight") is PARTS["box_head"]
+    assert owner("module.roi_heads.box_head.0.fc1.weight") is PARTS["box_fc"]
+    assert owner("roi_heads.box_predictor.1.cls_score.bias") is PARTS["box_predictor"]

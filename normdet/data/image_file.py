@@ -180,12 +180,15 @@ def _read_pillow(path: Path, max_pixels: int, labels: bool) -> np.ndarray:
         check_growth(path, _unpacked(image), labels)
         if image.mode == "RGB" and ";16" in str(image.tile):
             logger.warning("%s has 16 bits a colour, of which 8 are read: save TIFF", path)
+        kind = image.format
         # Apply the orientation that a camera noted, as detectron2 does. Others are not copied.
         if image.getexif().get(ExifTags.Base.Orientation, 1) != 1:
             image = ImageOps.exif_transpose(image)
         if image.mode not in _PLAIN_MODES and not (labels and image.mode == "P"):
             image = image.convert(_CONVERTED.get(image.mode, "RGB"))
-        return native(np.array(image))
+        pixels = np.array(image)
+        # Pillow 9 reads a PNG of 16 bits as 32.
+        return native(pixels.astype(np.uint16) if kind == "PNG" and image.mode == "I" else pixels)
 
 
 @contextlib.contextmanager

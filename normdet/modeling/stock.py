@@ -98,7 +98,8 @@ def _explained(get_norm: Callable, advice: str) -> Callable:
         except KeyError:
             raise NormdetError(
                 f"{advice.format(norm)}: detectron2's own builder knows no such norm "
-                "(normdet.set_norm(cfg, ...) sets the builders too)"
+                "(normdet.set_norm(cfg, ...) sets the builders too; in a LazyConfig put the model "
+                "into L(normdet.normalize)(model=..., norm=...))"
             ) from None
 
     explained.explains = True

@@ -9,6 +9,7 @@ from torch import nn
 
 import normdet
 from normdet.layers import FilterResponseNorm2d, NormLayer, WSConv2d
+from normdet.modeling.describe import describe_norms
 from tests.surgery.networks import detectron2_inputs, loss, zoo
 
 ZOO = {
@@ -43,6 +44,7 @@ def test_our_names_in_the_stock_keys_build_our_parts(name):
         model.backbone.stem)  # fmt: skip
     assert isinstance(stem.conv1.norm, FilterResponseNorm2d)
     assert stem.conv1.norm.activation == "TLU"
+    assert not {row.part for row in describe_norms(model)} & {"proposals", "regions", "detector"}
     loss(model).backward()
     assert cfg.MODEL.BACKBONE.NAME.startswith("build_resnet") or name == "retinanet"
 

@@ -1,15 +1,14 @@
 """A picture of the objects found: thin outlines, with class and score if there is room."""
 
 from collections.abc import Sequence
-from pathlib import Path
 
 import contourpy
-import matplotlib
 import numpy as np
 from PIL import Image, ImageDraw, ImageFont
 
 from normdet.evaluation.tiles import Detection
 from normdet.files.style import brightened, class_colour
+from normdet.medical.typeface import typeface
 
 # With up to this many classes the bar also names those without objects.
 _ALL_NAMED = 6
@@ -42,7 +41,7 @@ def draw(
     picture = Image.fromarray((brightened(np.asarray(scaled)) * 255).astype(np.uint8))
     picture = picture.convert("RGB")
     pen = ImageDraw.Draw(picture)
-    font = _font(_FONT_SIZE)
+    font = typeface(_FONT_SIZE)
     for one in reversed(detections):
         for line in _outline(one):
             points = [((x + 0.5) * scale, (y + 0.5) * scale) for x, y in line]
@@ -88,7 +87,7 @@ def _with_bar(
     """The picture under a bar with its title and the count of each class in its colour."""
     canvas = Image.new("RGB", (picture.width, picture.height + BAR), "#202020")
     canvas.paste(picture, (0, BAR))
-    pen, font = ImageDraw.Draw(canvas), _font(15)
+    pen, font = ImageDraw.Draw(canvas), typeface(15)
     x = 8.0
     for index, name in enumerate(classes):
         count = sum(one.category == index for one in detections)
@@ -103,9 +102,3 @@ def _with_bar(
         title += "…"
     pen.text((picture.width - 8, BAR / 2), title, "#C0C0C0", font, "rm")
     return canvas
-
-
-def _font(size: int) -> ImageFont.FreeTypeFont:
-    """The font that comes with matplotlib: it has the letters of many scripts."""
-    font = Path(matplotlib.get_data_path(), "fonts/ttf/DejaVuSans.ttf")
-    return ImageFont.truetype(str(font), size)

@@ -5,11 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import pycocotools.mask as mask_util
-from PIL import Image, ImageDraw, ImageFont
+from PIL import Image, ImageDraw
 
 from normdet.data.image_file import read_pages
 from normdet.files.style import class_colour
 from normdet.medical.prepare.write import Written
+from normdet.medical.typeface import typeface
 
 _CELL, _COLUMNS, _MOST = 330, 5, 20
 _GAP, _CAPTION, _HEAD = 10, 22, 64
@@ -90,7 +91,7 @@ def _cell(folder: Path, split: str, item: Written, colours: Mapping[str, str]) -
     count = len(item.objects)
     ending = f"  {count} object{'s' if count != 1 else ''}"
     text = ImageDraw.Draw(cell)
-    font = ImageFont.load_default(13)
+    font = typeface(13)
     room = _CELL - text.textlength(f"{split}{ending}   ", font=font)
     name = _shortened(item.file_name, text, font, room)
     text.text((0, 3), split, fill=_INK, font=font)
@@ -144,8 +145,8 @@ def _head(
         f"{name} {len(members)} images, {sum(len(item.objects) for item in members)} objects"
         for name, members in parts.items()
     )
-    text.text((_GAP, 8), counts, fill=_INK, font=ImageFont.load_default(18))
-    x, font = _GAP, ImageFont.load_default(14)
+    text.text((_GAP, 8), counts, fill=_INK, font=typeface(18))
+    x, font = _GAP, typeface(14)
     for name in categories[:_NAMED]:
         if name in colours:
             text.rectangle((x, 39, x + 12, 51), fill=colours[name], outline=_FAINT)
