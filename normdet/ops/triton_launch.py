@@ -137,9 +137,10 @@ def _index_elsewhere(x: Tensor) -> int:
         NormdetError: the driver in charge, if any, has another device.
     """
     try:
-        active = driver.active
-    except RuntimeError:
-        active = None
-    if active is None or active.get_active_torch_device().type != x.device.type:
+        # Old Tritons look for a driver at the first use, or cannot name a device.
+        kind = driver.active.get_active_torch_device().type
+    except (RuntimeError, AttributeError):
+        kind = None
+    if kind != x.device.type:
         raise NormdetError(f"backend 'triton' computes on CUDA, and the input is on {x.device}")
-    return active.get_current_device()
+    return driver.active.get_current_device()
