@@ -82,7 +82,8 @@ def _taking_our_names(from_config: Callable) -> Callable:
                     "normdet.set_norm or normdet.keys.use_normdet_parts name it"
                 )
             if cls is retinanet.RetinaNet:
-                return NormdetRetinaNet.from_config(cfg, *args, **kwargs)
+                parts = NormdetRetinaNet.from_config(cfg, *args, **kwargs)
+                return {key: parts[key] for key in parts if key != "ignore_padding"}  # ours alone
         return from_config(cls, cfg, *args, **kwargs)
 
     build.takes_ours = True
