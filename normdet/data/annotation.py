@@ -1,4 +1,4 @@
-"""One annotation of a COCO file: read as it is meant, checked, and made detectron2's object."""
+"""Read one annotation of a COCO file as it is meant, check it, and make detectron2's object."""
 
 import contextlib
 import sys
@@ -14,15 +14,15 @@ from normdet.data.records import are_finite, box_fault
 from normdet.data.rle import runs
 from normdet.errors import NormdetError
 
-# pycocotools takes memory by a polygon's length in pixels: of no use above this, and what it does
-# then is to crash.
+# The longest polygon in pixels. pycocotools' memory grows with the length, and it crashes beyond
+# this.
 LONGEST_OUTLINE = 1 << 22
-# Letters of a text that may be a number.
+# The longest text that is read as a number.
 _LONGEST_NUMBER = 40
 
 
 def id_key(value: Any) -> str | None:
-    """An id as text: the same of 1, 1.0 and "1"; None of what is no id."""
+    """An id as text, the same for 1, 1.0 and "1"; None for anything else."""
     if type(value) is int:  # nearly all are
         return str(value)
     if isinstance(value, float) and value.is_integer():
@@ -47,7 +47,7 @@ def check_ids(
 
 
 def as_meant(annotation: dict, record: dict, where: str, counts: Counter) -> dict:
-    """An annotation in COCO's form, from other forms that are understood.
+    """An annotation in COCO's form, converted from known other forms.
 
     Args:
         annotation: as a file has it.
@@ -87,7 +87,7 @@ def as_meant(annotation: dict, record: dict, where: str, counts: Counter) -> dic
 
 
 def number_of(value: Any) -> Any:
-    """The number that a text is; anything else as it is."""
+    """The number in a text; anything else unchanged."""
     if not isinstance(value, str) or len(value) > _LONGEST_NUMBER:
         return value
     with contextlib.suppress(ValueError):
@@ -97,7 +97,7 @@ def number_of(value: Any) -> Any:
 
 
 def _from_points(mask: list) -> list | None:
-    """Outlines `x0, y0, x1, ...` of one list of points, or of several; None where it is neither."""
+    """Outlines `x0, y0, x1, ...` from one list of points, or several; None for anything else."""
     if all(isinstance(part, list) and part and isinstance(part[0], list) for part in mask):
         outlines = mask
     elif len(mask) > 2 and all(isinstance(part, list) and len(part) == 2 for part in mask):
@@ -125,11 +125,11 @@ def _is_box(polygons: list, box: Any) -> bool:
 
 
 def mask_bounds(segmentation: Any) -> tuple[float, float, float, float] | None:
-    """Left, top, right and bottom of a mask; None of none."""
+    """Left, top, right and bottom of a mask; None without a mask."""
     if isinstance(segmentation, dict):
         try:
             x, y, width, height = mask_util.toBbox(compressed(segmentation)).tolist()
-        except (TypeError, ValueError, KeyError):  # named when its turn comes
+        except (TypeError, ValueError, KeyError):  # reported when the mask is checked
             return None
         return (x, y, x + width, y + height) if width and height else None
     polygons = _polygons(segmentation) if isinstance(segmentation, list) else []
@@ -148,10 +148,10 @@ def compressed(rle: dict) -> dict:
 
 
 def fault_of(annotation: dict, record: dict, where: str) -> str | None:
-    """Why an annotation in COCO's form is left out; None where nothing is wrong.
+    """Why an annotation in COCO's form is left out; None if nothing is wrong.
 
     Raises:
-        NormdetError: one that is not COCO.
+        NormdetError: the annotation is not COCO.
     """
     box = annotation.get("bbox")
     if not isinstance(box, list) or not all(isinstance(value, int | float) for value in box):
@@ -174,7 +174,7 @@ def fault_of(annotation: dict, record: dict, where: str) -> str | None:
 
 
 def mask_fault(segmentation: Any, record: dict, where: str) -> str | None:
-    """The same of a mask alone."""
+    """Why a mask is left out; None if nothing is wrong."""
     if isinstance(segmentation, dict):
         size = [record["height"], record["width"]]
         if segmentation.get("size") != size or not covers(segmentation.get("counts"), *size):
@@ -190,7 +190,7 @@ def mask_fault(segmentation: Any, record: dict, where: str) -> str | None:
 
 
 def _can_be_drawn(polygons: list[list[float]], height: int, width: int) -> bool:
-    """Whether pycocotools can draw them in the memory there is; it checks nothing itself."""
+    """Whether pycocotools has the memory to draw them; it does not check this itself."""
     for polygon in polygons:
         if not are_finite(polygon):
             return False
@@ -203,13 +203,13 @@ def _can_be_drawn(polygons: list[list[float]], height: int, width: int) -> bool:
 
 
 def _length(polygon: list[float]) -> float:
-    """In steps from pixel to pixel, diagonal ones included."""
+    """The length in steps between pixels, also diagonal ones."""
     points = np.array(polygon, float).reshape(-1, 2)
     return np.abs(points - np.roll(points, 1, axis=0)).max(1).sum()
 
 
 def covers(counts: Any, height: int, width: int) -> bool:
-    """Whether the runs of an RLE fill the image: pycocotools leaves what they lack to chance."""
+    """Whether the runs of an RLE fill the image; pycocotools leaves missing pixels undefined."""
     if isinstance(counts, str):
         lengths = runs(counts)
     elif isinstance(counts, list) and all(isinstance(run, int) for run in counts):
@@ -220,7 +220,7 @@ def covers(counts: Any, height: int, width: int) -> bool:
 
 
 def drawn(segmentation: Any) -> dict | list | None:
-    """A sound mask as detectron2 takes it: a compressed RLE, or its valid polygons."""
+    """A valid mask in detectron2's form: a compressed RLE, or its valid polygons."""
     if isinstance(segmentation, dict):
         return compressed(segmentation)
     return _polygons(segmentation) if segmentation else None
@@ -235,7 +235,7 @@ def _polygons(segmentation: list) -> list[list[float]]:
 
 
 def object_of(annotation: dict, category: int) -> dict:
-    """detectron2's object of a sound annotation.
+    """detectron2's object for a valid annotation.
 
     Args:
         annotation: in COCO's form, or plain as :mod:`normdet.data.plain` means it.
@@ -250,12 +250,12 @@ def object_of(annotation: dict, category: int) -> dict:
     if segmentation := annotation.get("segmentation"):
         result["segmentation"] = segmentation
     if keypoints := annotation.get("keypoints"):
-        # COCO's keypoints are pixel indices; detectron2 wants pixel centres, as the masks have.
+        # COCO's keypoints are pixel indices; detectron2 needs pixel centres, like those of masks.
         result["keypoints"] = [
             value if index % 3 == 2 else value + 0.5 for index, value in enumerate(keypoints)
         ]
     area = annotation.get("area")
     if type(area) in (int, float) and abs(area) <= sys.float_info.max:
-        # What evaluation calls small and large is decided by the area that a file states.
+        # The file's area decides which objects evaluation counts as small and large.
         result["area"] = area
     return result

@@ -76,7 +76,7 @@ def _known(annotations: Sequence[dict], name: str, known: Mapping[Any, Any]) -> 
 
 
 def _numbers(lists: Iterable[list]) -> np.ndarray | None:
-    """The numbers of lists, one after another; None where anything else is among them."""
+    """The numbers of all lists, one after another; None if they contain anything else."""
     flat = list(chain.from_iterable(lists))
     if not set(map(type, flat)) <= {int, float}:
         return None

@@ -12,10 +12,10 @@ from torch import Tensor
 
 @torch.jit.script
 def keypoints_of(maps: Tensor, boxes: Tensor) -> Tensor:
-    """What detectron2's `heatmaps_to_keypoints` computes, without its advanced indexing.
+    """The result of detectron2's `heatmaps_to_keypoints`, without its advanced indexing.
 
     Each map is resized to its box's pixels, and the largest value is the keypoint. Its score is
-    the softmax over the map. A loop, since boxes differ in size.
+    the softmax over the map. It loops, since boxes differ in size.
 
     Args:
         maps: `(N, K, S, S)`.
@@ -29,7 +29,7 @@ def keypoints_of(maps: Tensor, boxes: Tensor) -> Tensor:
     for i in range(maps.shape[0]):
         corner, sides = boxes[i, :2], (boxes[i, 2:] - boxes[i, :2]).clamp(min=1)
         pixels = sides.ceil()
-        # Whole numbers as tensors: the exporter loses the kind of a Python number.
+        # Use tensors for whole numbers, since the exporter loses the type of a Python number.
         width, height = pixels.long().unbind()
         size = [int(height), int(width)]
         one = maps[i : i + 1]

@@ -9,7 +9,7 @@ from .base import NormLayer
 from .group_norm import check_groups
 from .moments import affine, group_moments, instance_moments
 
-_EPS = 1e-3  # beside the variance that the attention sees; the authors' code
+_EPS = 1e-3  # added to the variance that the attention sees, as in the authors' code
 
 
 class AttentiveNorm(NormLayer):
@@ -60,7 +60,7 @@ class AttentiveNorm(NormLayer):
     def _normalize(self, x: Tensor) -> Tensor:
         instance = instance_moments(x)
         mean, var = group_moments(x, self.num_groups, instance)
-        with torch.autocast(x.device.type, enabled=False):  # these products stay wide
+        with torch.autocast(x.device.type, enabled=False):  # keep these products in fp32
             shares = self._shares(*instance)
             scale, shift = (shares @ p.to(shares.dtype) for p in (self.weight, self.bias))
         return affine(x, mean, (var + self.eps).rsqrt() * scale, shift)

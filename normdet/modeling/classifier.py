@@ -27,7 +27,7 @@ class _Backbone(nn.Module):
 
 @META_ARCH_REGISTRY.register()
 class NormdetClassifier(nn.Module):
-    """`classifier(mean_S(backbone(x)))`, which takes and gives what detectron2's detectors do.
+    """`classifier(mean_S(backbone(x)))`, with the inputs and outputs of detectron2's detectors.
 
     In training it maps examples with an `image` `(C, H, W)`, all of one size, and a `label` to
     `{"loss_cls": cross entropy}`; in test mode to a list of `{"scores": (classes,)}`.

@@ -1,4 +1,4 @@
-"""`MODEL.NORMDET.IGNORE_PADDING`: each image of a batch gives what it gives alone.
+"""`MODEL.NORMDET.IGNORE_PADDING`: each image of a batch gives the same results as alone.
 
 The detector marks the batch with its images' sizes (:mod:`normdet.ops.padded`), and every map of
 backbone, FPN and dense heads knows from then on where its images end. Anchors in the padding take
@@ -22,7 +22,7 @@ def marked(images: ImageList) -> ImageList:
     """The batch, its tensor a :class:`Padded` if an image is smaller than it.
 
     Raises:
-        NormdetError: the model is being traced, where sizes are no numbers.
+        NormdetError: the model is being traced, so sizes are not numbers.
     """
     if recording():
         raise NormdetError(
@@ -57,7 +57,7 @@ class _WithRegions(IgnoringPadding):
 
 
 def _ordinary(backbone: nn.Module, inputs: tuple, maps: dict[str, Tensor]) -> dict[str, Tensor]:
-    """What a backbone hands on."""
+    """The maps of a backbone as ordinary tensors."""
     if isinstance(inputs[0], Padded):
         check_known(maps)
         return {name: with_edges(x) for name, x in maps.items()}
@@ -110,7 +110,7 @@ class NormdetPanopticFPN(_WithRegions, PanopticFPN):
 
 
 class _ByImage(NormdetRPN):
-    """An RPN whose head sees a batch at once, and the rest each image by itself."""
+    """An RPN whose head sees a whole batch, and whose other steps see each image by itself."""
 
     def forward(self, images: ImageList, features: dict[str, Tensor], gt_instances=None):
         """As detectron2 does; see there. Losses are means over the images."""
@@ -136,7 +136,7 @@ class _ByImage(NormdetRPN):
         self, logits: list[Tensor], deltas: list[Tensor], size: tuple[int, int],
         target: Instances | None,
     ):  # fmt: skip
-        """Proposals and losses of one image, from its own part of what the head gave."""
+        """Proposals and losses of one image, from its part of the head's outputs."""
         anchors = self.anchor_generator(logits)
         logits = [x.permute(0, 2, 3, 1).flatten(1) for x in logits]
         deltas = [
@@ -151,7 +151,7 @@ class _ByImage(NormdetRPN):
 
 
 def each_image_by_itself(rpn: RPN) -> RPN:
-    """The RPN itself, its anchors those inside each image.
+    """Make an RPN use only the anchors inside each image; return it.
 
     Raises:
         NormdetError: it is of another class than detectron2's or ours.

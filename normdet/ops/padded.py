@@ -1,13 +1,12 @@
-"""Images of unlike sizes in one tensor: what of it, and of every map made from it, is image.
+"""Images of different sizes in one tensor, which knows the images' extents in it and in its maps.
 
 detectron2 pads the images of a batch with zeros to the largest. A :class:`Padded` is that tensor
-with the images' sizes. It hands them on: a map computed from it is a :class:`Padded` too, as far as
-the rules below go, and an ordinary tensor behind everything else. Nothing is kept beside the
-tensors themselves, so threads, nested models, recomputation in backward and batches without padding
-need no care.
+with the images' sizes. A map computed from it by a function with a rule below is a :class:`Padded`
+too; other functions return ordinary tensors. Only the tensors hold sizes, so threads, nested
+models, recomputation in backward and batches without padding need no special care.
 
 Convolutions and pooling see zeros outside an image, as at the end of a tensor. So an image's map is
-the one it has alone.
+the same as alone.
 """
 
 from collections.abc import Callable, Sequence
@@ -25,11 +24,11 @@ Size = tuple[int, int]
 
 
 class Extents:
-    """How much of a padded batch, and of every map of it, is image.
+    """The images' extents in a padded batch and in every map of it.
 
     Layers of stride 2 make `ceil(h / 2)` rows of `h` (7x7 padded by 3, 3x3 padded by 1, 1x1;
-    convolutions and pooling), be `h` an image's height or the tensor's. So a map's size tells how
-    often it was halved, and with that the extents in it.
+    convolutions and pooling), both for an image's height `h` and for the tensor's. So a map's size
+    shows how often it was halved, and thus the extents in it.
 
     Args:
         sizes: height and width of each image.
@@ -44,7 +43,7 @@ class Extents:
         """The height and width of each image in a map of this size.
 
         Raises:
-            NormdetError: the map is no halving of the batch.
+            NormdetError: no number of halvings of the batch gives this size.
         """
         size = tuple(size)
         if size not in self._known:
@@ -75,8 +74,8 @@ class Padded(Tensor):
     Attributes:
         extents: the batch's.
         clean: whether all is zero outside the images.
-        positive: whether nothing is below zero.
-        origin: the ordinary tensor it stands for.
+        positive: whether no value is below zero.
+        origin: its ordinary tensor.
     """
 
     extents: Extents
@@ -140,14 +139,14 @@ def pasted(parts: Sequence[Tensor], x: Padded, *, positive: bool = False) -> Pad
 def apart(
     run: Callable[..., Tensor], x: Padded, *others: Tensor, positive: bool = False
 ) -> Padded:
-    """`run(x, *others)` of each image by itself. `others` are maps of the same size."""
+    """`run(x, *others)` on each image by itself; `others` are maps of the same size."""
     cut = [crops(x), *(crops(like(plain(other), x)) for other in others)]
     parts = [run(*part) if part[0].numel() else part[0] for part in zip(*cut, strict=True)]
     return pasted(parts, x, positive=positive)
 
 
 def pooled(run: Callable[[Tensor], Tensor], x: Padded, *, positive: bool = False) -> Padded:
-    """`run` of all pixels that are image as one row `(1, C, 1, M)`, and the rest zero."""
+    """`run` on all pixels inside images as one row `(1, C, 1, M)`; other pixels become zero."""
     parts = crops(x)
     row = run(torch.cat([part.flatten(2) for part in parts], 2).unsqueeze(2)).squeeze(2)
     rows = row.split([part[0, 0].numel() for part in parts], 2)
@@ -160,8 +159,8 @@ def pooled(run: Callable[[Tensor], Tensor], x: Padded, *, positive: bool = False
 def with_edges(x: Tensor) -> Tensor:
     """An ordinary tensor, each image's last row and column repeated once outside it.
 
-    What samples a map up to an image's end, as RoIAlign does, then finds what it finds at the end
-    of a tensor.
+    A function that samples a map up to an image's end, such as RoIAlign, then finds the same values
+    as at the end of a tensor.
     """
     return _Edged.apply(plain(x), sizes(x)) if isinstance(x, Padded) else x
 
@@ -197,13 +196,13 @@ class _Edged(torch.autograd.Function):
     def backward(ctx, grad):
         grad = grad.clone()
         for image, (h, w) in zip(grad, ctx.sizes, strict=True):
-            if h and w:  # an image that ends with the tensor has nothing behind it
+            if h and w:  # an image that ends with the tensor has no pixels behind it
                 image[:, h - 1 : h, : w + 1] += image[:, h : h + 1, : w + 1].sum(1, keepdim=True)
                 image[:, :h, w - 1 : w] += image[:, :h, w : w + 1].sum(2, keepdim=True)
         return fill_outside(grad, ctx.sizes, 0.0), None
 
 
-# ---- what functions make of a padded map ---------------------------------------------------------
+# ---- rules of functions on padded maps -----------------------------------------------------------
 
 
 def _run(func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -212,7 +211,7 @@ def _run(func: Callable, args: tuple, kwargs: dict) -> Any:
 
 
 def _forget(func: Callable, args: tuple, kwargs: dict) -> Any:
-    """Everything without a rule gives ordinary results."""
+    """A function without a rule returns ordinary tensors."""
     return _run(func, args, kwargs)
 
 
@@ -225,7 +224,7 @@ def _convolve(func, args, kwargs):
 
 
 def _pool(func, args, kwargs):
-    """Outside is never the largest, as at the end of a tensor."""
+    """Values outside an image are never the largest, as at the end of a tensor."""
     x, *rest = args
     if kwargs.get("return_indices"):
         return _run(func, args, kwargs)
@@ -244,7 +243,7 @@ def _upsample(func, args, kwargs):
 
 
 def _elementwise(keeps_zero: bool, keeps_sign: bool = False, positive: bool = False):
-    """The rule of a function whose result at a place depends on its inputs there alone."""
+    """The rule of a function whose result at a place depends only on its inputs there."""
 
     def rule(func, args, kwargs):
         first = next(arg for arg in args if isinstance(arg, Padded))
@@ -261,7 +260,7 @@ def _elementwise(keeps_zero: bool, keeps_sign: bool = False, positive: bool = Fa
         if out is not first:
             return like(out, first, **known)
         first.clean, first.positive = known["clean"], known["positive"]
-        with torch._C.DisableTorchFunctionSubclass():  # it was changed in place
+        with torch._C.DisableTorchFunctionSubclass():  # the function works in place
             first.origin = first.as_subclass(Tensor)
         return first
 

@@ -1,4 +1,4 @@
-"""`normdet pretrain`: a detector's backbone trained on a folder of labelled images."""
+"""`normdet pretrain`: train a detector's backbone on a folder of labelled images."""
 
 from .command import main
 

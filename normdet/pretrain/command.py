@@ -1,4 +1,4 @@
-"""The command: the config of a run, the training itself, and the file that detectors take."""
+"""The command: make a run's config, train, and write the file for detectors."""
 
 import argparse
 import json
@@ -45,7 +45,7 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _options(args: argparse.Namespace, images: LabelledFolder) -> list:
-    """The config keys that the arguments stand for."""
+    """The config keys that the arguments set."""
     options = [
         "PRETRAIN.DATA", str(Path(args.data).absolute()),
         "PRETRAIN.NUM_CLASSES", len(images.classes), "OUTPUT_DIR", str(args.out),
@@ -58,7 +58,7 @@ def _options(args: argparse.Namespace, images: LabelledFolder) -> list:
 
 
 def _check(cfg: CfgNode) -> None:
-    """Refuse a config that is no classifier's, or a backbone that has nothing to start from."""
+    """Refuse a config that is not a classifier's, or a backbone without start weights it needs."""
     if cfg.MODEL.META_ARCHITECTURE != "NormdetClassifier":
         raise NormdetError(
             f"the config is of {cfg.MODEL.META_ARCHITECTURE}: pretrain takes one of "
@@ -73,7 +73,7 @@ def _check(cfg: CfgNode) -> None:
 
 
 def stretched(cfg: CfgNode, epochs: float, images: int) -> list:
-    """The config's schedule, stretched or shortened to so many passes over the images."""
+    """The config's schedule, stretched or shortened to this many passes over the images."""
     per_epoch = images / cfg.SOLVER.IMS_PER_BATCH
     steps = max(1, round(epochs * per_epoch))
     share = steps / cfg.SOLVER.MAX_ITER
@@ -101,7 +101,7 @@ def _publish(out: Path, classes: list[str], argv: list[str]) -> None:
         if key == "MODEL.RESNETS.NORM" or key.startswith("MODEL.NORMDET.")
     }  # fmt: skip
     file = out / f"R{cfg.MODEL.RESNETS.DEPTH}-{str(option).replace('+', '-')}.pth"
-    # Names without what comes before them: they fit under an FPN, and a C4 detector's heads.
+    # Write names without a prefix, which fit under an FPN and in a C4 detector's heads.
     tensors = {name.removeprefix(_PREFIX): value for name, value in trained.items()}
     for name in ("weight", "bias"):  # detectron2's name for it
         tensors[f"linear.{name}"] = tensors.pop(f"classifier.{name}")

@@ -16,7 +16,7 @@ from normdet.data.image_file import SUFFIXES
 from normdet.data.mapper import choice_of, read_input
 from normdet.errors import NormdetError
 
-# Where a folder has no images to validate on, one in so many of each class is held out.
+# Without validation images, one in this many images of each class is held out.
 HELD_OUT = 10
 
 Sample = tuple[str, int]
@@ -93,10 +93,10 @@ class LabelledImages(Dataset):
     Args:
         samples: paths and labels.
         cfg: `INPUT` says how images are read.
-        transform: brings a tensor `(C, H, W)` to the size wanted.
+        transform: resizes a tensor `(C, H, W)`.
 
     Raises:
-        NormdetError: from an image that cannot be read.
+        NormdetError: an image cannot be read.
     """
 
     def __init__(self, samples: list[Sample], cfg: CfgNode, transform: Callable[[Tensor], Tensor]):
@@ -114,7 +114,7 @@ class LabelledImages(Dataset):
 
 
 def transforms(cfg: CfgNode, train: bool) -> v2.Transform:
-    """Random crops, resized, and flips; or the centre of a somewhat larger image."""
+    """Random resized crops and flips, or the centre of a slightly larger image."""
     size = cfg.PRETRAIN.SIZE
     if not train:
         return v2.Compose([v2.Resize(round(size * 256 / 224)), v2.CenterCrop(size)])

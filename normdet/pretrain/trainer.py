@@ -1,4 +1,4 @@
-"""The detectors' trainer on labelled images: it measures top-1 and top-5 where that measures AP."""
+"""The detectors' trainer on labelled images, which measures top-1 and top-5 instead of AP."""
 
 import logging
 from typing import Any
@@ -58,7 +58,7 @@ class PretrainTrainer(Trainer):
         size = max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
         loader = DataLoader(
             share, size, num_workers=cfg.DATALOADER.NUM_WORKERS, collate_fn=list,
-            generator=torch.Generator(),  # the global one is the next step's
+            generator=torch.Generator(),  # leave the global one to the next step
         )  # fmt: skip
         ranks, faults = [], []
         with inference_context(model), torch.no_grad():
@@ -68,7 +68,7 @@ class PretrainTrainer(Trainer):
                 found = model(batch) if batch else []
                 for example, output in zip(batch, found, strict=True):
                     scores = output["scores"]
-                    # A tie, or a score that is no number, is no hit.
+                    # A tie or a NaN does not count as right.
                     ranks.append(int((~(scores < scores[example["label"]])).sum()) - 1)
         everyone = comm.all_gather((ranks, faults))
         ranks = [rank for theirs, _ in everyone for rank in theirs]
@@ -86,7 +86,7 @@ class PretrainTrainer(Trainer):
 
 
 class _Readable(Dataset):
-    """A sentence in place of an example that cannot be read."""
+    """Examples, or a sentence instead of one that cannot be read."""
 
     def __init__(self, images: Dataset):
         self._images = images

@@ -1,4 +1,4 @@
-"""Cellpose's `_seg.npy`, which its window saves by default: a pickle, read without running it."""
+"""Read Cellpose's `_seg.npy`, which its window saves by default, without running the pickle."""
 
 from pathlib import Path
 
@@ -10,7 +10,7 @@ from normdet.files.read import check_regular, read_npy_head
 from normdet.weights.files import load_arrays
 
 ENDING = "_seg.npy"
-# A file has the masks, the image and flows of five floats a pixel.
+# A file has the masks, the image and flows of five floats per pixel.
 _LARGEST = 2 << 30
 
 
@@ -18,7 +18,7 @@ def read_masks(path: Path, max_pixels: int) -> np.ndarray:
     """The masks `(H, W)`, or `(Z, H, W)` of a stack.
 
     Raises:
-        NormdetError: a file that is not Cellpose's, is damaged, or asks for code to be run.
+        NormdetError: the file is not Cellpose's, is damaged, or would run code.
     """
     if check_regular(path) > _LARGEST:
         raise NormdetError(f"{path} is larger than {_LARGEST >> 30} GB: not read")
@@ -26,7 +26,7 @@ def read_masks(path: Path, max_pixels: int) -> np.ndarray:
         with open(path, "rb") as file:
             read_npy_head(file)
             masks = load_arrays(file)["masks"]
-    except Exception as error:  # a damaged pickle can raise nearly any
+    except Exception as error:  # a damaged pickle can raise nearly any exception
         raise NormdetError(
             f"{path} cannot be read as Cellpose's masks ({type(error).__name__}): save them as PNG "
             "or TIFF from Cellpose"
