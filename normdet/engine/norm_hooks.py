@@ -12,6 +12,7 @@ from torch.utils.hooks import RemovableHandle
 from normdet.errors import NormdetError
 from normdet.layers import NormLayer
 from normdet.layers.base import CLAMPING
+from normdet.ops.padded import parts
 
 logger = logging.getLogger(__name__)
 
@@ -78,14 +79,19 @@ class NormScalars(HookBase):
     def _look(self, name: str) -> Callable:
         @torch.no_grad()
         def look(norm: NormLayer, inputs: tuple, output: torch.Tensor) -> None:
-            clamped = norm.clamped(output)
-            square = output.float().square().sum()
-            held = torch.zeros_like(square) if clamped is None else clamped.sum()
-            seen = torch.stack([square, held, torch.full_like(square, output.numel())]).double()
+            seen = torch.stack([self._sum(norm, part) for part in parts(output)]).sum(0)
             # A shared head is called once per level, and once per part of an accumulated batch.
             self._sums[name] = self._sums[name] + seen if name in self._sums else seen
 
         return look
+
+    @staticmethod
+    def _sum(norm: NormLayer, output: torch.Tensor) -> torch.Tensor:
+        """The sum of squares of an output, how many values are clamped, and how many there are."""
+        clamped = norm.clamped(output)
+        square = output.float().square().sum()
+        held = torch.zeros_like(square) if clamped is None else clamped.sum()
+        return torch.stack([square, held, torch.full_like(square, output.numel())]).double()
 
     @torch.no_grad()
     def _measured(self, name: str, norm: NormLayer) -> dict[str, torch.Tensor]:

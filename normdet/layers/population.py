@@ -7,6 +7,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
+from ..ops.padded import parts
 from .batch_statistics import BatchStatistics
 from .moments import several_workers
 
@@ -20,8 +21,9 @@ class Moments:
 
     def take(self, x: Tensor) -> None:
         """Add every value of `(N, C, *S)`."""
-        rows = x.detach().double().movedim(1, -1).flatten(0, -2)
-        self.add(len(rows), rows.sum(0), rows.square().sum(0))
+        for part in parts(x.detach()):
+            rows = part.double().movedim(1, -1).flatten(0, -2)
+            self.add(len(rows), rows.sum(0), rows.square().sum(0))
 
     def add(self, count: int, total: Tensor, squares: Tensor) -> None:
         """Add `count` values per channel by their sum and their sum of squares, `(C,)`."""
@@ -65,7 +67,7 @@ class Population:
         before = [(buffer, buffer.clone()) for buffer in norm.buffers(recurse=False)]
 
         def take(norm: BatchStatistics, inputs: tuple, _) -> None:
-            self._take(inputs[0].numel() // norm.num_features)
+            self._take(sum(part.numel() for part in parts(inputs[0])) // norm.num_features)
             for buffer, value in before:
                 buffer.copy_(value)
 

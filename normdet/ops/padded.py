@@ -85,7 +85,7 @@ class Padded(Tensor):
 
     @classmethod
     def __torch_function__(cls, func, types, args=(), kwargs=None):
-        rule = _RULES.get(getattr(func, "__name__", "").strip("_"), _forget)
+        rule = _RULES.get(getattr(func, "__name__", ""), _forget)
         return rule(func, args, kwargs or {})
 
 
@@ -128,10 +128,15 @@ def crops(x: Padded) -> list[Tensor]:
     return [whole[n : n + 1, :, :h, :w] for n, (h, w) in enumerate(sizes(x))]
 
 
-def pasted(parts: Sequence[Tensor], x: Padded, *, positive: bool = False) -> Padded:
+def parts(x: Tensor) -> list[Tensor]:
+    """What of a tensor counts: each image's part of a padded map, or an ordinary tensor itself."""
+    return crops(x) if isinstance(x, Padded) else [x]
+
+
+def pasted(each: Sequence[Tensor], x: Padded, *, positive: bool = False) -> Padded:
     """The map of the batch of `x` from each image's part, zeros outside."""
     height, width = x.shape[-2:]
-    wide = [F.pad(p, (0, width - p.shape[3], 0, height - p.shape[2])) for p in parts]
+    wide = [F.pad(p, (0, width - p.shape[3], 0, height - p.shape[2])) for p in each]
     whole = torch.cat(wide).contiguous(memory_format=memory_format(plain(x)))
     return like(whole, x, clean=True, positive=positive)
 
@@ -141,17 +146,17 @@ def apart(
 ) -> Padded:
     """`run(x, *others)` on each image by itself; `others` are maps of the same size."""
     cut = [crops(x), *(crops(like(plain(other), x)) for other in others)]
-    parts = [run(*part) if part[0].numel() else part[0] for part in zip(*cut, strict=True)]
-    return pasted(parts, x, positive=positive)
+    done = [run(*part) if part[0].numel() else part[0] for part in zip(*cut, strict=True)]
+    return pasted(done, x, positive=positive)
 
 
 def pooled(run: Callable[[Tensor], Tensor], x: Padded, *, positive: bool = False) -> Padded:
     """`run` on all pixels inside images as one row `(1, C, 1, M)`; other pixels become zero."""
-    parts = crops(x)
-    row = run(torch.cat([part.flatten(2) for part in parts], 2).unsqueeze(2)).squeeze(2)
-    rows = row.split([part[0, 0].numel() for part in parts], 2)
+    cut = crops(x)
+    row = run(torch.cat([part.flatten(2) for part in cut], 2).unsqueeze(2)).squeeze(2)
+    rows = row.split([part[0, 0].numel() for part in cut], 2)
     return pasted(
-        [row.reshape(part.shape) for row, part in zip(rows, parts, strict=True)], x,
+        [row.reshape(part.shape) for row, part in zip(rows, cut, strict=True)], x,
         positive=positive,
     )  # fmt: skip
 
@@ -206,8 +211,14 @@ class _Edged(torch.autograd.Function):
 
 
 def _run(func: Callable, args: tuple, kwargs: dict) -> Any:
-    with torch._C.DisableTorchFunctionSubclass():
-        return func(*args, **kwargs)
+    """Of the ordinary tensors."""
+    return func(*map(_ordinary, args), **{name: _ordinary(v) for name, v in kwargs.items()})
+
+
+def _ordinary(value: Any) -> Any:
+    if isinstance(value, tuple | list):
+        return type(value)(map(_ordinary, value))
+    return value.origin if isinstance(value, Padded) else value
 
 
 def _forget(func: Callable, args: tuple, kwargs: dict) -> Any:
@@ -257,18 +268,16 @@ def _elementwise(keeps_zero: bool, keeps_sign: bool = False, positive: bool = Fa
             "positive": positive
             or (keeps_sign and alike and all(t.positive for t in tensors)),
         }
-        if out is not first:
+        if out is not first.origin:
             return like(out, first, **known)
-        first.clean, first.positive = known["clean"], known["positive"]
-        with torch._C.DisableTorchFunctionSubclass():  # the function works in place
-            first.origin = first.as_subclass(Tensor)
+        first.clean, first.positive = known["clean"], known["positive"]  # changed in place
         return first
 
     return rule
 
 
 _same = _elementwise(keeps_zero=True, keeps_sign=True)
-_RULES: dict[str, Callable] = {
+_NAMED: dict[str, Callable] = {
     **dict.fromkeys(("conv2d", "conv_transpose2d", "deform_conv2d"), _convolve),
     "max_pool2d": _pool,
     "interpolate": _upsample,
@@ -285,3 +294,7 @@ _RULES: dict[str, Callable] = {
     ),
     **dict.fromkeys(("sub", "isub", "radd", "sigmoid", "batch_norm"), _elementwise(False)),
 }  # fmt: skip
+# A function is also known as a method, in place and as an operator: `add`, `add_`, `__add__`.
+_RULES = {
+    form: rule for name, rule in _NAMED.items() for form in (name, f"{name}_", f"__{name}__")
+}

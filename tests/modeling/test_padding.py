@@ -21,6 +21,7 @@ from torch.utils.checkpoint import checkpoint
 from normdet import add_normdet_config, set_norm
 from normdet.errors import NormdetError
 from normdet.keys import check_config
+from normdet.ops.padded import plain
 from normdet.options import parse
 from tests.covering import covering_options
 
@@ -308,7 +309,52 @@ class Turned(nn.Module):
 @pytest.mark.parametrize("norm", ["FrozenBN", "AffineBN"])
 def test_folded_norms_give_the_same(norm):
     folded = model_of(norm, MODEL__NORMDET__FOLD_FIXED=True)
-    plain, batch = model_of(norm), inputs()
-    for got, want in zip(found(folded, batch), found(plain, batch), strict=True):
+    own, batch = model_of(norm), inputs()
+    for got, want in zip(found(folded, batch), found(own, batch), strict=True):
         assert_close(got, want)
-    assert_close(learned(folded, batch), learned(plain, batch))
+    assert_close(learned(folded, batch), learned(own, batch))
+
+
+class First(nn.Module):
+    """A backbone's stem and first block."""
+
+    def __init__(self, resnet: nn.Module):
+        super().__init__()
+        self.stem, self.block = resnet.stem, resnet.res2[0]
+
+    def forward(self, x):
+        return self.block(self.stem(x))
+
+
+@pytest.mark.slow
+def test_what_is_compiled_knows_the_images():
+    model = model_of("GN").eval()
+    first = First(model.backbone.bottom_up)
+    torch._dynamo.reset()
+    compiled = torch.compile(first, backend="aot_eager")
+    for sizes in (SIZES, SIZES[::-1]):
+        x = model.preprocess_image(inputs(sizes)).tensor
+        for given in (x, plain(x)):
+            got, want = compiled(given), first(given)
+            assert type(got) is type(want)
+            torch.testing.assert_close(plain(got), plain(want))
+
+
+def test_autocast_keeps_an_image_alone():
+    model, batch = build(config("GN")).float().train(), inputs()
+    for one in batch:
+        one["image"] = one["image"].float()
+    with torch.autocast("cpu", torch.bfloat16):
+        whole = model.backbone(model.preprocess_image(batch).tensor)["p3"]
+        for n, one in enumerate(batch):
+            alone = model.backbone(model.preprocess_image([one]).tensor)["p3"][0]
+            height, width = (-(-side // 8) for side in one["image"].shape[1:])
+            off = whole[n, :, :height, :width] - alone[:, :height, :width]
+            assert off.float().square().mean() < 1e-3 * alone.float().square().mean()
+
+
+def test_tracing_is_refused_in_words():
+    model = model_of().float()
+    image = inputs()[0]["image"].float()
+    with pytest.raises(NormdetError, match="cannot be traced"):
+        torch.jit.trace(lambda x: model.eval().inference([{"image": x}]), image)

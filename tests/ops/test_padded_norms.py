@@ -7,6 +7,7 @@ import torch
 from torch import Tensor, nn
 
 from normdet.errors import NormdetError
+from normdet.layers.population import Moments
 from normdet.ops.padded import Extents, Padded, cleaned, padded, plain, with_edges
 from normdet.options import parse
 from tests.layers.test_every_option import OPTIONS, build
@@ -170,6 +171,17 @@ def test_a_map_of_another_kind_is_refused():
     with pytest.raises(NormdetError, match="no halving"):
         y = nn.Conv2d(3, 3, 3).double()(x)  # 6x6
         cleaned(y)
+
+
+def test_what_is_learned_of_a_batch_is_of_its_images_alone():
+    norms = [nn.BatchNorm2d(32).double() for _ in "ab"]
+    parts = images([(6, 5)] * 2)
+    for norm, x in zip(norms, (batch(parts, 8, 8), torch.cat(parts)), strict=True):
+        moments = Moments(32, x.device)
+        moments.take(x)
+        norm.running_mean.copy_(moments.mean)
+        norm.running_var.copy_(moments.var)
+    assert_same(dict(norms[0].named_buffers()), dict(norms[1].named_buffers()))
 
 
 def test_edges_are_repeated_and_their_gradient_comes_back():
