@@ -149,8 +149,8 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # Make batches of images of like shape and resize them to one size, drawn for the batch: little
     # is left to pad, and a step of a small size costs less.
     cfg.DATALOADER.LIKE_SIZES = False
-    # The largest share of a dataset's boxes that may disagree with their masks, or leave their
-    # image, by more than rounding.
+    # The largest share of a training set's boxes that may disagree with their masks, or leave their
+    # image, by more than rounding. Such boxes of a test set are told and kept.
     cfg.DATASETS.MAX_BOX_FAULTS = 0.1
     # The channels to take from image files whose channels are not colours, counted from 1: "1"
     # makes a grey image, "1,2,3" a colour one. "" is "1,2,2" for two channels, "1,2,3" for more.

@@ -130,13 +130,13 @@ def _unpacked(image: Image.Image) -> int:
     return image.width * image.height * len(image.getbands()) * (2 if "16" in image.mode else 1)
 
 
-def has_palette(path: Path) -> bool:
-    """Whether an image's values are indices into a table of colours."""
+def mode_of(path: Path) -> str:
+    """Pillow's mode of an image: `P` for indices into a table of colours; "" if it is damaged."""
     try:
         with Image.open(path) as image:
-            return image.mode == "P"
+            return image.mode
     except Exception:  # reading it will report the damage
-        return False
+        return ""
 
 
 def _orientation(image: Image.Image, path: Path) -> int:

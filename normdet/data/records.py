@@ -140,8 +140,8 @@ class BoxCheck:
         if report:
             report(sentence)
         raise NormdetError(
-            f"{sentence}. A share of {self._most:g} is taken (DATASETS.MAX_BOX_FAULTS, "
-            "--max-box-faults)"
+            f"{sentence}. At most a share of {self._most:g} may (training: "
+            "DATASETS.MAX_BOX_FAULTS; normdet prepare: --max-box-faults)"
         )
 
 

@@ -41,6 +41,7 @@ from normdet.medical.readers.find import walk
 
 # The value of Pascal VOC's border around objects.
 VOID = 255
+_VOID_COLOUR = (224 << 16) + (224 << 8) + 192
 # JPEG changes pixel values: a label saved as JPEG cannot be read back.
 LABEL_SUFFIXES = (".png", ".bmp", *TIFF_SUFFIXES, *nifti.SUFFIXES, cellpose.ENDING)
 # What ilastik writes unless told otherwise.
@@ -161,11 +162,16 @@ def settled(
 
 
 def _void(files: Sequence[Path], values: Callable[[], Iterator[np.ndarray]]) -> tuple[int, ...]:
-    """VOC's border: 255 in images with a palette, if other values occur and 254 does not."""
-    if not files or not all(map(image_reader.has_palette, files)):
+    """VOC's border: 255 in images with a palette, if other values occur and 254 does not.
+
+    In images of colours it is the colour that VOC's palette has there.
+    """
+    modes = {image_reader.mode_of(path) for path in files}
+    if modes not in ({"P"}, {"RGB"}):
         return ()
+    void = VOID if modes == {"P"} else _VOID_COLOUR
     met = {int(value) for found in values() for value in found}
-    return (VOID,) if VOID in met and VOID - 1 not in met and len(met) > 1 else ()
+    return (void,) if void in met and void - 1 not in met and len(met) > 1 else ()
 
 
 def read_labels(

@@ -639,6 +639,21 @@ def test_void_is_neither_object_nor_background(tmp_path, flags, objects):
             assert np.array_equal(ignored, np.isin(labels, (2, 255) if "2,255" in flags else 255))
 
 
+def test_void_of_voc_in_colours(tmp_path):
+    labels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
+    labels[12:36, 10:30], labels[40:50, 40:60] = (128, 0, 0), (0, 128, 0)
+    labels[36:38, 10:30] = 224, 224, 192
+    for name in NAMES:
+        image(tmp_path / "lab" / "images" / f"{name}.png")
+        (tmp_path / "lab" / "labels").mkdir(exist_ok=True)
+        Image.fromarray(labels).save(tmp_path / "lab" / "labels" / f"{name}.png")
+    out = tmp_path / "out"
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(out), "--val", "0"]) == 0
+    content = json.loads((out / "train.json").read_text())
+    assert len(content["annotations"]) == 6
+    assert all(mask_util.decode(entry["ignore"]).sum() == 40 for entry in content["images"])
+
+
 def test_a_mask_of_0_and_255_is_no_void(tmp_path):
     labels = np.zeros((HEIGHT, WIDTH), np.uint8)
     labels[12:36, 10:30] = 255
