@@ -258,8 +258,9 @@ def prepare(venv, wanted=None, oldest=False):
         SetupError: with the sentence to show.
     """
     pins = OLDEST_PINS if oldest else PINS
-    candidates = ["python" + dotted(OLDEST)] if oldest else CANDIDATES
-    chosen = choose_python(wanted, candidates) if wanted or oldest else None
+    if oldest:
+        wanted = wanted or "python" + dotted(OLDEST)
+    chosen = choose_python(wanted) if wanted else None
     if chosen and oldest and chosen[1] != OLDEST:
         raise SetupError(
             f"{OLDEST_PINS} is for Python {dotted(OLDEST)} and {chosen[0]} is "
