@@ -81,7 +81,7 @@ def test_several_are_told_at_once_and_defaults_are_right():
 
 
 # Keys that came after detectron2 v0.6.
-LATER = ("SOLVER.NUM_DECAYS",)
+LATER = ("SOLVER.BASE_LR_END", "SOLVER.NUM_DECAYS")
 
 
 def test_every_rule_is_of_a_key_that_there_is():
