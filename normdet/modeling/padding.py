@@ -17,6 +17,11 @@ from ..ops import recording
 from ..ops.padded import Extents, Padded, crops, padded, with_edges
 from .ignored import NormdetRPN
 
+_NOT_EXPORTED = (
+    "MODEL.NORMDET.IGNORE_PADDING True cannot be traced, scripted or exported: export with False; "
+    "images whose sides the strides divide then give the same"
+)
+
 
 def marked(images: ImageList) -> ImageList:
     """The batch, its tensor a :class:`Padded` if an image is smaller than it.
@@ -25,10 +30,7 @@ def marked(images: ImageList) -> ImageList:
         NormdetError: the model is being traced, so sizes are not numbers.
     """
     if recording():
-        raise NormdetError(
-            "MODEL.NORMDET.IGNORE_PADDING True cannot be traced or exported: export with False; "
-            "images whose sides the strides divide then give the same"
-        )
+        raise NormdetError(_NOT_EXPORTED)
     size = tuple(images.tensor.shape[-2:])
     if any(tuple(own) != size for own in images.image_sizes):
         images.tensor = padded(images.tensor, Extents(images.image_sizes, size), clean=True)
@@ -44,6 +46,16 @@ class IgnoringPadding(nn.Module):
         """As detectron2 does; see there."""
         images = super().preprocess_image(batched_inputs)
         return marked(images) if self.ignores_padding else images
+
+    def __prepare_scriptable__(self) -> nn.Module:
+        """What `torch.jit.script` asks a module for, before it fails in words of its own.
+
+        Raises:
+            NormdetError: it ignores padding.
+        """
+        if self.ignores_padding:
+            raise NormdetError(_NOT_EXPORTED)
+        return self
 
 
 class _WithRegions(IgnoringPadding):

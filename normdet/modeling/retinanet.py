@@ -39,13 +39,14 @@ def normalize_retinanet_head(head: RetinaNetHead, option: NormOption, levels: in
 
 
 @META_ARCH_REGISTRY.register()
-class NormdetRetinaNet(IgnoringPadding, RetinaNet):
+class NormdetRetinaNet(RetinaNet):
     """detectron2's `RetinaNet` for any norm option in `MODEL.RETINANET.NORM`."""
 
     @configurable
     def __init__(self, *, ignore_padding: bool = False, **kwargs):
         super().__init__(**kwargs)
-        self.ignores_padding = ignore_padding
+        if ignore_padding:
+            self.__class__ = _ByImage
 
     @classmethod
     def from_config(cls, cfg):
@@ -67,6 +68,15 @@ class NormdetRetinaNet(IgnoringPadding, RetinaNet):
             if ignored is not None:
                 label[(label == self.num_classes) & ignored] = -1
         return labels, matched
+
+
+class _ByImage(IgnoringPadding, NormdetRetinaNet):
+    """A RetinaNet whose head sees a batch at once, and whose anchors are those inside each image.
+
+    TorchScript cannot compile it, so that it is a class of its own.
+    """
+
+    ignores_padding = True
 
     def forward_training(self, images, features, predictions, gt_instances):
         """As detectron2 does; anchors outside an image are neither matched nor trained."""

@@ -353,8 +353,11 @@ def test_autocast_keeps_an_image_alone():
             assert off.float().square().mean() < 1e-3 * alone.float().square().mean()
 
 
-def test_tracing_is_refused_in_words():
+def test_tracing_and_scripting_are_refused_in_words():
     model = model_of().float()
     image = inputs()[0]["image"].float()
     with pytest.raises(NormdetError, match="cannot be traced"):
         torch.jit.trace(lambda x: model.eval().inference([{"image": x}]), image)
+    for detector in DETECTORS:
+        with pytest.raises(NormdetError, match="scripted"):
+            torch.jit.script(build(config("GN", detector)).eval())
