@@ -61,11 +61,18 @@ class IgnoringPadding(nn.Module):
 class _WithRegions(IgnoringPadding):
     """A detector of two stages."""
 
-    def _ignore_padding(self) -> None:
-        self.ignores_padding = True
-        self.backbone.register_forward_hook(_ordinary)
-        if self.proposal_generator is not None:
-            each_image_by_itself(self.proposal_generator)
+    @configurable
+    def __init__(self, *, ignore_padding: bool = False, **kwargs):
+        super().__init__(**kwargs)
+        self.ignores_padding = ignore_padding
+        if ignore_padding:
+            self.backbone.register_forward_hook(_ordinary)
+            if self.proposal_generator is not None:
+                each_image_by_itself(self.proposal_generator)
+
+    @classmethod
+    def from_config(cls, cfg):
+        return {**super().from_config(cfg), "ignore_padding": cfg.MODEL.NORMDET.IGNORE_PADDING}
 
 
 def _ordinary(backbone: nn.Module, inputs: tuple, maps: dict[str, Tensor]) -> dict[str, Tensor]:
@@ -95,30 +102,10 @@ def check_known(maps: dict[str, Tensor]) -> None:
 class NormdetGeneralizedRCNN(_WithRegions, GeneralizedRCNN):
     """detectron2's `GeneralizedRCNN` for `MODEL.NORMDET.IGNORE_PADDING`."""
 
-    @configurable
-    def __init__(self, *, ignore_padding: bool = False, **kwargs):
-        super().__init__(**kwargs)
-        if ignore_padding:
-            self._ignore_padding()
-
-    @classmethod
-    def from_config(cls, cfg):
-        return {**super().from_config(cfg), "ignore_padding": cfg.MODEL.NORMDET.IGNORE_PADDING}
-
 
 @META_ARCH_REGISTRY.register()
 class NormdetPanopticFPN(_WithRegions, PanopticFPN):
     """detectron2's `PanopticFPN` for `MODEL.NORMDET.IGNORE_PADDING`; not in its semantic head."""
-
-    @configurable
-    def __init__(self, *, ignore_padding: bool = False, **kwargs):
-        super().__init__(**kwargs)
-        if ignore_padding:
-            self._ignore_padding()
-
-    @classmethod
-    def from_config(cls, cfg):
-        return {**super().from_config(cfg), "ignore_padding": cfg.MODEL.NORMDET.IGNORE_PADDING}
 
 
 class _ByImage(NormdetRPN):

@@ -244,25 +244,7 @@ def rows(
     x = given.tensor().requires_grad_()
     dy = given.tensor()
     for op, group in operations(given, compiled):
-        forward, both, kept, failed = {}, {}, {}, {}
-        for provider in group:
-
-            def run(provider=provider):
-                return provider.call(x)
-
-            def step(run=run, provider=provider):
-                x.grad = None
-                for p in provider.own:
-                    p.grad = None
-                run().backward(dy)
-
-            try:
-                kept[provider.name] = measure.kept_bytes(run, provider.own)
-                step()
-            except (RuntimeError, NormdetError) as error:  # goes into the table
-                failed[provider.name] = str(error).strip().splitlines()[0][:80]
-                continue
-            forward[provider.name], both[provider.name] = run, step
+        forward, both, kept, failed = _prepared(group, x, dy)
         peaks = {
             name: {
                 "forward": measure.peak_bytes(forward[name], given.device),
@@ -298,6 +280,30 @@ def rows(
                 }
         for name, reason in failed.items():
             yield _row(given, op, name) | {"mode": f"failed: {reason}"}
+
+
+def _prepared(group: list[Provider], x: Tensor, dy: Tensor) -> tuple[dict, dict, dict, dict]:
+    """By provider: its forward, forward with backward, bytes kept, or the reason of its failure."""
+    forward, both, kept, failed = {}, {}, {}, {}
+    for provider in group:
+
+        def run(provider=provider):
+            return provider.call(x)
+
+        def step(run=run, provider=provider):
+            x.grad = None
+            for p in provider.own:
+                p.grad = None
+            run().backward(dy)
+
+        try:
+            kept[provider.name] = measure.kept_bytes(run, provider.own)
+            step()
+        except (RuntimeError, NormdetError) as error:  # goes into the table
+            failed[provider.name] = str(error).strip().splitlines()[0][:80]
+            continue
+        forward[provider.name], both[provider.name] = run, step
+    return forward, both, kept, failed
 
 
 def _row(given: Input, op: str, provider: str) -> dict:
