@@ -361,3 +361,17 @@ def test_tracing_and_scripting_are_refused_in_words():
     for detector in DETECTORS:
         with pytest.raises(NormdetError, match="scripted"):
             torch.jit.script(build(config("GN", detector)).eval())
+
+
+def test_masks_and_panoptic_fpn_find_the_same():
+    keys = {
+        "MODEL__MASK_ON": True, "MODEL__ROI_MASK_HEAD__NAME": "MaskRCNNConvUpsampleHead",
+        "MODEL__ROI_MASK_HEAD__NUM_CONV": 1, "MODEL__ROI_MASK_HEAD__CONV_DIM": 8,
+        "MODEL__SEM_SEG_HEAD__CONVS_DIM": 16,
+        "MODEL__SEM_SEG_HEAD__IN_FEATURES": ["p2", "p3", "p4", "p5"],
+    }  # fmt: skip
+    model, batch = build(config("GN", "PanopticFPN", **keys)), inputs()
+    for got, one in zip(found(model, batch), batch, strict=True):
+        alone = found(model, [one])[0]
+        assert "pred_masks" in alone
+        assert_close(got, alone)
