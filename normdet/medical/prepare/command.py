@@ -86,7 +86,12 @@ def _main(args: argparse.Namespace, numbers: Numbers | None) -> int:
         args.kind or detect(args.source),
         args.images,
         args.labels,
-        Labels(args.instances, _classes(args.classes), ignore=_ignore(args.ignore)),
+        Labels(
+            args.instances,
+            _classes(args.classes),
+            ignore=None if args.ignore in (None, "auto") else _values(args.ignore, "--ignore"),
+            background=_values(args.background, "--background"),
+        ),
         args.patient,
         args.axis,
         args.max_pixels,
@@ -116,12 +121,10 @@ def _classes(text: str | None) -> tuple[str, ...]:
     return names
 
 
-def _ignore(text: str | None) -> tuple[int, ...] | None:
-    if text is None or text == "auto":
-        return None
+def _values(text: str, option: str) -> tuple[int, ...]:
     values = [value.strip() for value in text.split(",")] if text != "none" else []
     if not all(value.isdecimal() and int(value) for value in values):
-        raise NormdetError(f"--ignore {text!r}: label values above 0, such as 255, or none")
+        raise NormdetError(f"{option} {text!r}: label values above 0, such as 255, or none")
     return tuple(map(int, values))
 
 
@@ -450,6 +453,12 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
         metavar="V,V",
         help="label values that are neither object nor background, or none; by default 255 in "
         "label images with a palette, which is VOC's border",
+    )
+    add(
+        "--background",
+        default="none",
+        metavar="V,V",
+        help="label values that mean no object, besides 0; none by default",
     )
     add("--classes", metavar="A,B", help="names of the labels: of all, or of value 1, 2, ...")
     add("--window", default="auto", metavar="WINDOW", help=f"{FORMS}; auto by default")

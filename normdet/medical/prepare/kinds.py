@@ -37,6 +37,7 @@ OPTIONS = {
     "labels": _LABELLED,
     "instances": _LABELLED,
     "ignore": _LABELLED,
+    "background": _LABELLED,
     "classes": (*_LABELLED, "masks"),
     "axis": ("nifti",),
     "neighbours": ("nifti", "dicom"),

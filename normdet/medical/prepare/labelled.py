@@ -44,6 +44,8 @@ VOID = 255
 _VOID_COLOUR = (224 << 16) + (224 << 8) + 192
 # JPEG changes pixel values: a label saved as JPEG cannot be read back.
 LABEL_SUFFIXES = (".png", ".bmp", *TIFF_SUFFIXES, *nifti.SUFFIXES, cellpose.ENDING)
+# Label files that are looked at for background.
+_LOOKED_AT = 8
 # What ilastik writes unless told otherwise.
 _HDF5 = (".h5", ".hdf5", ".ilp")
 
@@ -112,6 +114,11 @@ def image_stacks(
         path: label for path, label in pairs.items() if _fits(label, path, kind, report, choice)
     }
     rule = settled(rule, list(pairs.values()), axis, max_pixels, choice)
+    if notes is not None and _all_object(rule, list(pairs.values()), axis, max_pixels, choice):
+        notes.append(
+            "no pixel of the label images is 0, so that objects fill them: if a value means the "
+            "background, as in ilastik's exports, name it: --background 1"
+        )
     for path, label in pairs.items():
         below = path.relative_to(root)
         key = patient_of(below, patient)
@@ -139,6 +146,22 @@ def _fits(label: Path, image: Path, kind: str, report: Report, choice: Choice) -
     except NormdetError as error:
         report(str(error))
         return False
+
+
+def _all_object(
+    rule: Labels, files: Sequence[Path], axis: str, max_pixels: int, choice: Choice
+) -> bool:
+    """Whether no pixel is background, as far as the first label files tell."""
+    if rule.background:
+        return False
+    read = False
+    for path in files[:_LOOKED_AT]:
+        with contextlib.suppress(NormdetError):  # reported when this file is read
+            for page in read_labels(path, axis, max_pixels, choice):
+                if not page.all():
+                    return False
+                read = read or page.size > 0
+    return read
 
 
 def settled(

@@ -24,6 +24,7 @@ class Labels:
         numbered: whether classes without a name are named by their values.
         ignore: values of pixels that are neither object nor background; None for VOC's border,
             if the label images have one.
+        background: values that mean no object, besides 0.
 
     Raises:
         NormdetError: several classes although every value is to be an instance.
@@ -33,6 +34,7 @@ class Labels:
     classes: tuple[str, ...] = ()
     numbered: bool = True
     ignore: tuple[int, ...] | None = None
+    background: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         if self.instances == "values" and len(self.classes) > 1:
@@ -56,7 +58,7 @@ class Labels:
             return replace(self, instances="components")
         met: set[int] = set()
         for values in files:
-            values = values[~np.isin(values, self.ignore or ())]
+            values = values[~np.isin(values, (*(self.ignore or ()), *self.background))]
             met.update(values.tolist())
             if len(values) > 1 and self.instances == "auto":
                 return replace(self, instances="values")
@@ -65,8 +67,10 @@ class Labels:
         return replace(self, instances="components", numbered=len(met) > 1)
 
     def __str__(self) -> str:
-        values = ", ".join(map(str, self.ignore or ()))
-        return self._read() + (f"; {values} is ignored (--ignore)" if values else "")
+        text = self._read()
+        for values, means in ((self.background, "background"), (self.ignore, "ignored (--ignore)")):
+            text += f"; {', '.join(map(str, values))} is {means}" if values else ""
+        return text
 
     def _read(self) -> str:
         if self.instances == "values":
@@ -121,6 +125,8 @@ def objects_of(labels: np.ndarray, rule: Labels) -> list[dict]:
         labels: `(H, W)`, 0 is background.
         rule: the settled rule for reading it.
     """
+    if rule.background:
+        labels = np.where(np.isin(labels, rule.background), 0, labels)
     ignored = np.isin(labels, rule.ignore) if rule.ignore else np.zeros(0, bool)
     if ignored.any():
         rle = encode_masks([ignored])[0]

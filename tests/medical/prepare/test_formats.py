@@ -639,6 +639,23 @@ def test_void_is_neither_object_nor_background(tmp_path, flags, objects):
             assert np.array_equal(ignored, np.isin(labels, (2, 255) if "2,255" in flags else 255))
 
 
+@pytest.mark.parametrize("flags, objects", [((), 3), (("--background", "1"), 2)])
+def test_label_images_without_a_0_may_name_their_background(tmp_path, capsys, flags, objects):
+    labels = np.ones((HEIGHT, WIDTH), np.uint8)  # as ilastik numbers its labels
+    labels[12:36, 10:30], labels[40:50, 40:60] = 2, 3
+    for name in NAMES:
+        image(tmp_path / "lab" / "images" / f"{name}.png")
+        (tmp_path / "lab" / "labels").mkdir(exist_ok=True)
+        Image.fromarray(labels).save(tmp_path / "lab" / "labels" / f"{name}.png")
+    out = tmp_path / "out"
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(out), *flags, "--val", "0"]) == 0
+    content = json.loads((out / "train.json").read_text())
+    assert len(content["annotations"]) == 3 * objects
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("name it: --background 1" in said) == (not flags)
+    assert ("1 is background" in said) == bool(flags)
+
+
 def test_void_of_voc_in_colours(tmp_path):
     labels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     labels[12:36, 10:30], labels[40:50, 40:60] = (128, 0, 0), (0, 128, 0)
