@@ -50,6 +50,7 @@ setup(
         "bench": ["timm>=0.9"],
         "eval": ["faster-coco-eval>=1.8"],
         "medical": [
+            "h5py>=3.8",
             "highdicom>=0.23",
             "imagecodecs>=2023.9.18",
             "nibabel>=4",

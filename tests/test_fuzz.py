@@ -30,6 +30,7 @@ from normdet.medical.prepare.annotated import tool_stacks
 from normdet.medical.prepare.cellpose import read_masks
 from normdet.medical.prepare.formats import FORMATS
 from normdet.medical.prepare.formats.base import Builder, Files
+from normdet.medical.prepare.ilastik import read_labels
 from normdet.medical.readers import find_sources, read_slices
 from normdet.weights import load_file, save_file
 from normdet.weights.importers import import_weights, unwrap
@@ -165,6 +166,14 @@ def cellpose(folder):
     return [folder / "a_seg.npy"]
 
 
+def ilastik(folder):
+    h5py = pytest.importorskip("h5py")
+    with h5py.File(folder / "a.h5", "w") as file:
+        labels = np.ones((1, 24, 20, 1), np.uint8)
+        file.create_dataset("exported_data", data=labels, chunks=(1, 8, 8, 1), compression="gzip")
+    return [folder / "a.h5"]
+
+
 def read_series(folder):
     # As prepare does: a bad file is a fault, and the others go on.
     with contextlib.redirect_stderr(io.StringIO()):
@@ -253,6 +262,7 @@ CASES = {
     "nifti gz": (lambda f: nifti(f, ".nii.gz"), read_series),
     "dicom": (dicom, read_series),
     "cellpose": (cellpose, lambda f: read_masks(f / "a_seg.npy", MAX_PIXELS)),
+    "ilastik": (ilastik, lambda f: read_labels(f / "a.h5", MAX_PIXELS)),
     "coco": (coco, read_coco),
     "voc": (voc, read_voc),
     "yaml": (config, lambda f: load_config(f / "a.yaml")),

@@ -15,7 +15,7 @@ from normdet.data.image_file import TIFF_SUFFIXES, Header
 from normdet.data.slices import Slice, Source
 from normdet.errors import NormdetError
 from normdet.files.faults import Report
-from normdet.medical.prepare import cellpose
+from normdet.medical.prepare import cellpose, ilastik
 from normdet.medical.prepare.layout import (
     better,
     is_aside,
@@ -43,21 +43,22 @@ from normdet.medical.readers.find import walk
 VOID = 255
 _VOID_COLOUR = (224 << 16) + (224 << 8) + 192
 # JPEG changes pixel values: a label saved as JPEG cannot be read back.
-LABEL_SUFFIXES = (".png", ".bmp", *TIFF_SUFFIXES, *nifti.SUFFIXES, cellpose.ENDING)
+LABEL_SUFFIXES = (
+    ".png", ".bmp", *TIFF_SUFFIXES, *nifti.SUFFIXES, cellpose.ENDING, *ilastik.SUFFIXES,
+)  # fmt: skip
 # Label files that are looked at for background.
 _LOOKED_AT = 8
-# What ilastik writes unless told otherwise.
-_HDF5 = (".h5", ".hdf5", ".ilp")
+# Readers of label files that hold an array, by the ends of their names.
+_ARRAYS = {
+    cellpose.ENDING: cellpose.read_masks,
+    **dict.fromkeys(ilastik.SUFFIXES, ilastik.read_labels),
+}
 
 
 def find_labels(root: Path, labels: Path | None, report: Report) -> tuple[list[Path], Path]:
     """Every label file, and the folder that their names begin in."""
     place = labels or root
     everything = list(walk(place, report))
-    for path in everything:
-        if path.suffix.lower() in _HDF5 and is_label(path.relative_to(place)):
-            report(f"{path} is HDF5, which is not read: export it as tif or png (in ilastik, "
-                   "Choose Export Image Settings)")  # fmt: skip
     files = [path for path in everything if path.name.lower().endswith(LABEL_SUFFIXES)]
     files = [path for path in files if not is_aside(path)]
     if labels is None:
@@ -138,7 +139,7 @@ def _fits(label: Path, image: Path, kind: str, report: Report, choice: Choice) -
     try:
         if kind == "nifti":
             nifti.check_same_grid(label, image)
-        elif not label.name.lower().endswith(cellpose.ENDING):
+        elif not _array_reader(label):
             header = image_reader.read_header(image, choice=choice)
             check_pages(label, image, header.count, choice)
             check_size(label, image, header, choice)
@@ -208,12 +209,17 @@ def read_labels(
     if _is_volume(path):
         volume, _ = nifti.load_volume(path, axis=axis, max_pixels=max_pixels, labels=True)
         return as_labels(volume.reshape(len(volume), -1), str(path)).reshape(volume.shape)
-    if path.name.lower().endswith(cellpose.ENDING):
-        masks = cellpose.read_masks(path, max_pixels)
-        pages: Sequence[np.ndarray] = masks if masks.ndim == 3 else [masks]
+    if read_array := _array_reader(path):
+        labels = read_array(path, max_pixels)
+        pages: Sequence[np.ndarray] = labels if labels.ndim == 3 else [labels]
     else:
         pages = image_reader.read_pages(path, max_pixels=max_pixels, labels=True, choice=choice)
     return [as_labels(page, str(path)) for page in pages]
+
+
+def _array_reader(path: Path) -> Callable[[Path, int], np.ndarray] | None:
+    name = path.name.lower()
+    return next((read for ending, read in _ARRAYS.items() if name.endswith(ending)), None)
 
 
 def _is_volume(path: Path) -> bool:

@@ -528,13 +528,6 @@ def test_images_without_annotations_are_told(tmp_path, capsys):
     assert "left out 1 images that no annotation is for: train/images/later.png" in said
 
 
-def test_what_ilastik_writes_by_default_is_named(tmp_path, capsys):
-    image(tmp_path / "lab" / "a.png")
-    (tmp_path / "lab" / "a_Simple Segmentation.h5").write_bytes(b"\x89HDF\r\n")
-    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out")]) == 2
-    assert "is HDF5, which is not read: export it as tif or png" in capsys.readouterr().err
-
-
 def test_masks_take_no_memory_by_what_they_claim(tmp_path, capsys):
     cvat(tmp_path / "lab")
     path = tmp_path / "lab" / "annotations.xml"
