@@ -114,6 +114,7 @@ def test_detectron2s_own_channel_norm_is_a_norm_too():
 ADAPTIVE = ("SOLVER.CLIP_GRADIENTS.CLIP_TYPE", "adaptive", "SOLVER.CLIP_GRADIENTS.CLIP_VALUE", 0.02)
 
 
+@pytest.mark.slow
 def test_adaptive_clipping_bounds_each_unit_by_its_weight():
     model, cfg = model_and_config("GN", *ADAPTIVE)
     optimizer = build_optimizer(cfg, model)

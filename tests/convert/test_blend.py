@@ -109,6 +109,7 @@ def test_a_batch_of_one_repeated_image_gets_a_blend_of_one():
     assert all(row.blend == 1 and row.error < 1e-6 for row in fit_eval_norm(model, alike))
 
 
+@pytest.mark.slow
 def test_fitted_outputs_are_nearer_to_those_of_training():
     """Measured by the distance of the network's outputs in test and training mode."""
     model = trained(2)

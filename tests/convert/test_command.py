@@ -42,6 +42,7 @@ def test_distilled_from_files_to_files(command, tmp_path, capsys):
     assert "start values" not in shown and "tensors)" not in shown
 
 
+@pytest.mark.slow
 def test_without_images_the_closed_form(command, tmp_path, capsys):
     assert command("--to", "GN+TLU", images=False) == 0
     assert json.loads((tmp_path / "out.json").read_text())["achieved"] == {}

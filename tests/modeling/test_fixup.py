@@ -84,6 +84,7 @@ def test_the_signal_grows_without_norms_and_not_under_fixup():
     assert ours < 3 and plain > 10 * ours
 
 
+@pytest.mark.slow
 def test_the_whole_network_counts_where_res5_is_on_regions():
     cfg = config("c4", "MODEL.RESNETS.NORM", "Fixup")
     torch.manual_seed(0)

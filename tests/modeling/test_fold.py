@@ -122,6 +122,7 @@ def total(model, x):
     return sum(y.square().mean() for y in model(x).values())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["FrozenBN", "AffineBN"])
 def test_a_whole_backbone_trains_the_same(norm):
     x = torch.randn(1, 3, 64, 64, dtype=torch.float64)

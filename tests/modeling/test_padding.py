@@ -189,6 +189,7 @@ def normalizer(model: nn.Module, batch: list[dict]) -> float:
     return model.loss_normalizer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["GN", "FRN+TLU", "FrozenBN"])
 def test_retinanets_losses_are_those_alone(norm):
     """Each is divided by a moving average of the number of anchors that match."""
@@ -244,6 +245,7 @@ def test_a_square_of_padding_is_ignored_too():
         assert_close(got, one)
 
 
+@pytest.mark.slow
 def test_threads_and_other_models_do_not_meet():
     models = [model_of("GN"), model_of("FRN+TLU")]
     batches = [inputs(), inputs(SIZES[::-1])]

@@ -106,6 +106,7 @@ def test_a_learned_epsilon_has_its_gradient():
     torch.testing.assert_close(grads[2], grads[0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 def test_gradients_are_those_of_finite_differences(backend):
     (x,), parameters, extents = made("small", torch.float64, False, None, False)

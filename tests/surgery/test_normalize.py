@@ -250,6 +250,7 @@ def test_a_network_of_ours_can_be_given_another_norm():
     networks.loss(model).backward()
 
 
+@pytest.mark.slow
 def test_a_detector_gets_norms_where_the_flag_would_put_them():
     name = "detectron2 Mask R-CNN"
     model = normalize(networks.NETWORKS[name](), "GN")

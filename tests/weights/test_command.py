@@ -42,6 +42,7 @@ def test_a_file_alone(file, capsys):
     assert "MODEL.RESNETS.DEPTH 18" in said and "nothing in the file tells" in said
 
 
+@pytest.mark.slow
 def test_the_pairs_it_prints_are_what_the_command_takes(file, capsys):
     """The printed pairs are all that is missing."""
     config = ["--config-file", "coco/mask_rcnn_R_50_FPN_1x.yaml"]

@@ -203,6 +203,7 @@ def test_caffe2_blobs(norm, msra, tmp_path):
     assert_same(theirs, ours)
 
 
+@pytest.mark.slow
 def test_torchvision_s_file_as_detectron2_converts_it(tmp_path):
     torch.manual_seed(0)
     theirs = trained(torchvision.models.resnet50())

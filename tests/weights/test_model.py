@@ -9,6 +9,7 @@ from normdet.errors import NormdetError
 from normdet.weights import load_model, save_file
 
 
+@pytest.mark.slow
 def test_a_config_and_its_weights_become_a_detector_in_test_mode(tmp_path):
     path = str(tmp_path / "model.pth")
     cfg = load_config("quickstart/gn.yaml", ["MODEL.DEVICE", "cpu", "MODEL.WEIGHTS", path])

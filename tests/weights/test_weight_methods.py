@@ -40,6 +40,7 @@ def save(norm: str, folder) -> tuple[nn.Module, str]:
     return model, str(folder / "plain.pth")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("weight", ["AWS", "WN"])
 def test_the_function_of_a_plain_detector_is_kept(weight, tmp_path):
     plain, path = save("FrozenBN", tmp_path)

@@ -36,6 +36,7 @@ def test_every_way_to_end_is_a_row(tmp_path, what, status, note):
     assert run.score("box_AP") == (40.0 if status == "done" else None)
 
 
+@pytest.mark.slow
 def test_the_measured_memory_is_the_run_s_alone(tmp_path):
     ours = bytearray(os.urandom(1)) * (400 << 20)
     task, runs = fake(tmp_path / "a", "hold100"), []

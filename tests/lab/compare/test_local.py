@@ -6,6 +6,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import pytest
+
 from normdet.lab.compare.cell import Task
 from normdet.lab.compare.local import LocalPool, slots
 from normdet.lab.compare.runs import Run
@@ -115,6 +117,7 @@ def test_closing_stops_what_runs_and_loses_only_that(tmp_path):
     assert not first.result_file.exists() and not second.folder.exists()
 
 
+@pytest.mark.slow
 def test_closing_reaches_what_a_shell_started(tmp_path):
     inner = fake(tmp_path / "a", "hold")
     line = f"{shlex.join(inner.command)} && true"

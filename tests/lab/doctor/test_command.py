@@ -114,6 +114,7 @@ def test_images_are_resized_as_in_a_test_and_never_padded(config, folder):
     assert len(set(sample(files, 3))) == 3 and sample(files, 99) == files
 
 
+@pytest.mark.slow
 def test_a_dataset_names_the_images(config, weights, folder, tmp_path, capsys):
     annotations = {
         "images": [
@@ -150,6 +151,7 @@ def test_photographs_are_nearer_to_imagenet_than_cells_and_nuclei(real_data, tmp
         assert 2 * distance < min(cells[stage], nuclei[stage])
 
 
+@pytest.mark.slow
 def test_names_of_images_become_numbers(config, weights, folder, tmp_path, capfd):
     images, out = tmp_path / "Zaphod images", tmp_path / "out"
     shutil.copytree(folder, images)

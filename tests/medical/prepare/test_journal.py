@@ -118,6 +118,7 @@ def test_a_stopped_run_goes_on(tmp_path, run, capsys, make):
     assert left == {"in", "out", "whole"}
 
 
+@pytest.mark.slow
 def test_no_patient_is_in_the_journal(tmp_path, run):
     patients(tmp_path / "in")
     run(stop_after=2)

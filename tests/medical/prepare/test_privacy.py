@@ -70,6 +70,7 @@ def test_a_stop_names_the_file_and_no_tag(tmp_path, capfd):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["in", "out-names.csv"]
 
 
+@pytest.mark.slow
 def test_series_of_a_patient_stay_together(tmp_path):
     source, out = tmp_path / "in", tmp_path / "out"
     write_patients(source)
@@ -218,6 +219,7 @@ def all_that_is_told(out, key, capfd, caplog):
     return told
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [plant, plant_coco, plant_dicom])
 @pytest.mark.parametrize("on_error", ["skip", "stop"])
 def test_names_of_files_and_folders_become_numbers(tmp_path, capfd, caplog, make, on_error):
