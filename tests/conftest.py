@@ -23,3 +23,21 @@ def quickstart_data() -> Path:
     from normdet.data import quickstart
 
     return quickstart.prepare()
+
+
+@pytest.fixture
+def config_for_height():
+    """Make a config whose mapper leaves RGB images of a height as they are."""
+    from detectron2.config import get_cfg
+
+    from normdet import add_normdet_config
+
+    def make(height: int):
+        cfg = get_cfg()
+        add_normdet_config(cfg)
+        cfg.INPUT.FORMAT = "RGB"
+        cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (height,), height
+        cfg.INPUT.RANDOM_FLIP = "none"
+        return cfg
+
+    return make

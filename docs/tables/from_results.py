@@ -305,9 +305,14 @@ def _mean(group: analysis.Group) -> str:
     return f"{group.estimate.mean:.1f}{half}"
 
 
+def _at(metric: str, size: int) -> str:
+    """The head of a column."""
+    return f"{metric.replace('_', ' ')}, {size} image{'s' * (size > 1)}"
+
+
 def _column_heads() -> list[str]:
     return [
-        f"{', '.join(_DATA[dataset])} AP, {size} image{'s' * (size > 1)}"
+        _at(f"{', '.join(_DATA[dataset])} AP", size)
         for dataset, size in _COLUMNS
     ]
 
@@ -344,7 +349,7 @@ def comparisons() -> str:
             [norm, *(cell for size in sizes for cell in cells.get((norm, size), ["not run", ""]))]
             for norm in dict.fromkeys(norm for norm, _ in cells)
         ]
-        heads = [f"{metric.replace('_', ' ')}, {size} image{'s' * (size > 1)}" for size in sizes]
+        heads = [_at(metric, size) for size in sizes]
         columns = [head for one in heads for head in (one, f"less {baseline}")]
         title = text.partition("\n")[0].removeprefix("# Which norm: ")
         link = f"[{path.parent.name}](reports/{path.parent.name}.md)"
@@ -413,7 +418,7 @@ def _start(path: Path) -> str:
         [norm, *(cell for size in sizes for cell in cells[norm, size])]
         for norm in sorted(norms, key=lambda norm: norm not in _FROZEN)
     ]
-    heads = [f"{metric.replace('_', ' ')}, {size} image{'s' * (size > 1)}" for size in sizes]
+    heads = [_at(metric, size) for size in sizes]
     return table(["", *(h for head in heads for h in (head, "less the best frozen arm"))], rows)
 
 

@@ -178,7 +178,7 @@ class _Objects:
         for start in range(0, len(annotations), AT_ONCE):
             part = annotations[start : start + AT_ONCE]
             found = columns(part, owners, classes)
-            plain, seen = found.plain.tolist(), np.zeros(len(part), bool)
+            seen = np.zeros(len(part), bool)
             for place, (annotation, plain) in enumerate(
                 zip(part, found.plain.tolist(), strict=True)
             ):

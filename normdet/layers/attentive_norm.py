@@ -4,9 +4,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from ..ops import check_groups
 from ..ops.reference import wide
 from .base import NormLayer
-from .group_norm import check_groups
 from .moments import affine, group_moments, instance_moments
 
 _EPS = 1e-3  # added to the variance that the attention sees, as in the authors' code

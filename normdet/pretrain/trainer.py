@@ -1,5 +1,6 @@
 """The detectors' trainer on labelled images, which measures top-1 and top-5 instead of AP."""
 
+import functools
 import logging
 from typing import Any
 
@@ -20,6 +21,9 @@ from .images import LabelledImages, find_labelled, transforms
 
 logger = logging.getLogger(__name__)
 
+# A folder of a million images is walked once, not at each evaluation.
+_images_of = functools.cache(find_labelled)
+
 
 class PretrainTrainer(Trainer):
     """Trains :class:`normdet.modeling.NormdetClassifier` on `PRETRAIN.DATA`; see :class:`Trainer`.
@@ -33,7 +37,7 @@ class PretrainTrainer(Trainer):
 
     def build_train_loader(self, cfg: CfgNode) -> DataLoader:
         """Batches that follow from the seed and the iteration."""
-        images = LabelledImages(find_labelled(cfg.PRETRAIN.DATA).train, cfg, transforms(cfg, True))
+        images = LabelledImages(_images_of(cfg.PRETRAIN.DATA).train, cfg, transforms(cfg, True))
         sampler = TrainingSampler(len(images), seed=derived_seed("order", self.seed))
         size = cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size()
         loader = seeded_loader(
@@ -52,8 +56,9 @@ class PretrainTrainer(Trainer):
             On rank 0 `{"classification": {"top-1": ..., "top-5": ...}}`; {} elsewhere. Top-5 is
             left out where there are no more classes.
         """
-        images = _Readable(LabelledImages(find_labelled(cfg.PRETRAIN.DATA).val, cfg,
-                                          transforms(cfg, False)))  # fmt: skip
+        images = _Readable(
+            LabelledImages(_images_of(cfg.PRETRAIN.DATA).val, cfg, transforms(cfg, False))
+        )
         share = Subset(images, range(comm.get_rank(), len(images), comm.get_world_size()))
         size = max(1, cfg.SOLVER.IMS_PER_BATCH // comm.get_world_size())
         loader = DataLoader(

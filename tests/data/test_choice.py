@@ -3,9 +3,7 @@
 import numpy as np
 import pytest
 import tifffile
-from detectron2.config import get_cfg
 
-import normdet
 from normdet.data import build_mapper
 from normdet.data.choice import parse_choice
 from normdet.data.image_file import read_header, read_pages
@@ -19,13 +17,8 @@ def tiff(path, pixels, **options):
 
 
 @pytest.fixture
-def cfg():
-    cfg = get_cfg()
-    normdet.add_normdet_config(cfg)
-    cfg.INPUT.FORMAT = "RGB"
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (HEIGHT,), HEIGHT
-    cfg.INPUT.RANDOM_FLIP = "none"
-    return cfg
+def cfg(config_for_height):
+    return config_for_height(HEIGHT)
 
 
 STACK = np.random.default_rng(0).integers(0, 4000, (3, 4, HEIGHT, WIDTH)).astype(np.uint16)

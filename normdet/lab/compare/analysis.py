@@ -153,12 +153,11 @@ def against_best(
     Args:
         planned: contrasts of the whole family, over which Holm adjusts.
     """
-    best: dict[int, Group] = {}
-    for group in all_groups:
-        other = best.get(group.batch_size)
-        if group.norm in controls and group.whole:
-            ahead = other is None or group.estimate.mean > other.estimate.mean
-            best[group.batch_size] = group if ahead else other
+    able = [group for group in all_groups if group.norm in controls and group.whole]
+    best = {
+        size: max((g for g in able if g.batch_size == size), key=lambda g: g.estimate.mean)
+        for size in {group.batch_size for group in able}
+    }
     found = [
         _compare(group, best[group.batch_size])
         for group in all_groups

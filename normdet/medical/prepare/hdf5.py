@@ -14,7 +14,7 @@ import json
 import math
 
 # ilastik's name for what it exports.
-EXPORTED = "exported_data"
+_EXPORTED = "exported_data"
 # A chunk is unpacked whole, however little of it is read.
 _LARGEST_CHUNK = 256 << 20
 
@@ -47,10 +47,10 @@ def _only_array(file):
     # Other links than hard ones can lead to other files.
     names = [name for name in file if isinstance(file.get(name, getlink=True), h5py.HardLink)]
     arrays = {name: file[name] for name in names if isinstance(file[name], h5py.Dataset)}
-    array = arrays.get(EXPORTED)
+    array = arrays.get(_EXPORTED)
     if array is None:
         if len(arrays) != 1:
-            raise ValueError(f"holds {len(arrays)} arrays, and none is {EXPORTED}")
+            raise ValueError(f"holds {len(arrays)} arrays, and none is {_EXPORTED}")
         (array,) = arrays.values()
     if array.external or array.is_virtual:
         raise ValueError("keeps its array in other files")

@@ -11,21 +11,7 @@ from normdet import layers
 from normdet.errors import NormdetError
 from normdet.lab.doctor.examination import examine, layers_to_watch, stage_of, untrained_layers
 from normdet.lab.doctor.traces import trace
-
-
-def images(count: int = 8, channels: int = 3) -> list[Tensor]:
-    """Images of several sizes, with different brightness and contrast."""
-    generator = torch.Generator().manual_seed(0)
-    ret = []
-    for index in range(count):
-        x = torch.randn(1, channels, 6 + index % 3, 9, generator=generator)
-        ret.append(x * (1 + 0.1 * index) + 0.2 * index)
-    return ret
-
-
-def all_values(batch: list[Tensor]) -> Tensor:
-    """`(C, N)`."""
-    return torch.cat([x[0].flatten(1) for x in batch], 1).double()
+from tests.lab.doctor.made import all_values, images
 
 
 class Model(nn.Module):

@@ -8,11 +8,9 @@ import numpy as np
 import PIL
 import pytest
 import tifffile
-from detectron2.config import get_cfg
 from detectron2.structures import Boxes, Instances
 from PIL import Image
 
-import normdet
 from normdet.data import build_mapper
 from normdet.data.image_file import read_header, read_pages
 from normdet.data.images import Images
@@ -168,13 +166,8 @@ def white_is_zero_lzw(path):
 
 
 @pytest.fixture
-def cfg():
-    cfg = get_cfg()
-    normdet.add_normdet_config(cfg)
-    cfg.INPUT.FORMAT = "RGB"
-    cfg.INPUT.MIN_SIZE_TRAIN, cfg.INPUT.MIN_SIZE_TEST = (HEIGHT,), HEIGHT
-    cfg.INPUT.RANDOM_FLIP = "none"
-    return cfg
+def cfg(config_for_height):
+    return config_for_height(HEIGHT)
 
 
 def routes(cfg, folder: Path) -> dict[str, np.ndarray]:
