@@ -9,7 +9,7 @@ from . import from_code, from_results
 
 REPO = Path(__file__).resolve().parents[2]
 
-# What may stand between `<!-- NAME -->` and `<!-- /NAME -->`.
+# The tables, by the NAME in `<!-- NAME -->` and `<!-- /NAME -->` that encloses each.
 BLOCKS = {
     "commands": from_code.commands,
     "configs": from_code.configs,
@@ -49,7 +49,7 @@ def pages() -> list[Path]:
 
 
 def filled(text: str, page: Path) -> str:
-    """The text of a page with its tables as the code and results/ have them.
+    """The text of a page, with its tables written anew from the code and results/.
 
     Raises:
         KeyError: a block that no table is made for.

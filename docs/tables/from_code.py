@@ -1,4 +1,4 @@
-"""Tables that are read off the code: methods, parts, keys, configs, commands."""
+"""Tables made from the code: methods, parts, keys, configs, commands."""
 
 import inspect
 import re
@@ -109,7 +109,7 @@ def published() -> str:
 
 
 def ways() -> str:
-    """How a network with each norm can be run, as its tests have it."""
+    """The ways to run a network with each norm, read from their tests."""
     from tests.modeling.ways import EXCEPTIONS, NORMS, WAYS
 
     rows = [[f"`{norm}`", *(EXCEPTIONS.get((norm, way), "yes") for way in WAYS)] for norm in NORMS]
@@ -156,7 +156,7 @@ def _comments() -> Iterator[tuple[str, str]]:
         elif match := re.match(r"(node|cfg)\.([A-Z][A-Z0-9_.]+) = ", line):
             prefix = {"node": "MODEL.NORMDET.", "cfg": ""}[match[1]]
             yield prefix + match[2], " ".join(comment)
-            complete = True  # but for the keys that follow at once
+            complete = True  # the next keys, without a line between, share the comment
         else:
             complete = True
 

@@ -29,7 +29,7 @@ def demo() -> str:
 
 
 def norms(name: str) -> str:
-    """Every option's AP in the quickstart's detector, from one of its tables."""
+    """AP of the quickstart's detector under every option, from one of its tables."""
     keys = ["option", "seed", "box_AP", "mask_AP", "note"]
     rows = [
         [line[key] or ("" if key == "note" else "none") for key in keys]
@@ -85,7 +85,7 @@ def _operators(lines: list[dict[str, str]]) -> str:
     times: dict[tuple[str, str], dict[str, float]] = {}
     for line in lines:
         kind = line["mode"], line["dtype"], line["layout"]
-        # Weights have shapes of their own; what is alone has nothing to stand beside.
+        # Weights have their own shapes. A provider without a peer has no ratio.
         if kind == ("both", "float32", "contiguous") and line["median_ms"] and line["op"] != "WS":
             found = times.setdefault((line["op"], line["shape"]), {})
             found[line["provider"]] = float(line["median_ms"])
@@ -95,7 +95,7 @@ def _operators(lines: list[dict[str, str]]) -> str:
 
 
 def _beside_peers(times: dict[str, float]) -> str:
-    """Our time, and its ratio to the fastest that is not ours."""
+    """Our time, and its ratio to the fastest peer's."""
     ours = next((time for name, time in times.items() if name.startswith("normdet auto")), None)
     peers = [time for name, time in times.items() if not name.startswith("normdet")]
     if ours is None:
@@ -123,7 +123,7 @@ def _steps(lines: list[dict[str, str]]) -> str:
     for norm in dict.fromkeys(row["provider"] for row in lines):
         cells = []
         for op, column in columns:
-            # On random weights FrozenBN finds another number of objects, and takes time for them.
+            # With random weights FrozenBN finds another number of objects, which changes its time.
             base = "BN" if op == "inference" else frozen
             if not column:
                 cells.append(found.get((op, norm), {}).get("largest_batch", ""))
@@ -200,7 +200,7 @@ _COLUMNS = [(dataset, size) for dataset in _DATA for size in _SIZES]
 
 
 def finetune() -> str:
-    """The last AP of each kind of start, over frozen BN's too, and the picture of the way there."""
+    """The final AP of each kind of start, less frozen BN's too, and the picture of AP by step."""
     values: dict[tuple[str, str, int], dict[str, float]] = {}
     for row in _lines(RESULTS / "conversion.csv"):
         task, _, iteration = row["metric"].partition(" AP @")
@@ -269,7 +269,7 @@ def medical() -> str:
     return "\n\n".join([table(["start", "norm", *_column_heads()], rows), *pictures])
 
 
-# In tables: what is common first, then what was made of it.
+# The order in tables: common norms first, then their derivatives.
 _NORMS = (
     "FrozenBN", "FrozenBN as is", "FrozenBN 2fc", "BN", "GN", "GN+WS", "FRN+TLU", "GN, backbone",
     "FRN+TLU, backbone",
@@ -298,7 +298,7 @@ def _ap_cell(ap: analysis.Group, ap50: analysis.Group) -> str:
 
 
 def _mean(group: analysis.Group) -> str:
-    """The mean and the half width of its 95% interval, or why there is none."""
+    """The mean and the half width of its 95% interval, or the reason for its absence."""
     if not group.whole:
         return group.lacks
     half = "" if group.estimate.half is None else f" ± {group.estimate.half:.1f}"
@@ -333,7 +333,7 @@ def doctor() -> str:
 
 
 def comparisons() -> str:
-    """Of every comparison that has a report, each arm's mean and its difference to the baseline."""
+    """Each arm's mean and its difference to the baseline, for every comparison with a report."""
     parts = []
     for path in sorted((RESULTS / "compare").glob("*/report.md")):
         text = path.read_text()
@@ -367,7 +367,7 @@ def reports() -> str:
     return table(["data", "norms and runs"], rows)
 
 
-# Of results/PROTOCOL.md: the start, what differences are to, the runs, and the primary contrasts.
+# From results/PROTOCOL.md: the start, the baseline, the runs, and the primary contrasts.
 _TABLES = (
     ("random weights", "GN", ("nuclei", "blood_cells"), ("BN", "FRN+TLU")),
     ("ImageNet", "FrozenBN", ("nuclei_pretrained", "blood_cells_pretrained"),
@@ -388,7 +388,7 @@ def contrasts(planned_alone: bool = False) -> str:
     return table(["start", "", *_column_heads()], rows)
 
 
-# Table 4 of results/PROTOCOL.md: the best of these is what the learnable arms are held against.
+# Table 4 of results/PROTOCOL.md compares the learnable arms with the best of these.
 _FROZEN = ("FrozenBN", "FrozenBN as is", "FrozenBN 2fc")
 _LEARNED = ("GN", "FRN+TLU")
 _STARTS = ("nuclei_start", "blood_cells_start")
@@ -447,7 +447,7 @@ def _starred(contrast: analysis.Contrast) -> str:
 
 
 def _contrasts(name: str, baseline: str, primary: Sequence[str]) -> dict[tuple[str, int], str]:
-    """By norm and batch size; what is not primary stands there untested."""
+    """Rows by norm and batch size; contrasts that are not primary are not tested."""
     runs = read_table(RESULTS / "compare" / name / "runs.csv")
     groups = analysis.groups(runs, primary_metric(runs))
     tested = analysis.against([g for g in groups if g.norm in (baseline, *primary)], baseline)

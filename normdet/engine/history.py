@@ -30,6 +30,20 @@ def read_history(file: Path) -> list[dict]:
         raise NormdetError(f"{file} is not a metrics file of a run: {error!r}") from error
 
 
+def steps_logged(file: Path) -> int:
+    """The steps that a run has logged in its metrics file so far; 0 if that cannot be told.
+
+    It reads the file's end alone, so that a display can ask every second.
+    """
+    try:
+        with file.open("rb") as opened:
+            opened.seek(max(0, file.stat().st_size - 4096))
+            lines = opened.read().splitlines()
+        return int(json.loads(lines[-1])["iteration"]) + 1 if lines else 0
+    except (OSError, ValueError, KeyError, TypeError):
+        return 0
+
+
 def _parsed(text: str) -> dict | None:
     try:
         return json.loads(text)

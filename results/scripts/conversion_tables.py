@@ -115,7 +115,7 @@ def agreement(args: argparse.Namespace, table: Table) -> None:
             found = compare(*views, centre_crops(check, 224), classifier)
             table.add(found, **place, method="copy", seed="")
             table.add(done.achieved["closed"], **place, method="closed form", seed="")
-    # The cheap rung first; SwitchNorm is nearly the original from the start.
+    # The cheap rung first. SwitchNorm starts nearly as the original.
     strict = [(target, 0.0) for target in PHOTOGRAPHS if target != "SwitchNorm"]
     soft = [(target, KEEP) for target in SOFT]
     for rung, seed, target, keep in (
@@ -192,7 +192,7 @@ def ap(cfg, model: torch.nn.Module) -> dict[str, float]:
     return {f"{names[task]} {m}": found[task][m] for task in found for m in ("AP", "AP50")}
 
 
-# How each arm of the fine-tuning starts, with an FRN+TLU backbone but for the first.
+# The start of each arm of the fine-tuning. All but the first have an FRN+TLU backbone.
 ARMS = ("FrozenBN", "copy", "closed form", "distilled", f"distilled, keep {KEEP}", "annealed",
         "random weights")  # fmt: skip
 

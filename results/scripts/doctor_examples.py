@@ -68,7 +68,7 @@ def _row(name: str, count: int, size: int, stage, args: argparse.Namespace) -> d
 
 
 def _told(words: list[str]) -> list[str]:
-    """The arguments without the folders of this machine."""
+    """The arguments, without the folders of this machine."""
     return [word if "/" not in word else _shortened(word) for word in words]
 
 
@@ -80,7 +80,7 @@ def _shortened(word: str) -> str:
 
 
 class _Text:
-    """A binary file that takes text."""
+    """A text writer on top of a binary file."""
 
     def __init__(self, file):
         self._file = file

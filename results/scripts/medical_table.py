@@ -26,7 +26,7 @@ COLUMNS = (
     "mask_AP50", "lr", "step_s", "train_s", "wall_s", "memory_mb", "iterations", "images_seen",
     "config_hash", "commit", "versions", "machine", "date",
 )  # fmt: skip
-# Side by side in the pictures, as they were trained from pretrained weights.
+# The arms of the pictures, all trained from pretrained weights.
 SHOWN = ("FrozenBN as is", "GN, backbone", "FRN+TLU, backbone")
 SCENES = 2
 
@@ -48,7 +48,7 @@ def main() -> None:
 
 
 def draw(folder: Path) -> None:
-    """The first seed's predictions at one image a step, on test images evenly spaced."""
+    """Predictions of the first seed at one image a step, on evenly spaced test images."""
     runs = {
         run.norm: folder / "cells" / run.name
         for run in read_table(folder / "runs.csv")
@@ -56,7 +56,7 @@ def draw(folder: Path) -> None:
         and (run.batch_size, run.seed) == (1, 1) and run.init != "random"
     }  # fmt: skip
     runs = {norm: runs[norm] for norm in SHOWN if norm in runs}
-    # A table of results/ has lines alone.
+    # The tables in results/ end their lines with a line feed alone.
     if len(runs) < len(SHOWN) or not all((run / "config.yaml").exists() for run in runs.values()):
         return
     cfg = load_config(next(iter(runs.values())) / "config.yaml", [])

@@ -46,7 +46,7 @@ def square(box: Box, width: int, height: int) -> tuple[int, int, int, int]:
 
 
 def background(boxes: list[Box], width: int, height: int, seed: int) -> Box | None:
-    """A box of the median object's size that meets none, of 50 draws."""
+    """A box of the median object's size that overlaps no object: the first such of 50 draws."""
     rng = np.random.default_rng(seed)
     w, h = (float(np.median([box[k] for box in boxes])) for k in (2, 3))
     for _ in range(50):
@@ -57,7 +57,7 @@ def background(boxes: list[Box], width: int, height: int, seed: int) -> Box | No
 
 
 def found(dataset, with_background: bool) -> Iterator[tuple[str, str, Box]]:
-    """File, class and box of every crop that a data set has."""
+    """File, class and box of every crop of a data set."""
     for number, record in enumerate(dataset.records):
         entries = [a for a in record["annotations"] if not a.get("iscrowd")]
         boxes = [_xywh(a) for a in entries]
@@ -103,7 +103,7 @@ def cut(data: Path, folder: Path) -> None:
 
 
 def train(args: argparse.Namespace, dataset: str, norm: str, batch: int, seed: int) -> dict | None:
-    """One run's row; None where it broke off."""
+    """One run's row; None if it failed."""
     out = args.runs / dataset / f"{norm}_{batch}_{seed}"
     if not (out / "results.json").is_file():
         words = [
@@ -154,7 +154,7 @@ def main() -> None:
     args = parser.parse_intermixed_args()
     cut(args.data, args.runs / "crops")
     rows = []
-    # Seed by seed: what is there when time ends is whole for its seeds.
+    # Seed by seed, so that an interrupted table is complete for its finished seeds.
     for seed, dataset, batch, norm in itertools.product(
         args.seeds, args.datasets, args.batches, args.norms
     ):

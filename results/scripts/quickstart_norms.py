@@ -28,7 +28,7 @@ OPTIONS = (
     "InPlaceABN", "MeanOnlyBN+WN", "GN+WN", "BN+SpectralNorm", "GN+AWS", "Fixup",
     "FrozenBN",
 )  # fmt: skip
-# Schedules and rates that belong to an option, as shares of the run.
+# Schedules and rates of single options, as shares of the run.
 _FITTED = {
     "BRN": lambda steps: [
         "MODEL.NORMDET.BRN.MOMENTUM", 0.1,
@@ -51,7 +51,7 @@ _COLUMNS = (
 def main() -> None:
     args = _parse()
     cells = [(option, seed) for option in args.options for seed in args.seeds]
-    # EvalNorm reads the BN run of its seed, which must be there by then.
+    # EvalNorm reads the BN run of its seed, so that run comes first.
     trained = [cell for cell in cells if cell[0] != "EvalNorm"]
     read_out = [cell for cell in cells if cell[0] == "EvalNorm"]
     done: dict[tuple[str, int], dict] = {}
@@ -68,7 +68,7 @@ def main() -> None:
 
 
 def _outcomes(stage: list[tuple[str, int]], pool: LocalPool, args: argparse.Namespace):
-    """Each cell with the row it comes to, as they end; those that are done at once."""
+    """Yield each cell with its row when it ends; finished cells come first."""
     tasks = {_task(*cell, args): cell for cell in stage}
     for task, cell in tasks.items():
         run = read_run(task.result_file)

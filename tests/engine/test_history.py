@@ -4,7 +4,7 @@ import json
 
 import pytest
 
-from normdet.engine.history import read_history
+from normdet.engine.history import read_history, steps_logged
 from normdet.errors import NormdetError
 
 
@@ -35,3 +35,11 @@ def test_a_file_that_is_no_history_is_refused(tmp_path, text):
     file.write_text('{"iteration": 1, "total_loss": 1}\n' + text)
     with pytest.raises(NormdetError, match="not a metrics file"):
         read_history(file)
+
+
+def test_the_steps_so_far_are_those_of_the_last_whole_line(tmp_path):
+    file = tmp_path / "metrics.json"
+    assert steps_logged(file) == 0
+    for text, steps in [("", 0), ('{"iteration": 19}\n{"iteration": 49}\n', 50), ("[]\n", 0)]:
+        file.write_text(text)
+        assert steps_logged(file) == steps

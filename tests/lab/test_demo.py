@@ -41,7 +41,7 @@ def test_it_leaves_metrics_pictures_and_a_page_that_stands_alone(finished):
 def test_a_second_run_trains_nothing_and_reports_again(finished, capsys, monkeypatch):
     before = (finished / "report.html").read_text()
     (finished / "report.html").unlink()
-    monkeypatch.setattr("normdet.engine.train", lambda args: pytest.fail("trained again"))
+    monkeypatch.setattr(demo, "run_all", lambda *_: pytest.fail("trained again"))
     demo.main(["--output", str(finished), *SHORT])
     assert "finished demo" in capsys.readouterr().out
     assert (finished / "report.html").read_text() == before
@@ -58,7 +58,7 @@ def test_an_interrupted_run_goes_on_and_restart_begins_anew(finished, monkeypatc
     assert (finished / "gn" / "model_final.pth").stat().st_mtime_ns == first
 
     there = []
-    monkeypatch.setattr("normdet.engine.train", lambda args: there.append(run.exists()))
+    monkeypatch.setattr(demo, "run_all", lambda *_: there.append(run.exists()))
     with pytest.raises(NormdetError, match="gn holds no results"):
         demo.main(["--output", str(finished), "--restart", *SHORT])
     assert there == [False]

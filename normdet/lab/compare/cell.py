@@ -17,19 +17,19 @@ from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
-import psutil
-
 from normdet.engine.history import read_history
-from normdet.engine.launch import GRACE_SECONDS
 from normdet.engine.step import NonFiniteLoss
 from normdet.errors import NormdetError
 from normdet.files.lock import hold
 from normdet.files.memory import held_memory
+from normdet.lab import child
 from normdet.lab.compare.provenance import provenance
 from normdet.lab.compare.runs import CRASHED, DIVERGED, DONE, METRICS, TASKS, Run, write_run
 
-# Seconds between two measurements of a run's memory; a new run is measured more often.
+# The least seconds between two measurements of a run's memory; a new run is measured more often.
 _LOOK_SECONDS = 0.5
+# A measurement walks all pages of the run. This share of a core is the most that it may take.
+_LOOK_SHARE = 0.02
 
 
 @dataclass(frozen=True)
@@ -90,17 +90,7 @@ def run_cell(
             return None
         write_run(task.run, task.start_file)
         begun = time.monotonic()
-        process = subprocess.Popen(
-            task.command,
-            cwd=task.cwd,
-            env={**os.environ, "OMP_WAIT_POLICY": "PASSIVE", **(env or {})},
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=log,
-            # In a session of its own, Ctrl-C reaches it only through us. It inherits the lock.
-            start_new_session=True,
-            pass_fds=[lock] if os.name == "posix" else (),
-        )
+        process = child.start(task.command, log, env, task.cwd, lock)
         if started:
             started(process.pid)
         code, memory = _wait(process, stopping)
@@ -138,29 +128,15 @@ def _wait(process: subprocess.Popen, stopping: Callable[[], bool]) -> tuple[int,
             now = time.monotonic()
             if now >= look:
                 peak = max(peak, held_memory(process.pid))
-                look = now + min(_LOOK_SECONDS, (now - begun) / 10)
+                cost = time.monotonic() - now
+                look = now + max(cost / _LOOK_SHARE, min(_LOOK_SECONDS, (now - begun) / 10))
             if stopping() and not asked:
                 asked = True
-                _signal(process, signal.SIGTERM)
+                child.ask_to_end(process)
             time.sleep(0.05)
     except BaseException:  # raised in a worker of Ray that is cancelled
-        _signal(process, signal.SIGTERM)
-        try:
-            process.wait(GRACE_SECONDS)
-        except subprocess.TimeoutExpired:
-            _signal(process, getattr(signal, "SIGKILL", signal.SIGTERM))
+        child.end(process)
         raise
-
-
-def _signal(process: subprocess.Popen, number: int) -> None:
-    """Send a signal to the cell's process and its children."""
-    with contextlib.suppress(ProcessLookupError, psutil.Error):
-        if hasattr(os, "killpg"):
-            os.killpg(process.pid, number)
-            return
-        leader = psutil.Process(process.pid)
-        for one in [*leader.children(recursive=True), leader]:
-            one.send_signal(signal.SIGTERM)  # on Windows this ends a process at once
 
 
 def _ended(task: Task, code: int, memory: float, seconds: float) -> Run:

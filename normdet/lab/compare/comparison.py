@@ -10,6 +10,7 @@ from rich.console import Console
 
 from normdet.engine.launch import Interrupted
 from normdet.errors import NormdetError
+from normdet.lab.child import interruptible
 from normdet.lab.compare import local
 from normdet.lab.compare.cell import Task
 from normdet.lab.compare.display import Display
@@ -33,16 +34,16 @@ class Comparison:
         """Run every cell without a result: first those that pick rates, then those reported."""
         tuning = self.plan.tuning_cells()
         pool = self._pool()
-        before = signal.signal(signal.SIGTERM, _interrupt)
-        try:
-            with Display(self._console, len(tuning) + len(self.plan.tested)) as display:
-                self._run(tuning, pool, display)
-                self._run(self.plan.test_cells(self.chosen()), pool, display)
-        except KeyboardInterrupt as interrupt:
-            raise self._interrupted(interrupt) from None
-        finally:
-            pool.close()
-            signal.signal(signal.SIGTERM, before)
+        display = Display(self._console, len(tuning) + len(self.plan.tested))
+        with interruptible():
+            try:
+                with display:
+                    self._run(tuning, pool, display)
+                    self._run(self.plan.test_cells(self.chosen()), pool, display)
+            except Interrupted as interrupt:
+                raise self._interrupted(interrupt.signal) from None
+            finally:
+                pool.close()
 
     def _run(self, cells: Sequence[Cell], pool, display: Display) -> None:
         tasks = [self.task(cell) for cell in cells]
@@ -148,8 +149,7 @@ class Comparison:
         threads = args.threads or max(1, cores // jobs)
         return local.LocalPool(local.slots(jobs, gpus, args.gpu_share, threads))
 
-    def _interrupted(self, interrupt: KeyboardInterrupt) -> Interrupted:
-        number = getattr(interrupt, "signal", signal.SIGINT)
+    def _interrupted(self, number: int) -> Interrupted:
         done = sum(run.finished for run in self._of(self._tasks.values()))
         return Interrupted(
             f"stopped by {signal.Signals(number).name}; {done} runs are done, those in flight are "
@@ -196,6 +196,3 @@ def best_factor(runs: Sequence[Run], metric: str | None = None) -> float:
 def _dataset(root: str, text: str) -> str:
     return f"{Path(root).name} {text}" if root else text
 
-
-def _interrupt(number: int, frame: object) -> None:
-    raise Interrupted("stopped", number)

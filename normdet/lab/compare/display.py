@@ -1,15 +1,14 @@
 """The display of a running comparison: a live table on a terminal, plain lines elsewhere."""
 
-import json
 import time
 from collections.abc import Sequence
-from pathlib import Path
 
 from rich.console import Console
 from rich.live import Live
 from rich.table import Table
 from rich.text import Text
 
+from normdet.engine.history import steps_logged
 from normdet.lab.compare.cell import Task
 from normdet.lab.compare.runs import CRASHED, DIVERGED, Run
 
@@ -120,21 +119,8 @@ def outcome(run: Run, short: bool = False) -> str:
 def progress(task: Task) -> float:
     """The share of steps that a running cell has logged."""
     total = task.run.iterations or 0
-    last = _last_line(task.folder / "metrics.json")
-    try:
-        return min(1.0, (json.loads(last)["iteration"] + 1) / total) if last and total else 0.0
-    except (ValueError, KeyError, TypeError):
-        return 0.0
-
-
-def _last_line(file: Path) -> bytes:
-    try:
-        with file.open("rb") as opened:
-            opened.seek(max(0, file.stat().st_size - 4096))
-            lines = opened.read().splitlines()
-    except OSError:
-        return b""
-    return lines[-1] if lines else b""
+    steps = steps_logged(task.folder / "metrics.json")
+    return min(1.0, steps / total) if total else 0.0
 
 
 def duration(seconds: float) -> str:

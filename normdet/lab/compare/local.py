@@ -11,16 +11,19 @@ from normdet.files.memory import available_memory, held_memory
 from normdet.lab.compare.cell import Task, run_cell
 from normdet.lab.compare.runs import Run
 
+# Seconds between two looks at the memory of a cell that runs.
+_LOOK_SECONDS = 5.0
 # A cell may need this many times the memory of the largest earlier cell of its kind.
 HEADROOM = 1.15
 
 
 @dataclass
 class _Process:
-    """A cell that runs: the id of its process (0 before it starts), and the time of its start."""
+    """A cell that runs: its process's id (0 before it starts), its start, the last look at it."""
 
     pid: int = 0
     begun: float = field(default_factory=time.time)
+    looked: float = float("-inf")
 
 
 class LocalPool:
@@ -119,8 +122,12 @@ class LocalPool:
 
     def _watch(self) -> None:
         """Learn from cells that have taken their first steps."""
+        now = time.monotonic()
         for task, process in self._running.items():
+            if now < process.looked + _LOOK_SECONDS:
+                continue
             if process.pid and _logged_since(task, process.begun):
+                process.looked = now
                 self.learn(*_kind(task), held_memory(process.pid))
 
     def expected(self, task: Task) -> float | None:
