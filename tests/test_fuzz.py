@@ -227,7 +227,8 @@ def read_voc(folder):
 
 def tool(folder, name):
     EXPORTS[name][0](folder)
-    endings = (".json", ".geojson", ".xml", ".txt", ".csv", ".yaml", ".names")
+    endings = (".json", ".geojson", ".ndjson", ".jsonl", ".manifest", ".xml", ".txt", ".csv",
+               ".yaml", ".names", "___save.png")  # fmt: skip
     return [path for path in sorted(folder.rglob("*")) if path.name.endswith(endings)]
 
 
@@ -308,6 +309,6 @@ def test_damage_is_a_sentence_or_a_result(tmp_path, name):
 
 
 def _harmed(path, content: bytes, draw: random.Random) -> bytes:
-    if path.suffix.endswith("json") and draw.random() < 0.5:
+    if path.suffix in (".json", ".geojson") and draw.random() < 0.5:
         return json.dumps(retyped(json.loads(content), draw)).encode("utf-8", "surrogatepass")
     return mutated(content, draw)

@@ -68,21 +68,27 @@ def tool_stacks(
     report: Report,
     notes: list[str],
 ) -> Iterator[Stack]:
-    """The images of a labelling tool's files; the top folder may name their split."""
+    """The images of a labelling tool's files; folders, or the files' own names, tell splits."""
     for file in files:
         try:
             form.read(file, builder)
         except NormdetError as error:
             report(str(error))
+            builder.drop_last()
         except Exception as error:  # a hostile or broken file can raise any exception
             report(f"{file} cannot be read as {form.text}: {type(error).__name__}")
+            builder.drop_last()
     dataset = builder.dataset()
     _tell(dataset, builder.root, report, notes)
     folder = builder.root if builder.root.is_dir() else builder.root.parent
     taken: set[str] = set()
+    named = {file: split_of(file.stem) for file in files}
+    told = len({*filter(None, named.values())}) > 1  # one name alone may be a project's
     for record in dataset.records:
         one = replace(dataset, records=[record])
         split = _split_of_folder(Path(record["file_name"]), folder)
+        if split is None and told:
+            split = named.get(builder.sources[record["file_name"]])
         yield from _stacks(one, folder, split, patient, taken, prefixed=False)
 
 
@@ -140,7 +146,8 @@ def voc_stacks(
 def _image_folder(file: Path, root: Path) -> Path:
     """The likely folder of a COCO file's images: one named after it, or `images`."""
     split = file.stem.removeprefix("instances_")
-    for place in (file.parent, root):
+    above = [file.parent.parent] if file.parent.name == "annotations" else []
+    for place in (file.parent, root, *above):
         for name in (split, f"images/{split}", "images", "data"):
             if (place / name).is_dir():
                 return place / name

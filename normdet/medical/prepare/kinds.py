@@ -12,7 +12,7 @@ from normdet.errors import NormdetError
 from normdet.files.faults import Report, unreadable
 from normdet.medical.prepare.annotated import coco_stacks, tool_stacks, voc_stacks
 from normdet.medical.prepare.dicom import dicom_stacks
-from normdet.medical.prepare.formats import FORMATS, Builder, Files
+from normdet.medical.prepare.formats import FORMATS, Builder, Files, refuse
 from normdet.medical.prepare.labelled import bowl_stacks, image_stacks, is_bowl
 from normdet.medical.prepare.masks import Labels
 from normdet.medical.prepare.stack import Stack
@@ -81,6 +81,7 @@ def detect(root: Path) -> str:
     forms = (name for name, form in FORMATS.items() if form.find(files))
     found = next(forms, None) or (_of_file(root) if root.is_file() else _of_folder(root))
     if found is None:
+        refuse(root)
         raise NormdetError(
             f"{root} is no source that is recognized: name one with --kind ({', '.join(KINDS)})"
         )
@@ -125,10 +126,11 @@ def coco_files(root: Path, files: Files | None = None) -> list[Path]:
         return [root] if root.suffix.lower() == ".json" and not known else []
     near = sorted([*root.glob("*.json"), *(root / "annotations").glob("*.json")])
     found = [path for path in near if path.is_file() and _is_coco(path)]
-    if found:
-        return found
     # Roboflow writes one into the folder of each split.
-    return [path for path in (files or Files(root)).ending(".json") if _is_coco(path)]
+    found = found or [p for p in (files or Files(root)).ending(".json") if _is_coco(p)]
+    # COCO's own folder holds captions, keypoints and other annotations of the same images.
+    instances = [path for path in found if path.name.startswith("instances_")]
+    return instances or found
 
 
 def _is_coco(path: Path) -> bool:

@@ -16,6 +16,8 @@ from normdet.data.slices import Slice, Source
 from normdet.errors import NormdetError
 from normdet.files.faults import Report
 from normdet.medical.prepare import cellpose, ilastik
+from normdet.medical.prepare.class_table import with_names
+from normdet.medical.prepare.formats import refuse
 from normdet.medical.prepare.layout import (
     better,
     is_aside,
@@ -106,6 +108,11 @@ def image_stacks(
 ) -> Iterator[Stack]:
     """Images (`kind` `"image"`) or volumes (`"nifti"`), each with its label file."""
     found, place = find_labels(root, labels, report)
+    if not found:
+        refuse(root)
+    rule, named = with_names(rule, root)
+    if notes is not None:
+        notes += named
     found = better(found, place, [] if notes is None else notes)
     found = [path for path in found if _is_volume(path) == (kind == "nifti")]
     sources = {source.paths[0]: source for source in image_sources(root, labels, kind, report)}

@@ -1,17 +1,19 @@
 """Read from the names of folders and files an image's label, patient and split."""
 
+import os
 import re
 import unicodedata
 from collections.abc import Callable, Hashable, Iterable, Sequence
 from pathlib import Path
 
+from normdet.data.image_file import SUFFIXES
 from normdet.files.faults import Report
 from normdet.files.words import first_of
 from normdet.medical.readers.find import stem
 
 _LABEL_FOLDER = re.compile(
     r"(labels?|masks?|annotations?|segmentations?|segmentation(object|class)(png)?|instances?"
-    r"|ground_?truth|gt)(?=tr$|ts$|$)",
+    r"|segmented|label_?images?|(instance|semantic|class)_masks?|ground_?truths?|_?(gt|st))(?=tr$|ts$|$)|^seg$",
     re.I,
 )
 _IMAGE_FOLDER = re.compile(r"(jpegimages|images?|imgs?|scans?|^data)(?=tr$|ts$|$)", re.I)
@@ -21,9 +23,10 @@ _LABEL_WORDS = (
     r"|(simple|multicut|predicted)[ _]segmentation|object[ _](identities|predictions))"
 )
 _LABEL_ENDING = re.compile(rf"(^|[_ -]){_LABEL_WORDS}$", re.I)
-# By-products that Cellpose and ilastik write beside images: neither images nor labels.
+# By-products that Cellpose and ilastik write beside images, and labels of tracks: neither images
+# nor labels of one image.
 _ASIDE = re.compile(
-    r"[_-](cp_)?(outlines?|flows?|styles?|cellprob|probabilities|uncertainty|features)"
+    r"^man_track\d+$|[_-](cp_)?(outlines?|flows?|styles?|cellprob|probabilities|uncertainty|features)"
     r"(_cp_masks)?$",
     re.I,
 )
@@ -32,8 +35,9 @@ _SHOWN_FOLDER = re.compile(r"^segmentation(object|class)(visualization|viz|npy)$
 # Of two labels of one image the better by its folder or name: instances before classes, what was
 # exported before what a tool keeps for itself.
 _BETTER = (re.compile(r"(^|/)segmentationobject(png)?/", re.I), re.compile(r"(?<!_seg\.npy)$"))
-_LABEL_BEGINNING = re.compile(rf"^{_LABEL_WORDS}[_-]", re.I)
-_IMAGE_WORDS = re.compile(r"^(images?|img)([_-]|$)|[_-](images?|img)$", re.I)
+# The Cell Tracking Challenge has `man_seg007` in `01_GT/SEG` for `t007` in `01`.
+_LABEL_BEGINNING = re.compile(rf"^({_LABEL_WORDS}[_-]|man_seg_?(?=\d))", re.I)
+_IMAGE_WORDS = re.compile(r"^(images?|img)([_-]|$)|[_-](images?|img)$|^t(?=\d{3,4}$)", re.I)
 # nnU-Net's channel number.
 _CHANNEL = re.compile(r"_0000$")
 _SPLITS = {
@@ -76,7 +80,8 @@ def _exact_key(path: Path) -> tuple[str, ...]:
 def _stem(path: Path) -> str:
     """The name without endings, also `.ome`, in one Unicode form, since archives mix two."""
     name = stem(path)
-    name = name[: -len(".ome")] if name.lower().endswith(".ome") else name
+    if name.lower().endswith((".ome", *SUFFIXES)):  # x.jpg.png is the label of x.jpg
+        name = name.rpartition(".")[0]
     return unicodedata.normalize("NFC", name)
 
 
@@ -131,7 +136,29 @@ def pair(
         report: called with a sentence on each image and label without a partner, and on those
             whose names are ambiguous.
     """
+    images, labels = list(images), list(labels)
+    ours, theirs = _grouped(images, root, match_key), _grouped(labels, place, match_key)
+    if images and labels and not ours.keys() & theirs.keys():
+        root, place = _below_folders(images, root, labels, place)
     return dict(_pairs(images, root, labels, place, report, match_key))
+
+
+def _below_folders(
+    images: Sequence[Path], root: Path, labels: Sequence[Path], place: Path
+) -> tuple[Path, Path]:
+    """The folders below which names are alike, where words do not tell, as of raw/ and masks/.
+
+    If both lead through folders of other names, say of two patients, nothing is assumed.
+    """
+    inner = [Path(os.path.commonpath([path.parent for path in all_])) for all_ in (images, labels)]
+    ours, theirs = (
+        _common_folders(folder.relative_to(start) / "x")
+        for folder, start in zip(inner, (root, place), strict=True)
+    )
+    shorter, longer = sorted((ours, theirs), key=len)
+    if longer[len(longer) - len(shorter) :] != shorter:
+        return root, place
+    return inner[0], inner[1]
 
 
 def _pairs(

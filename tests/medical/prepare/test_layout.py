@@ -19,6 +19,10 @@ from normdet.medical.prepare.layout import is_label, match_key, pair, patient_of
         ("image_a.png", "mask_a.png"),
         ("1/image.png", "1/mask.png"),
         ("images/mask_a.png", "masks/mask_a.png"),
+        ("images/a.jpg", "labels/a.jpg.png"),
+        ("images/a.png", "annotations/instance_masks/a.png"),
+        ("01/t007.tif", "01_GT/SEG/man_seg007.tif"),
+        ("01/t007.tif", "01_ST/SEG/man_seg007.tif"),
     ],
 )
 def test_an_image_and_its_label(image, label):
@@ -52,6 +56,18 @@ def test_nothing_is_paired_by_chance():
     assert not found and len(told) == 3
     found, told = pairs(["images/1.png", "images/1.jpg"], ["masks/1.png"])
     assert not found and "images/1.png, in/images/1.jpg have one label" in told[0]
+
+
+def test_folders_of_other_names_are_paired_unless_they_may_be_of_others():
+    found, told = pairs(["raw/p1/1.png", "raw/p2/1.png"], ["masks/p1/1.png", "masks/p2/1.png"])
+    assert found == {"raw/p1/1.png": "1.png", "raw/p2/1.png": "1.png"} and not told
+    found, told = pairs(["Original/1.png", "Original/2.png"], ["Mask/1_mask.png"])
+    assert found == {"Original/1.png": "1_mask.png"}
+    assert told == ["in/Original/2.png has no label"]
+    found, told = pairs(["p1/images/1.png"], ["p2/masks/1.png"])
+    assert not found and len(told) == 2
+    found, told = pairs(["raw/p1/1.png"], ["masks/p2/1.png"])
+    assert not found and len(told) == 2
 
 
 def test_names_of_splits_and_patients():

@@ -19,6 +19,7 @@ from normdet.medical.readers import find_sources, read_slices
 from tests.files.test_anonymous import NAME
 from tests.medical.predict.fake import run
 from tests.medical.prepare.make import SECRETS, blobs, dicom_image, write_segmentation, write_series
+from tests.medical.prepare.test_formats import EXPORTS
 
 
 def write_patients(source):
@@ -233,6 +234,56 @@ def test_names_of_files_and_folders_become_numbers(tmp_path, capfd, caplog, make
     for content in told:
         assert NAME.encode() not in content and b"Zaphod" not in content, content[:500]
     assert b"file " in told[-2], "faults are named by numbers"
+
+
+# Where an export names an image, in quotes, tags, cells and addresses.
+_NAMED = re.compile(
+    r'(?<![\w.])([abc])(?=\.(?:png|tif)\b)|^([abc])(?=,)|(?<="id": ")([abc])', re.M
+)
+
+
+def plant_in(root, make):
+    """An export whose images are called after a patient; one is missing, one is broken."""
+    make(root)
+    for path in sorted(root.rglob("*")):
+        if path.is_file() and re.match(r"[abc]\b", path.name):
+            path = path.rename(path.with_name(f"{NAME}-{path.name}"))
+        if path.suffix in (".png", ".tif") and re.search(r"-[bc]\.", path.name):
+            path.write_bytes(NAME.encode()) if "-b." in path.name else path.unlink()
+        elif path.is_file() and path.suffix.lower() not in (".png", ".tif"):
+            path.write_text(_NAMED.sub(lambda match: f"{NAME}-{match[0]}", path.read_text()))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("tool", EXPORTS)
+@pytest.mark.parametrize("on_error", ["skip", "stop"])
+def test_names_in_the_files_of_tools_become_numbers(tmp_path, capfd, caplog, tool, on_error):
+    plant_in(tmp_path / "in" / NAME, EXPORTS[tool][0])
+    out = tmp_path / "out"
+    caplog.set_level(logging.DEBUG)
+    command = ["prepare", str(tmp_path / "in" / NAME), "--out", str(out), "--anonymize"]
+    main([*command, "--on-error", on_error, "--kind", EXPORTS[tool][1]])
+    told = all_that_is_told(out, tmp_path / "out-names.csv", capfd, caplog)
+    for content in told:
+        assert b"Zaphod" not in content, content[:500]
+    if tool != "cvat of a video":  # which names no image
+        assert b"a file" in told[-2] or b"file " in told[-2]
+
+
+def test_text_that_serves_as_an_id_is_hidden(tmp_path, capfd, caplog):
+    root = plant_coco(tmp_path / "in")
+    path = root / f"{NAME}.json"
+    content = json.loads(path.read_text())
+    for entry in content["images"]:
+        entry["id"] = f"Zaphod {entry['id']}"
+    for entry in content["annotations"]:
+        entry |= {"id": f"of Zaphod {entry['id']}", "image_id": f"Zaphod {entry['image_id']}"}
+    content["annotations"][0]["image_id"] = "Trillian"
+    path.write_text(json.dumps(content))
+    assert main(["prepare", str(root), "--out", str(tmp_path / "out"), "--anonymize"]) == 0
+    told = all_that_is_told(tmp_path / "out", tmp_path / "out-names.csv", capfd, caplog)
+    for content in told:
+        assert b"Zaphod" not in content and b"Trillian" not in content, content[:500]
 
 
 def test_predictions_go_by_numbers(tmp_path, capfd, caplog, monkeypatch):

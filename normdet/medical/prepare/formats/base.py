@@ -6,6 +6,7 @@ so that :mod:`normdet.data.coco` checks their boxes, masks and names.
 """
 
 import contextlib
+import json
 import os
 import re
 from collections import Counter
@@ -88,11 +89,13 @@ class Files:
             self._begins[path] = text.decode("utf-8", "ignore").lstrip("\ufeff \t\r\n")
         return self._begins[path]
 
-    def json_with(self, *keys: str, opening: str = "{[") -> list[Path]:
+    def json_with(
+        self, *keys: str, opening: str = "{[", endings: tuple[str, ...] = (".json",)
+    ) -> list[Path]:
         """JSON files that begin so and have all these keys near their beginning or end."""
         return [
             path
-            for path in self.ending(".json")
+            for path in self.ending(*endings)
             if self.beginning(path)[:1] and self.beginning(path)[0] in opening
             and all(f'"{key}"' in self.beginning(path) or f'"{key}"' in self._end(path)
                     for key in keys)
@@ -118,6 +121,9 @@ class Builder:
         report: called with a sentence on an image that cannot be found or read.
         images: a folder that is searched first.
         max_box_faults: see :func:`normdet.data.coco.load_coco`.
+
+    Attributes:
+        sources: the file that first named each image, by the image's path.
     """
 
     root: Path
@@ -125,10 +131,13 @@ class Builder:
     images: Path | None = None
     max_box_faults: float = MAX_BOX_FAULTS
     notes: list[str] = field(default_factory=list)
+    sources: dict[str, Path] = field(default_factory=dict)
     _images: dict[str, dict] = field(default_factory=dict)
     _annotations: list[dict] = field(default_factory=list)
     _categories: dict[str, int] = field(default_factory=dict)
     _left_out: Counter = field(default_factory=Counter)
+    _last: str | None = None
+    _number: int = 0
 
     def __post_init__(self) -> None:
         folder = self.root if self.root.is_dir() else self.root.parent
@@ -151,6 +160,7 @@ class Builder:
         Returns:
             A dict with `height` and `width` as the loader sees them, for :meth:`add`.
         """
+        self._last = None
         try:
             path = self.finder(name, source)
             if path is None:
@@ -165,11 +175,13 @@ class Builder:
         except NormdetError as error:
             self.report(str(error))
             return None
-        key = str(path)
-        entry = {"id": len(self._images) + 1, "file_name": key}
-        return self._images.setdefault(
-            key, entry | {"height": header.height, "width": header.width}
-        )
+        self._last = key = str(path)
+        self.sources.setdefault(key, source)
+        if key not in self._images:
+            self._number += 1
+            size = {"height": header.height, "width": header.width}
+            self._images[key] = {"id": self._number, "file_name": key, **size}
+        return self._images[key]
 
     def add(
         self,
@@ -212,6 +224,13 @@ class Builder:
             entry["segmentation"] = mask
         self._annotations.append(entry)
 
+    def drop_last(self) -> None:
+        """Leave out the image in which reading stopped: some of its objects are not known."""
+        if self._last is not None:
+            gone = self._images.pop(self._last)["id"]
+            self._annotations = [one for one in self._annotations if one["image_id"] != gone]
+            self._last = None
+
     def _unnamed(self) -> list[str]:
         """The images of the source that no file named."""
         known = {os.path.realpath(path) for path in self._images}
@@ -229,8 +248,11 @@ class Builder:
         """The collected images and objects.
 
         Raises:
-            NormdetError: there is no class, or boxes disagree as in :func:`load_coco`.
+            NormdetError: there is no image or no class, or boxes disagree as in
+                :func:`load_coco`.
         """
+        if not self._images:
+            raise NormdetError(f"{self.root} gave no image: see above")
         content = {
             "images": list(self._images.values()),
             "annotations": [
@@ -330,6 +352,30 @@ def flat(points: Iterable[Sequence[float]]) -> list[float]:
 def text_of(path: Path, largest: int = MAX_TEXT) -> str:
     """The text of a file; see :func:`normdet.files.read.read_text`."""
     return read_text(path, largest)
+
+
+def json_values(path: Path) -> list[Any]:
+    """The values of a file that holds a JSON list, or one JSON value a line.
+
+    Raises:
+        NormdetError: as :func:`text_of`, or what it holds is not JSON.
+    """
+    text = text_of(path)
+    with contextlib.suppress(ValueError, RecursionError):
+        content = json.loads(text)
+        return content if isinstance(content, list) else [content]
+    values = []
+    for number, line in enumerate(text.splitlines(), start=1):
+        try:
+            values += [json.loads(line)] if line.strip() else []
+        except (ValueError, RecursionError) as error:
+            raise NormdetError(f"{path} is not JSON in line {number}: {error}") from error
+    return values
+
+
+def points(entries: Iterable[dict], x: str = "x", y: str = "y") -> list[float]:
+    """`x0, y0, x1, y1, ...` of points that are objects."""
+    return [float(entry[key]) for entry in entries for key in (x, y)]
 
 
 def same_stem(path: Path, below: str = "") -> str:

@@ -49,7 +49,7 @@ def read(file: Path, out: Builder) -> None:
             corners = [float(row[key]) for key in _COLUMNS[2:]]
             size = int(float(row.get("height") or 0)), int(float(row.get("width") or 0))
         except (TypeError, ValueError) as error:
-            raise NormdetError(f"{file} has a row that is not numbers: {error}") from error
+            raise NormdetError(f"{file} has a row that is not numbers") from error
         image = out.image(row["filename"], file, size)
         if image:
             out.add(image, row["class"] or "", box=corners_box(*corners))

@@ -35,7 +35,7 @@ def read(file: Path, out: Builder) -> None:
             for shape in entry if image else ():
                 _add(out, image, shape)
         except (ValueError, TypeError) as error:
-            raise NormdetError(f"{file} has a shape that is not numbers: {error}") from error
+            raise NormdetError(f"{file} has a shape that is not numbers") from error
     frames: dict[int, dict | None] = {}
     for track in root.iter("track"):
         for shape in track:
@@ -49,7 +49,7 @@ def read(file: Path, out: Builder) -> None:
                     shape.set("label", track.get("label") or "")
                     _add(out, frames[number], shape)
             except (ValueError, TypeError) as error:
-                raise NormdetError(f"{file} has a shape that is not numbers: {error}") from error
+                raise NormdetError(f"{file} has a shape that is not numbers") from error
 
 
 def _add(out: Builder, image: dict, shape: Element) -> None:

@@ -117,7 +117,7 @@ def _add(out: Builder, image: dict, region: dict, file: Path) -> None:
         else:
             out.leave_out("regions of another kind")
     except (KeyError, TypeError, ValueError) as error:
-        raise NormdetError(f"{file} has a region that is not numbers: {error}") from error
+        raise NormdetError(f"{file} has a region that is not numbers") from error
 
 
 def brush(rle: list[int], height: int, width: int) -> np.ndarray:

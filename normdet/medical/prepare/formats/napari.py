@@ -33,7 +33,7 @@ def read(file: Path, out: Builder) -> None:
         try:
             points.append((float(row[axes[1]]), float(row[axes[0]])))
         except (TypeError, ValueError) as error:
-            raise NormdetError(f"{file} has a row that is not numbers: {error}") from error
+            raise NormdetError(f"{file} has a row that is not numbers") from error
     names = (file.stem, _LAYER.sub("", file.stem))
     name = next((name for name in names if out.finder.knows(name, file)), names[-1])
     image = out.image(name, file)

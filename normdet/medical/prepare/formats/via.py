@@ -102,7 +102,7 @@ def _csv(file: Path) -> Iterable[tuple[str, list]]:
             shape = json.loads(row.get("region_shape_attributes") or "{}")
             attributes = json.loads(row.get("region_attributes") or "{}")
         except ValueError as error:
-            raise NormdetError(f"{file} is not VIA's: {error}") from error
+            raise NormdetError(f"{file} is not VIA's") from error
         if shape:
             regions.append((shape, attributes))
     return images.items()

@@ -12,6 +12,8 @@ from normdet.medical.prepare.formats.base import Builder, Files, Format, same_st
 
 # The largest list of names that is read; PyYAML reads about 100 kB per second.
 _LARGEST_YAML = 1 << 18
+# A box may leave its image, but not be so far from it.
+_FARTHEST = 2
 _LINE = re.compile(r"^\s*\d+(\.0*)?(\s+-?[\d.]+(e-?\d+)?){4,}\s*$", re.I)
 # The files with the names of classes, one per line.
 _LISTS = ("classes.txt", "obj.names", "predefined_classes.txt", "labels.txt", "_darknet.labels")
@@ -48,14 +50,19 @@ def read(file: Path, out: Builder) -> None:
     if image is None:
         return
     height, width = image["height"], image["width"]
-    for line in text_of(file).splitlines():
+    for place, line in enumerate(text_of(file).splitlines(), start=1):
         numbers = line.split()
         if not numbers:
             continue
         try:
             number, *shares = int(float(numbers[0])), *map(float, numbers[1:])
         except (ValueError, OverflowError) as error:
-            raise NormdetError(f"{file} has a line that is not numbers: {line[:60]!r}") from error
+            raise NormdetError(f"{file} has something that is no number in line {place}") from error
+        if max(map(abs, shares[:4]), default=0) > _FARTHEST:
+            raise NormdetError(
+                f"{file} has the coordinate {max(shares[:4]):g}: YOLO's are shares of the image, "
+                "from 0 to 1"
+            )
         if names and number >= len(names):
             raise NormdetError(f"{file} has the class {number}, and {len(names)} are named")
         label = names[number] if names else f"class {number}"
