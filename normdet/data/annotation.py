@@ -67,6 +67,8 @@ def as_meant(annotation: dict, record: dict, where: str, counts: Counter) -> dic
         meant["iscrowd"] = 1
         counts["annotations were marked `ignore`: taken as crowd regions"] += 1
     box, mask = meant.get("bbox"), annotation.get("segmentation")
+    if mask == {}:
+        meant["segmentation"] = mask = None
     if isinstance(mask, list) and (outlines := _from_points(mask)):
         meant["segmentation"] = mask = outlines
         counts["polygons were written as lists of points"] += 1

@@ -25,12 +25,14 @@ from normdet.data.names import Finder
 from normdet.data.plain import columns
 from normdet.data.records import (
     MAX_BOX_FAULTS,
+    OUTSIDE,
     BoxCheck,
     Dataset,
     check_class_name,
     warn_dropped,
 )
 from normdet.errors import NormdetError
+from normdet.files.anonymous import is_hiding, known_name
 from normdet.files.faults import fault
 from normdet.files.memory import no_collection
 from normdet.files.read import read_bytes
@@ -109,6 +111,7 @@ def dataset_of(
     _check_names(images, "file_name", "image", source)
     for category in categories.values():
         check_class_name(category["name"], source)
+    _hide_ids(content)
     notes: list[str] = []
     used = {id_key(entry.get("category_id")) for entry in content["annotations"]}
     categories = _without_roots(categories, used, source, notes)
@@ -187,7 +190,7 @@ class _Objects:
                     entry = object_of(annotation, classes[annotation["category_id"]])
                 else:
                     name = annotation.get("id", f"number {start + place + 1}")
-                    record, entry = self._one(annotation, name)
+                    record, entry = self._one(annotation, name, boxes)
                     if entry is None:
                         continue
                     found.boxes[place] = entry["bbox"]
@@ -203,7 +206,9 @@ class _Objects:
                 ),
             )  # fmt: skip
 
-    def _one(self, annotation: dict, name: Any) -> tuple[dict, dict] | tuple[None, None]:
+    def _one(
+        self, annotation: dict, name: Any, boxes: BoxCheck
+    ) -> tuple[dict, dict] | tuple[None, None]:
         """Record and object of an annotation that is odd in some way; None where it is left out."""
         key, where = id_key(annotation.get("image_id")), f"{self._source}: annotation {name}"
         if key in self._left_out:
@@ -216,11 +221,22 @@ class _Objects:
         except NormdetError as error:
             fault(str(error), self._report)
             return None, None
+        if reason == OUTSIDE and not annotation["iscrowd"]:
+            boxes.outside(_phrase(annotation, name))
         if reason:
             self.dropped.append(f"{_phrase(annotation, name)} ({reason})")
             return None, None
         annotation["segmentation"] = drawn(annotation.get("segmentation"))
         return record, object_of(annotation, self._classes[id_key(annotation["category_id"])])
+
+
+def _hide_ids(content: dict[str, list[dict]]) -> None:
+    """Ids that are text can be names of patients; with `--anonymize` messages show none."""
+    if is_hiding():
+        for entry in (*content["images"], *content["annotations"]):
+            for value in (entry.get("id"), entry.get("image_id"), entry.get("file_name")):
+                if isinstance(value, str):
+                    known_name(value)
 
 
 def _phrase(annotation: dict, name: Any) -> str:
@@ -353,9 +369,11 @@ def _sizes(
     for key, path in paths.items():
         stated = [number_of(images[key].get(name)) for name in ("height", "width")]
         try:
-            if stated == [None, None]:
+            if None in stated:
                 header = read_header(path)
-                stated = [header.height, header.width]
+                own = header.height, header.width
+                stated = [mine if said is None else said
+                          for said, mine in zip(stated, own, strict=True)]  # fmt: skip
             for value, name in zip(stated, ("height", "width"), strict=True):
                 whole = isinstance(value, int) or (isinstance(value, float) and value.is_integer())
                 if not whole or isinstance(value, bool):

@@ -17,6 +17,7 @@ from urllib.parse import unquote
 from normdet.data.image_file import SUFFIXES
 from normdet.data.records import confined
 from normdet.errors import NormdetError
+from normdet.files.anonymous import known_name
 from normdet.files.words import first_of
 
 # Label Studio puts eight digits before the name of an uploaded file.
@@ -55,6 +56,7 @@ class Finder:
             NormdetError: a name that leads out of every root and belongs to no file inside, that
                 is none a file can have, or that several files have.
         """
+        known_name(name)
         refused: NormdetError | None = None
         beside = [source.parent] if self._beside else []
         for root in [*beside, *self._roots]:
@@ -72,10 +74,10 @@ class Finder:
         if found is None:
             return None
         path, rule = found
+        self.rules[rule] += str(path) not in self._taken
         owner = self._taken.setdefault(str(path), name)
         if owner != name:
             raise NormdetError(f"{source} names {name!r} and {owner!r}, which are both {path}")
-        self.rules[rule] += 1
         return path
 
     def _as_named(self, root: Path, name: str, source: Path) -> Path | None:
@@ -112,6 +114,7 @@ class Finder:
         return [
             f"{source}: {count} image{'s' if count > 1 else ''} found {rule}"
             for rule, count in self.rules.items()
+            if count
         ]
 
     def _search(self, name: str, source: Path) -> tuple[Path, str] | None:

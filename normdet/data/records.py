@@ -19,6 +19,8 @@ logger = logging.getLogger(__name__)
 
 # The largest share of boxes that disagree with their masks or leave their image.
 MAX_BOX_FAULTS = 0.1
+# Why a box is left out that lies outside its image.
+OUTSIDE = "outside the image"
 # A box may be off by this many pixels, plus this share of its mask's longer side.
 _ROUNDING, _SLACK = 2, 0.1
 # Unicode categories: control characters, surrogates, separators of lines and paragraphs.
@@ -71,7 +73,7 @@ def box_fault(x0: float, y0: float, x1: float, y1: float, width: int, height: in
     if x1 <= x0 or y1 <= y0:
         return "no area"
     if min(x1, width) <= max(x0, 0) or min(y1, height) <= max(y0, 0):
-        return "outside the image"
+        return OUTSIDE
     return None
 
 
@@ -94,7 +96,12 @@ class BoxCheck:
     def __init__(self, source: Path, most: float = MAX_BOX_FAULTS):
         self._source, self._most = source, most
         self._phrases: list[str] = []
-        self._total = self._corners = 0
+        self._total = self._corners = self._shares = 0
+
+    def outside(self, phrase: str) -> None:
+        """Count a box that was left out because all of it lies outside its image."""
+        self._total += 1
+        self._phrases.append(f"{phrase} ({OUTSIDE})")
 
     def see(
         self, boxes: ArrayLike, bounds: ArrayLike, sizes: ArrayLike, name: Callable[[int], str]
@@ -111,7 +118,9 @@ class BoxCheck:
         sides = np.reshape(sizes, (-1, 2))[:, ::-1]
         self._total += len(boxes)
         corners = np.concatenate([boxes[:, :2], boxes[:, :2] + boxes[:, 2:]], axis=1)
-        odd = _leave(corners, sides) | _disagree(corners, bounds, sides)
+        shares = _in_first_pixel(corners, sides)
+        self._shares += int(shares.sum())
+        odd = shares | _leave(corners, sides) | _disagree(corners, bounds, sides)
         # Many files have corners instead of COCO's width and height.
         as_corners = ~(_leave(boxes, sides) | _disagree(boxes, bounds, sides))
         as_corners &= (boxes[:, 2:] > boxes[:, :2]).all(1)
@@ -129,11 +138,14 @@ class BoxCheck:
         count = len(self._phrases)
         if not count:
             return []
-        corners = self._corners > count / 2
-        as_corners = "; as corners (x0, y0, x1, y1) most would fit: COCO has x, y, width, height"
+        guess = ""
+        if self._corners > count / 2:
+            guess = "; as corners (x0, y0, x1, y1) most would fit: COCO has x, y, width, height"
+        if self._shares > count / 2:
+            guess = "; they seem to be shares of the image, from 0 to 1: pixels are wanted"
         sentence = (
             f"{self._source}: {count} of {self._total} boxes disagree with their masks or leave "
-            f"their image: {first_of(self._phrases)}{as_corners if corners else ''}"
+            f"their image: {first_of(self._phrases)}{guess}"
         )
         if count <= self._most * self._total:
             return [sentence]
@@ -151,6 +163,14 @@ def _leave(corners: np.ndarray, sides: np.ndarray) -> np.ndarray:
     return ((low < -_ROUNDING) | (high > sides + _ROUNDING)).any(1)
 
 
+def _in_first_pixel(corners: np.ndarray, sides: np.ndarray) -> np.ndarray:
+    """Whether each of N boxes lies where shares of the image, from 0 to 1, put all boxes.
+
+    VOC counts from 1, so that its readers take 1 from the upper left corner.
+    """
+    return ((corners >= -1) & (corners <= 1 + 1e-6)).all(1) & (sides > _ROUNDING).all(1)
+
+
 def _disagree(corners: np.ndarray, bounds: np.ndarray, sides: np.ndarray) -> np.ndarray:
     """Whether each of N boxes disagrees with its mask, if it has one."""
     inside = np.clip(corners, 0, np.tile(sides, 2))
@@ -161,6 +181,8 @@ def _disagree(corners: np.ndarray, bounds: np.ndarray, sides: np.ndarray) -> np.
 
 def _why(corners: np.ndarray, bounds: np.ndarray, sides: np.ndarray) -> str:
     """A phrase on a box that leaves its image or disagrees with its mask."""
+    if _in_first_pixel(corners[None], sides[None]).any():
+        return f"box to {corners[2]:.3g}, {corners[3]:.3g}, in the first pixel"
     if _leave(corners[None], sides[None]).any():
         return f"box to {corners[2]:g}, {corners[3]:g} in an image of {sides[0]}x{sides[1]}"
     both = (np.clip(one, 0, np.tile(sides, 2)) for one in (bounds, corners))

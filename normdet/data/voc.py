@@ -13,6 +13,7 @@ from normdet.data.image_file import SUFFIXES, read_header
 from normdet.data.names import Finder
 from normdet.data.records import (
     MAX_BOX_FAULTS,
+    OUTSIDE,
     BoxCheck,
     Dataset,
     box_fault,
@@ -137,6 +138,8 @@ def _record(
     for name, (x0, y0, x1, y1) in read_objects(tree, f"{stem}.xml"):
         # By VOC's rules equal corners are one pixel; in practice they are a mistake.
         if reason := box_fault(x0, y0, x1, y1, width, height):
+            if reason == OUTSIDE:
+                boxes.outside(f"{name} in {stem}.xml")
             dropped.append(f"{name} in {stem}.xml ({reason})")
             continue
         objects.append(

@@ -30,6 +30,7 @@ from PIL import Image
 from normdet.errors import NormdetError
 from normdet.evaluation.measure import measured
 from normdet.evaluation.truth import truth_of
+from normdet.files.anonymous import is_hiding
 
 logger = logging.getLogger(__name__)
 
@@ -136,11 +137,19 @@ class Evaluator(COCOEvaluator):
 
     def _write(self, results: Iterable[Mapping]) -> None:
         mapped = [
-            {**result, "category_id": self._category_ids[result["category_id"]]}
+            {
+                **result,
+                "image_id": self._shown(result["image_id"]),
+                "category_id": self._category_ids[result["category_id"]],
+            }
             for result in results
         ]
         file = Path(self._output_dir, "coco_instances_results.json")
         file.write_text(json.dumps(mapped))
+
+    def _shown(self, key: int | str) -> int | str:
+        """The user's id of an image; where names are hidden, our number for one that is text."""
+        return self._numbers[key] if is_hiding() and isinstance(key, str) else key
 
     def _counted(self, prediction: dict) -> list[dict]:
         """The detections of an image that do not lie mostly in ignored pixels."""

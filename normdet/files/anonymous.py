@@ -30,7 +30,8 @@ _SHORTEST = 3
 _WORD = re.compile(r"\w+")
 _FILE = re.compile(
     r"""(?:"[^"\n]*|'[^'\n]*|[^\s"'(),;]*)\.
-    (?:png|jpe?g|tiff?|bmp|webp|dcm|ima|nii(?:\.gz)?|xml|(?:geo)?json|csv|txt)\b["']?""",
+    (?:png|jpe?g|tiff?|bmp|webp|dcm|ima|nii(?:\.gz)?|xml|(?:geo|nd)?json|jsonl|manifest|csv|txt
+    |npy|h5|hdf5|svs|ndpi|roi|mat|zip)\b["']?""",
     re.I | re.X,
 )
 
@@ -99,6 +100,13 @@ class Numbers:
             text = re.sub(rf"(?<!\w){pattern}(?!\w)", lambda m, t=found[name]: t, text)
         return _FILE.sub(self._hide_file, text)
 
+    def learn(self, text: str) -> None:
+        """Hide a name that the content of a file gives: of an image, with its folders, or an id."""
+        for part in {text, *re.split(r"[/\\]", text)}:
+            for name in {part, *_stems(part)}:
+                if len(name) >= _SHORTEST and name.lower() not in _USUAL and not name.isdecimal():
+                    self._learn(name, name, "a file")
+
     def _hide_file(self, match: re.Match) -> str:
         """Hide a file that is missing, such as one that annotations name; keep our own files."""
         text = match[0]
@@ -141,6 +149,21 @@ class Numbers:
             raise NormdetError(f"{self.key} cannot be written: {error.strerror}") from error
 
 
+# Those of the block of `hiding` that runs.
+_active: Numbers | None = None
+
+
+def is_hiding() -> bool:
+    """Whether names are hidden now."""
+    return _active is not None
+
+
+def known_name(text: str) -> None:
+    """Hide a name that annotations give, from now on, if names are hidden."""
+    if _active is not None:
+        _active.learn(text)
+
+
 def key_beside(out: Path) -> Path:
     """The path of the key to a folder of results: outside it, because the folder is passed on."""
     return out.parent / f"{out.name}-names.csv"
@@ -156,7 +179,8 @@ def hiding(numbers: Numbers | None) -> Iterator[None]:
     if numbers is None:
         yield
         return
-    factory = logging.getLogRecordFactory()
+    global _active
+    factory, before = logging.getLogRecordFactory(), _active
 
     def record(*args: Any, **named: Any) -> logging.LogRecord:
         made = factory(*args, **named)
@@ -165,6 +189,7 @@ def hiding(numbers: Numbers | None) -> Iterator[None]:
 
     out, err = _Hidden(sys.stdout, numbers), _Hidden(sys.stderr, numbers)
     logging.setLogRecordFactory(record)
+    _active = numbers
     try:
         with contextlib.redirect_stdout(out), contextlib.redirect_stderr(err):
             yield
@@ -181,6 +206,7 @@ def hiding(numbers: Numbers | None) -> Iterator[None]:
         sys.stderr.write(numbers.hide(traceback.format_exc()))
         raise SystemExit(1) from None
     finally:
+        _active = before
         logging.setLogRecordFactory(factory)
 
 

@@ -85,6 +85,16 @@ def test_sizes_may_be_whole_floats_or_missing(wild):
         load()
 
 
+def test_one_side_may_be_missing_and_masks_empty_objects(wild):
+    content, load = wild
+    del content["images"][0]["height"]
+    content["annotations"][0]["segmentation"] = {}
+    first, second = load().records
+    assert (first["height"], first["width"]) == (20, 30)
+    assert "segmentation" not in first["annotations"][0]
+    assert "segmentation" in second["annotations"][0]
+
+
 def test_boxes_as_objects_flat_polygons_and_two_corners(wild):
     content, load = wild
     one, two = content["annotations"]
@@ -139,6 +149,23 @@ def test_boxes_as_corners_are_counted_named_and_refused(wild):
         load(report=reported.append)
     assert "2 of 2 boxes disagree" in reported[0]
     assert "2 of 2 boxes disagree" in load(max_box_faults=1).notes[0]
+
+
+def test_boxes_as_shares_and_boxes_outside_are_counted_and_refused(wild):
+    content, load = wild
+    for entry in content["annotations"]:
+        del entry["segmentation"], entry["area"]
+        entry["bbox"] = [2 / 30, 3 / 20, 10 / 30, 10 / 20]
+    told = "2 of 2 boxes .*in the first pixel.*shares of the image, from 0 to 1: pixels are wanted"
+    with pytest.raises(NormdetError, match=told):
+        load()
+    for entry in content["annotations"]:
+        entry["bbox"] = [40, 3, 10, 10]
+    with pytest.raises(NormdetError, match=r"2 of 2 boxes .*leave .*\(outside the image\)"):
+        load()
+    content["annotations"][0]["bbox"] = [0, 0, 1, 1]  # one small box in the corner may be
+    content["annotations"][1]["bbox"] = [2, 3, 10, 10]
+    assert len(objects(load(max_box_faults=0.5))) == 2
 
 
 def test_boxes_that_are_off_by_rounding_are_not_reported(wild):
