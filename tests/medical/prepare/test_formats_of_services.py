@@ -1,10 +1,8 @@
-"""What holds for many formats: splits by names, broken shapes, classes of masks, refusals."""
+"""What holds for many formats: splits by names, broken shapes, refusals."""
 
 import json
 
-import numpy as np
 import pytest
-from PIL import Image
 
 from normdet.cli import main
 from tests.medical.prepare.drawn import BOX, HEIGHT, NAMES, WIDTH, image, write
@@ -84,25 +82,6 @@ def test_coco_s_own_folder(tmp_path, capsys):
     said = capsys.readouterr()
     made = json.loads((tmp_path / "out" / "fingerprint.json").read_text())
     assert made["images"] == {"train": 2, "val": 1} and "faults   0" in said.out, said.err
-
-
-def test_the_values_of_roboflow_s_masks_are_classes(tmp_path, capsys):
-    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
-    labels[5:15, 5:15], labels[5:15, 30:40], labels[30:50, 30:60] = 1, 1, 2
-    for part, names in (("train", "ab"), ("valid", "c")):
-        folder = tmp_path / "lab" / part
-        for name in names:
-            image(folder / f"{name}_png.rf.0fe.jpg")
-            Image.fromarray(labels).save(folder / f"{name}_png.rf.0fe_mask.png")
-        write(folder / "_classes.csv", "Pixel Value, Class\n0, background\n1, cell\n2, dirt\n")
-    assert prepare(tmp_path) == 0
-    said = capsys.readouterr()
-    assert "faults   0" in said.out and "classes  cell, dirt" in said.out
-    assert "the values of the masks are classes" in " ".join(said.out.split())
-    made = json.loads((tmp_path / "out" / "fingerprint.json").read_text())
-    assert made["images"] == {"train": 2, "val": 1}
-    found = [content_of(tmp_path, part)["annotations"] for part in ("train", "val")]
-    assert [[one["category_id"] for one in part] for part in found] == [[1, 1, 2] * 2, [1, 1, 2]]
 
 
 def test_a_list_of_boxes_may_hold_images_without_one(tmp_path):
