@@ -294,6 +294,16 @@ METHODS: dict[str, Method] = {
             params={"EPS": 1e-5, "MOMENTUM": 0.1, "SYNC": False},
         ),
         Method(
+            "AttentiveBN", "norm",
+            paper="Attentive Normalization, 1908.01259, over BN's statistics",
+            statistics="as BN; and each example's, which choose among learned affines",
+            cost="keeps x; one pass for the statistics of both",
+            when="as AN, batches as for BN",
+            build=_running(layers.AttentiveBatchNorm),
+            params={"MIXTURE": 10, "EPS": 1e-5, "MOMENTUM": 0.1, "SYNC": False},
+            needs_batch=True, needs_space=True,
+        ),
+        Method(
             "MABN", "norm",
             paper="Moving Average Batch Normalization, 2001.06838",
             statistics="mean squares of recent batches; running averages at test time",

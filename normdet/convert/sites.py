@@ -7,7 +7,13 @@ import torch
 from torch import Tensor, nn
 
 from normdet.errors import NormdetError
-from normdet.layers import BatchStatistics, FrozenBatchNorm2d, NormLayer
+from normdet.layers import (
+    AttentiveNorm,
+    BatchStatistics,
+    EvoNormS0,
+    FrozenBatchNorm2d,
+    NormLayer,
+)
 from normdet.layers.batch_statistics import of_no_data
 from normdet.layers.per_example import PerExampleNorm
 from normdet.layers.per_level import PerLevelNorm
@@ -16,7 +22,9 @@ from normdet.modeling.normalized import layer_before
 from normdet.modeling.resnet import BasicBlock, DeformBottleneckBlock
 from normdet.ops.reference import frozen_affine
 
-NORMS = (PerExampleNorm, BatchStatistics, FrozenBatchNorm2d, PerLevelNorm)
+NORMS = (
+    PerExampleNorm, BatchStatistics, FrozenBatchNorm2d, PerLevelNorm, AttentiveNorm, EvoNormS0,
+)  # fmt: skip
 
 
 @dataclass

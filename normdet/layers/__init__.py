@@ -3,7 +3,7 @@
 from .activation import TLU, AddAct
 from .adaptive_weight_standardization import AdaptiveWeightStandardization, standardize_adaptively
 from .affine_batch_norm import AffineBatchNorm2d
-from .attentive_norm import AttentiveNorm
+from .attentive_norm import AttentiveBatchNorm, AttentiveNorm
 from .base import NormLayer, after_step
 from .batch_instance_norm import BatchInstanceNorm
 from .batch_norm import BatchNorm1d, BatchNorm2d, BatchNorm3d, FrozenBatchNorm2d, freeze_batch_norm
@@ -34,6 +34,7 @@ __all__ = [
     "AdaptiveWeightStandardization",
     "AddAct",
     "AffineBatchNorm2d",
+    "AttentiveBatchNorm",
     "AttentiveNorm",
     "BatchInstanceNorm",
     "BatchNorm1d",

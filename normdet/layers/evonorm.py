@@ -1,15 +1,17 @@
 """EvoNorm-B0 and -S0 (Liu et al., 2004.02967): norm and activation found as one."""
 
+import math
+
 import torch
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from ..ops import check_groups, recording
+from ..ops import check_groups, recompute, recording
 from ..ops.padded import Padded, apart, plain
-from ..ops.reference import affine, wide
+from ..ops.reference import affine, over_groups, wide
 from .base import NormLayer
 from .batch_statistics import RunningNorm
-from .moments import group_moments, instance_moments, spread
+from .moments import group_moments, instance_moments, spread, sum_channels, sum_space
 
 
 class _Lean(torch.autograd.Function):
@@ -42,13 +44,60 @@ def _lean(run, *inputs):
     return run(*inputs) if recorded else _Lean.apply(run, *inputs)
 
 
+class _EvoNormS0(torch.autograd.Function):
+    """S0 from its formula; keeps `x` and the moments `(N, C)`. A third of autograd's passes."""
+
+    @staticmethod
+    def forward(ctx, x, v, weight, bias, num_groups, eps):
+        mean, var = group_moments(x, num_groups)
+        rstd = (var + eps).rsqrt()
+        ctx.save_for_backward(x, v, weight, bias, mean, rstd)
+        ctx.num_groups = num_groups
+        return _scaled(x, v, weight, bias, rstd)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad):
+        x, v, weight, _, mean, rstd = ctx.saved_tensors
+        grad, z = wide(grad), wide(x)
+        z_grad = grad * spread(rstd * weight, x)
+        if v is None:
+            activated, dv = z, None
+        else:
+            gate = (z * spread(v, x)).sigmoid_()
+            activated = z * gate
+            bent = activated * (1 - gate)  # x * gate', per unit of v * x
+            dv = sum_channels(z_grad * bent * z)
+            z_grad = z_grad.mul_(gate.addcmul_(spread(v, x), bent))
+        of_scale, of_shift = sum_space(grad * activated), sum_space(grad)
+        pixels = max(math.prod(x.shape[2:]), 1)
+        along = over_groups(of_scale * weight, ctx.num_groups) * (-(rstd**3) / pixels)
+        dx = z_grad.addcmul_(z - spread(mean, x), spread(along, x)).to(x.dtype)
+        return dx, dv, (of_scale * rstd).sum(0), of_shift.sum(0), None, None
+
+
+def _scaled(x: Tensor, v: Tensor | None, weight: Tensor, bias: Tensor, rstd: Tensor) -> Tensor:
+    """`x * sigmoid(v * x) * rstd * weight + bias`; without `v` no sigmoid."""
+    z = wide(x)
+    activated = z if v is None else z * (z * spread(v, x)).sigmoid()
+    return torch.addcmul(spread(bias, x), activated, spread(rstd * weight, x)).to(x.dtype)
+
+
+def _scaled_again(node) -> Tensor:
+    """The output from what its node keeps (:mod:`normdet.ops.recompute`)."""
+    *tensors, _, rstd = node.saved_tensors
+    with torch.no_grad():
+        return _scaled(*tensors, rstd)
+
+
 class EvoNormS0(NormLayer):
     """`x * sigmoid(v * x) / sqrt(var_G(x) + eps) * gamma + beta` (2004.02967, table 2, S0).
 
     `G` is space and a group's channels of one example. Where a layer has no activation the sigmoid
     is left out, and what remains is GN without its mean in the numerator.
 
-    Keeps `x` for backward and computes the rest anew.
+    Keeps `x` and two floats per `(n, c)` for backward. In plain torch, without a kernel: it costs
+    about 4 times what GN+ReLU costs on a CPU.
 
     Args:
         num_groups: groups `G`; must divide `num_features`.
@@ -75,19 +124,18 @@ class EvoNormS0(NormLayer):
         self._check_input(x)
         if isinstance(x, Padded):
             return apart(self.forward, x)
-        return _lean(self._normalize, x, self.v, self.weight, self.bias)
-
-    def _normalize(self, x: Tensor, v: Tensor | None, weight: Tensor, bias: Tensor) -> Tensor:
-        _, var = group_moments(x, self.num_groups)
-        x_hat = self._activated(wide(x), v) * spread((var + self.eps).rsqrt(), x)
-        return affine(x_hat, weight, bias).to(x.dtype)
-
-    def _activated(self, x: Tensor, v: Tensor | None) -> Tensor:
-        return x if self.activation is None else x * (x * spread(v, x)).sigmoid()
+        if recording() or torch.compiler.is_compiling():
+            _, var = group_moments(x, self.num_groups)
+            return _scaled(x, self.v, self.weight, self.bias, (var + self.eps).rsqrt())
+        y = _EvoNormS0.apply(x, self.v, self.weight, self.bias, self.num_groups, self.eps)
+        return recompute.made(y, _scaled_again)
 
     def activate(self, x: Tensor) -> Tensor:
         """`x * sigmoid(v * x)`."""
-        return self._activated(wide(x), self.v).to(x.dtype)
+        if self.v is None:
+            return x
+        z = wide(x)
+        return (z * (z * spread(self.v, x)).sigmoid()).to(x.dtype)
 
     def extra_repr(self) -> str:
         return f"{self.num_groups}, {super().extra_repr()}"
@@ -117,6 +165,9 @@ class EvoNormB0(RunningNorm):
 
     def activate_normalized(self, y: Tensor) -> Tensor:
         return y
+
+    def expected_moments(self, mean: Tensor, square: Tensor) -> tuple:
+        return NormLayer.expected_moments(self, mean, square)  # refuses: no affine of x
 
     def normalize(self, x: Tensor) -> Tensor:
         instance = instance_moments(x)

@@ -21,7 +21,7 @@ def _space(x: Tensor) -> list[int]:
     return list(range(2, x.dim()))
 
 
-def _sum_space(x: Tensor) -> Tensor:
+def sum_space(x: Tensor) -> Tensor:
     """`(N, C, *S)` summed to `(N, C)`."""
     return x.sum(_space(x)) if x.dim() > 2 else x
 
@@ -66,7 +66,7 @@ def instance_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     if x.dim() == 2:
         return wide(x), torch.zeros_like(wide(x))
     if 0 in x.shape[2:]:  # an image without pixels
-        return (_sum_space(wide(x)),) * 2
+        return (sum_space(wide(x)),) * 2
     if recording():
         var, mean = torch.var_mean(wide(x), _space(x), correction=0)
         return mean, var
@@ -171,8 +171,8 @@ class _Affine(torch.autograd.Function):
     def backward(ctx, grad):
         x, centre, scale = ctx.saved_tensors
         kept = wide(grad) * spread(scale, x)
-        grad_shift = _sum_space(wide(grad))
-        grad_scale = _sum_space(wide(grad) * (wide(x) - spread(centre, x)))
+        grad_shift = sum_space(wide(grad))
+        grad_scale = sum_space(wide(grad) * (wide(x) - spread(centre, x)))
         grad_centre = -grad_shift * scale
         grads = (grad_centre, grad_scale, grad_shift)
         grads = [g.sum(0) if d == 1 else g for g, d in zip(grads, ctx.dims, strict=True)]

@@ -24,8 +24,8 @@ from normdet.lab.compare.runs import CRASHED, DONE, Run, read_run
 # What each option is there to show; the demo's own pair first.
 OPTIONS = (
     "GN", "FRN+TLU", "FRN", "GN+WS", "FRN+TLU+WS", "LN", "IN", "BN", "EvalNorm", "BRN", "BIN",
-    "SwitchNorm", "RMSGN", "AN", "EvoNormS0", "EvoNormB0", "MABN+WC", "GN+SWS",
-    "InPlaceABN", "MeanOnlyBN+WN", "GN+WN", "BN+SpectralNorm", "GN+AWS", "Fixup",
+    "SwitchNorm", "RMSGN", "AN", "AttentiveBN", "EvoNormS0", "EvoNormB0", "MABN+WC",
+    "GN+SWS", "InPlaceABN", "MeanOnlyBN+WN", "GN+WN", "BN+SpectralNorm", "GN+AWS", "Fixup",
     "FrozenBN",
 )  # fmt: skip
 # Schedules and rates of single options, as shares of the run.

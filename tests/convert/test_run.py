@@ -159,6 +159,10 @@ def test_standardized_filters_lose_less_with_images(small_cfg, pictures):
     ("to", "settings", "sentence"),
     [
         ("Fixup", {}, "no norms"),
+        ("AN", {}, "AttentiveNorm has no closed form"),
+        ("AttentiveBN", {}, "AttentiveBatchNorm has no closed form"),
+        ("EvoNormS0", {}, "EvoNormS0 has no closed form"),
+        ("EvoNormB0", {}, "EvoNormB0 has no closed form"),
         ("BN", {"keep": 0.5}, "--keep is for GN, LN, IN, FRN"),
         ("GN", {"keep": 1.0}, "below 1"),
         ("SwitchNorm", {"rung": "annealed"}, "--rung annealed is for"),

@@ -62,7 +62,7 @@ def unit(text: str) -> nn.Module:
 
 TRACED = (
     "BRN", "BIN", "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN", "MABN", "EvoNormS0",
-    "EvoNormB0", "AN",
+    "EvoNormB0", "AN", "AttentiveBN",
 )  # fmt: skip
 FOLDED = ("AWS", "SWS", "WN", "WC", "SpectralNorm")
 

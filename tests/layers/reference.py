@@ -56,10 +56,10 @@ def group_rms(x, groups, eps):
     return torch.stack(examples)
 
 
-def attentive_norm(x, p, groups, eps):
+def mixture(x, x_hat, p, eps):
     """1908.01259, section 3.2, an example at a time, with the attention of its code over GN."""
     examples = []
-    for example, x_hat in zip(x, group_norm(x, groups, eps)):  # noqa: B905
+    for example, normalized in zip(x, x_hat):  # noqa: B905
         seen = []
         for channel in example:
             mean, var = moments(channel)
@@ -69,7 +69,7 @@ def attentive_norm(x, p, groups, eps):
         logits = (logits - mean) / (var + eps) ** 0.5 * p["attention_weight"] + p["attention_bias"]
         shares = ((logits + 3) / 6).clamp(0, 1)
         scale, shift = (sum(a * row for a, row in zip(shares, p[n])) for n in ("weight", "bias"))  # noqa: B905
-        examples.append(affine(x_hat[None], scale, shift)[0])
+        examples.append(affine(normalized[None], scale, shift)[0])
     return torch.stack(examples)
 
 

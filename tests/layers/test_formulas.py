@@ -15,6 +15,7 @@ CASES = [
         "FrozenBN", "AffineBN", "BN", "SyncBN", "GN", "LN", "IN", "FRN",
         "BRN", "BIN", "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN",
         "RMSGN", "AN", "EvoNormS0", "EvoNormB0", "MABN",
+        "AttentiveBN",
     )
     for dims in SHAPES
     if dims or not METHODS[norm].needs_space
@@ -23,6 +24,7 @@ PARAMS = {
     "GN": {"NUM_GROUPS": 4},
     "RMSGN": {"NUM_GROUPS": 4},
     "AN": {"NUM_GROUPS": 4, "MIXTURE": 3},
+    "AttentiveBN": {"MIXTURE": 3},
     "EvoNormS0": {"NUM_GROUPS": 4},
     "MABN": {"WARMUP": 10**9},  # each batch by itself: tests/layers/test_mabn.py has the rest
 }
@@ -51,8 +53,10 @@ def build(norm: str, dims: int, activation: str, channels: int = 8) -> nn.Module
 
 
 def expected(module: nn.Module, norm: str, x: torch.Tensor) -> torch.Tensor:
-    if norm == "AN":
-        y = reference.attentive_norm(x, dict(module.named_parameters()), 4, module.eps)
+    if norm in ("AN", "AttentiveBN"):
+        over_gn = norm == "AN"
+        x_hat = reference.group_norm(x, 4, module.eps) if over_gn else batch_normalized(module, x)
+        y = reference.mixture(x, x_hat, dict(module.named_parameters()), module.eps)
         return reference.activated(y, module.activation, module.tau)
     if norm == "FRN":
         learned = 0.0 if module.eps_l is None else module.eps_l.abs()

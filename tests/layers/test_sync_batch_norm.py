@@ -26,7 +26,7 @@ SHARES = {
 SYNCHRONIZED = [name for name, method in METHODS.items() if "SYNC" in method.params]
 TEXTS = ["SyncBN", "SyncBN+TLU", *SYNCHRONIZED]
 # For these a batch is more than its elements.
-PER_EXAMPLE_TOO = ("BIN", "SwitchNorm", "EvalNorm", "EvoNormB0")
+PER_EXAMPLE_TOO = ("BIN", "SwitchNorm", "EvalNorm", "EvoNormB0", "AttentiveBN")
 
 
 def _meaningful(text: str, shares: str) -> bool:
@@ -40,10 +40,12 @@ CASES = [case for case in product(TEXTS, SHARES) if _meaningful(*case)]
 
 def _build(text: str, dims: int, dtype: torch.dtype, sync: bool = True) -> torch.nn.Module:
     params = {name: {"SYNC": sync, "WARMUP": 0, "OPEN": 1} for name in SYNCHRONIZED}
+    torch.manual_seed(0)
     norm = parse(text, params).build_norm(4, activate=True, dims=dims).to(dtype)
     layers.after_step(norm)  # opens the limits of BRN
     for k, parameter in enumerate(norm.parameters()):
-        parameter.data += 0.1 * torch.arange(1, parameter.numel() + 1, dtype=dtype) * (k + 1)
+        steps = torch.arange(1, parameter.numel() + 1, dtype=dtype).view_as(parameter)
+        parameter.data += 0.1 * steps * (k + 1)
     return norm
 
 

@@ -39,7 +39,7 @@ def trained(name):
 
 def test_every_norm_with_running_averages_is_known():
     expected = {"BN", "SyncBN", "BRN", "BIN", "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN"}
-    expected |= {"MABN", "EvoNormB0"}
+    expected |= {"MABN", "EvoNormB0", "AttentiveBN"}
     assert expected <= set(RUNNING)
 
 
