@@ -19,7 +19,7 @@ class Mixture(NormLayer):
     The weights `a` `(N, K)` of an example, each in [0, 1], are
     `hard_sigmoid(LN(attention @ (mean_S(x) / sqrt(var_S(x) + 1e-3))))`: section 3.2, with the input
     and the norm that the authors' code has over GN. Its variance is the biased one here, so that
-    maps of one pixel have one. The affines start around 1 and 0 with deviation 0.1, as the authors'.
+    maps of one pixel have one. As the authors' do, the affines start around 1 and 0, deviation 0.1.
     """
 
     def _init_mixture(self, mixture: int) -> None:

@@ -14,7 +14,7 @@ from torch.autograd.function import once_differentiable
 
 from ..ops import recording
 from ..ops.padded import Padded, crops, like, plain
-from ..ops.reference import wide
+from ..ops.reference import var_mean, wide
 
 
 def _space(x: Tensor) -> list[int]:
@@ -40,7 +40,7 @@ def spread(p: Tensor, x: Tensor) -> Tensor:
 class _InstanceMoments(torch.autograd.Function):
     @staticmethod
     def forward(ctx, x):
-        var, mean = torch.var_mean(wide(x), _space(x), correction=0)
+        var, mean = var_mean(wide(x), _space(x))
         ctx.save_for_backward(x, mean)
         return mean, var
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from normdet.ops.layout import memory_format
-from normdet.ops.reference import wide
+from normdet.ops.reference import var_mean, wide
 
 
 def norm_forward(
@@ -154,7 +154,7 @@ def _moments(z: Tensor, inside: Tensor | None) -> tuple[Tensor, Tensor]:
     """Variance and mean of each channel, `(N, C)`."""
     space = list(range(2, z.dim()))
     if inside is None:
-        return torch.var_mean(z, space, correction=0)
+        return var_mean(z, space)
     count = _pixels(z, inside)
     mean = _within(z, inside).sum(space) / count
     return _within(z - _spread(mean, z), inside).square().sum(space) / count, mean

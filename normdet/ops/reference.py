@@ -13,6 +13,20 @@ def wide(x: Tensor) -> Tensor:
     return x if x.dtype == torch.float64 else x.float()
 
 
+def var_mean(z: Tensor, dims: list[int]) -> tuple[Tensor, Tensor]:
+    """Biased variance and mean, as `torch.var_mean`.
+
+    On a CPU that is a scalar loop: two vectorized passes take a sixth of its time and the memory
+    of one more `z` meanwhile.
+    """
+    if z.device.type != "cpu":
+        return torch.var_mean(z, dims, correction=0)
+    mean = z.mean(dims, keepdim=True)
+    centred = z - mean
+    rest = centred.mean(dims)  # what rounding left of the mean
+    return centred.square_().mean(dims) - rest.square(), mean.squeeze(dims) + rest
+
+
 def per_channel(p: Tensor, x: Tensor) -> Tensor:
     """Shape a parameter `(C,)` to multiply `x` `(N, C, *S)`."""
     return p.to(x.dtype).reshape(1, -1, *[1] * (x.dim() - 2))

@@ -6,10 +6,13 @@ import pytest
 import torch
 
 from normdet import layers
+from normdet.errors import NormdetError
 from normdet.options import METHODS, names, parse
 from tests.layers.kept import kept_buffers
 
 NORMS = [name for name in names("norm") if METHODS[name].params.get("SYNC") is not None]
+# Those with one affine for all examples.
+PLAIN = [name for name in NORMS if "MIXTURE" not in METHODS[name].params]
 
 
 @pytest.mark.parametrize("name", NORMS)
@@ -38,11 +41,18 @@ def test_running_averages_are_those_of_batch_norm(name):
         plain(x), norm(x)
     state = norm.state_dict()
     for key, value in plain.state_dict().items():
+        if key in ("weight", "bias") and name not in PLAIN:
+            continue
         if key in state or name != "MeanOnlyBN":
             torch.testing.assert_close(state[key], value, msg=key)
 
 
-@pytest.mark.parametrize("name", NORMS)
+def test_affines_by_example_are_refused_in_a_head_shared_by_levels():
+    with pytest.raises(NormdetError, match="give that head AN"):
+        parse("AttentiveBN").build_norm(8, levels=3)
+
+
+@pytest.mark.parametrize("name", PLAIN)
 def test_affine_may_be_missing(name):
     """As in a head whose levels share the affine."""
     torch.manual_seed(0)

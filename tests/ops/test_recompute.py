@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from normdet.layers import FilterResponseNorm2d, GroupNorm
+from normdet.layers import EvoNormS0, FilterResponseNorm2d, GroupNorm
 from normdet.ops.recompute import enter, leave, recomputed
 
 KEPT = contextlib.nullcontext
@@ -22,11 +22,11 @@ class Net(nn.Module):
         super().__init__()
         torch.manual_seed(0)
         self.first, self.left, self.right = (nn.Conv2d(8, 8, 3, padding=1) for _ in range(3))
-        self.norm = (
-            FilterResponseNorm2d(8, activation="TLU")
-            if norm == "frn"
-            else GroupNorm(4, 8, activation="ReLU")
-        )
+        self.norm = {
+            "frn": lambda: FilterResponseNorm2d(8, activation="TLU"),
+            "gn": lambda: GroupNorm(4, 8, activation="ReLU"),
+            "evonorm": lambda: EvoNormS0(4, 8, activation="EvoNorm"),
+        }[norm]()
 
     def forward(self, x):
         y = self.norm(self.first(x))
@@ -48,7 +48,7 @@ def same(first, second):
 
 
 @pytest.mark.parametrize("enabled", [False, True], ids=["fp32", "autocast"])
-@pytest.mark.parametrize("norm", ["frn", "gn"])
+@pytest.mark.parametrize("norm", ["frn", "gn", "evonorm"])
 def test_gradients_have_the_same_bits(norm, enabled):
     net = Net(norm)
     same(gradients(net, KEPT, enabled=enabled), gradients(net, recomputed, enabled=enabled))
