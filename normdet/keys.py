@@ -168,6 +168,9 @@ def add_normdet_config(cfg: CfgNode) -> None:
     cfg.INPUT.TILE = 0
     # Pixels that neighbouring tiles have in common: more than most objects measure.
     cfg.INPUT.TILE_OVERLAP = 64
+    # Where norms of single examples take a tile's statistics: over the whole "image", in a first
+    # pass of all its tiles, or over the tile of its "own".
+    cfg.INPUT.TILE_STATISTICS = "own"
 
 
 def get(cfg: CfgNode, key: str):

@@ -1,6 +1,6 @@
 """A trained detector on slices: windowed, cut into tiles, in batches, and merged."""
 
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from normdet.data.channels import to_format
 from normdet.data.rle import Piece
 from normdet.data.slices import Slice
 from normdet.data.window import apply_window
+from normdet.evaluation.image_statistics import OneImage, cores_of
 from normdet.evaluation.tiles import Box, Detection, merge, tile_boxes
 
 # detectron2's model interface: dicts with an image (C, H, W) in, dicts with "instances" out.
@@ -33,6 +34,8 @@ class Detector:
         overlap: pixels that neighbouring tiles have in common.
         batch: images or tiles per step.
         threshold: objects with lower scores are left out.
+        statistics: whose the statistics of a tile are: its "own", or its "image"'s, which takes two
+            passes (:class:`normdet.evaluation.image_statistics.OneImage`).
     """
 
     def __init__(
@@ -44,6 +47,7 @@ class Detector:
         overlap: int = 64,
         batch: int = 1,
         threshold: float = 0.0,
+        statistics: str = "own",
     ):
         self._model = model
         self._format = cfg.INPUT.FORMAT
@@ -51,6 +55,7 @@ class Detector:
         self._resize = T.ResizeShortestEdge([short, short], most)
         self._tile, self._overlap = tile, overlap
         self._batch, self._threshold = batch, threshold
+        self._shares = statistics == "image"
 
     def __call__(self, pixels: np.ndarray) -> list[Detection]:
         """The objects of one image `(H, W)` or `(H, W, 3)` RGB of 8 bits, best score first."""
@@ -70,6 +75,11 @@ class Detector:
         for item, limits in slices:
             tiles = tile_boxes(*item.pixels.shape[:2], self._tile, self._overlap)
             work = _Work(item, limits, tiles)
+            if self._shares and len(tiles) > 1:
+                yield from self._step(queue)
+                queue = []
+                yield self._with_image_statistics(work)
+                continue
             for index in range(len(work.tiles)):
                 queue.append((work, index))
                 if len(queue) == self._batch:
@@ -82,10 +92,32 @@ class Detector:
         with torch.no_grad():
             outputs = self._model(inputs) if inputs else []
         for (work, index), output in zip(queue, outputs, strict=True):
-            instances = output["instances"].to("cpu")
-            work.found.append(detections_of(instances, work.tiles[index], self._threshold))
+            self._keep(work, index, output)
             if len(work.found) == len(work.tiles):
-                yield work.slice, work.limits, merge(work.tiles, work.found)
+                yield work.done()
+
+    def _with_image_statistics(self, work: "_Work") -> tuple:
+        image, cores = OneImage(self._model), cores_of(work.tiles)
+        # Tiles from all over the image, so that the first few resemble the rest.
+        spread = np.random.default_rng(0).permutation(len(cores)).tolist()
+        with torch.no_grad():
+            for some in self._batches(spread):
+                inputs = [self._input(work, work.tiles[index]) for index in some]
+                if not image.gather(inputs, [cores[index] for index in some]):
+                    break  # a network of fixed statistics alone
+            for some in self._batches(range(len(cores))):
+                inputs = [self._input(work, work.tiles[index]) for index in some]
+                outputs = image(inputs, [cores[index] for index in some])
+                for index, output in zip(some, outputs, strict=True):
+                    self._keep(work, index, output)
+        return work.done()
+
+    def _batches(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
+        return (indices[k : k + self._batch] for k in range(0, len(indices), self._batch))
+
+    def _keep(self, work: "_Work", index: int, output: dict) -> None:
+        instances = output["instances"].to("cpu")
+        work.found.append(detections_of(instances, work.tiles[index], self._threshold))
 
     def _input(self, work: "_Work", tile: Box) -> dict:
         x0, y0, x1, y1 = tile
@@ -108,6 +140,10 @@ class _Work:
     limits: Limits
     tiles: list[Box]
     found: list[list[Detection]] = field(default_factory=list)
+
+    def done(self) -> tuple[Slice, Limits, list[Detection]]:
+        """The slice with its limits and its objects."""
+        return self.slice, self.limits, merge(self.tiles, self.found)
 
 
 def detections_of(instances: Instances, tile: Box, threshold: float = 0.0) -> list[Detection]:

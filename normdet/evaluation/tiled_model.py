@@ -29,7 +29,12 @@ class TiledModel(nn.Module):
         self.training = model.training
         self._format = cfg.INPUT.FORMAT
         self._detector = Detector(
-            model, cfg, tile=cfg.INPUT.TILE, overlap=cfg.INPUT.TILE_OVERLAP, batch=batch
+            model,
+            cfg,
+            tile=cfg.INPUT.TILE,
+            overlap=cfg.INPUT.TILE_OVERLAP,
+            batch=batch,
+            statistics=cfg.INPUT.TILE_STATISTICS,
         )
 
     def forward(self, inputs: list[dict]) -> list[dict]:

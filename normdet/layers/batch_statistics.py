@@ -5,7 +5,7 @@ from torch import Tensor, nn
 
 from ..errors import NormdetError
 from ..ops import act
-from ..ops.padded import Padded, apart, like, plain, pooled, sizes
+from ..ops.padded import Padded, like, plain, pooled, sizes
 from ..ops.reference import frozen_affine
 from .base import NormLayer
 from .moments import affine, instance_moments, pool, pool_workers, several_workers
@@ -47,7 +47,7 @@ class BatchStatistics(NormLayer):
             forward and one small all-reduce in backward, and every worker must call the layer, with
             an empty batch if it has none.
         is_frozen: whether it stays in test mode even after `train()`.
-        by_example: whether it takes moments of single examples in training too.
+        by_example: whether it takes moments of single examples too.
     """
 
     batch_statistics = True
@@ -68,11 +68,11 @@ class BatchStatistics(NormLayer):
 
     def of_images(self, x: Padded) -> Padded:
         """The forward of a padded map: all statistics are of its images alone."""
-        if not self.learns_from(x):
-            return apart(self.forward, x)
-        if not self.by_example:
+        if self.by_example:
+            return like(self.activate_normalized(plain(self.normalize(x))), x)
+        if self.learns_from(x):
             return pooled(self.forward, x)
-        return like(self.activate_normalized(plain(self.normalize(x))), x)
+        return like(self.forward(plain(x)), x)
 
     def activate_normalized(self, y: Tensor) -> Tensor:
         """The activation of what :meth:`normalize` gives."""
@@ -160,9 +160,7 @@ class BatchStatistics(NormLayer):
     def fixed_affine(self) -> tuple[Tensor, Tensor] | None:
         if self.training or not self.tests_as_bn or self.running_mean is None:
             return None
-        return frozen_affine(
-            self.weight, self.bias, self.running_mean, self.running_var, self.eps
-        )
+        return frozen_affine(self.weight, self.bias, self.running_mean, self.running_var, self.eps)
 
     def frozen(self) -> nn.Module:
         """Put the norm in test mode for good, as in a frozen stage, and return it."""

@@ -7,8 +7,9 @@ from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
 from ..ops import check_groups, recompute, recording
-from ..ops.padded import Padded, apart, plain
+from ..ops.padded import Padded, apart, like, plain
 from ..ops.reference import affine, over_groups, wide
+from ..ops.tiles import is_tiled
 from .base import NormLayer
 from .batch_statistics import RunningNorm
 from .moments import group_moments, instance_moments, spread, sum_channels, sum_space
@@ -122,13 +123,19 @@ class EvoNormS0(NormLayer):
 
     def forward(self, x: Tensor) -> Tensor:
         self._check_input(x)
+        if is_tiled(x):
+            return like(self._by_moments(x), x)
         if isinstance(x, Padded):
             return apart(self.forward, x)
         if recording() or torch.compiler.is_compiling():
-            _, var = group_moments(x, self.num_groups)
-            return _scaled(x, self.v, self.weight, self.bias, (var + self.eps).rsqrt())
+            return self._by_moments(x)
         y = _EvoNormS0.apply(x, self.v, self.weight, self.bias, self.num_groups, self.eps)
         return recompute.made(y, _scaled_again)
+
+    def _by_moments(self, x: Tensor) -> Tensor:
+        """From standard operators, and the moments of whatever `x` is a map of."""
+        _, var = group_moments(x, self.num_groups)
+        return _scaled(plain(x), self.v, self.weight, self.bias, (var + self.eps).rsqrt())
 
     def activate(self, x: Tensor) -> Tensor:
         """`x * sigmoid(v * x)`."""

@@ -15,6 +15,7 @@ from torch.autograd.function import once_differentiable
 from ..ops import recording
 from ..ops.padded import Padded, crops, like, plain
 from ..ops.reference import var_mean, wide
+from ..ops.tiles import is_tiled
 
 
 def _space(x: Tensor) -> list[int]:
@@ -57,8 +58,11 @@ class _InstanceMoments(torch.autograd.Function):
 def instance_moments(x: Tensor) -> tuple[Tensor, Tensor]:
     """Mean and biased variance of each example and channel over space, both `(N, C)` in fp32.
 
-    One pass over `x`; keeps `x` for backward.
+    One pass over `x`; keeps `x` for backward. Of a map of tiles that share statistics they are the
+    whole image's, without a gradient.
     """
+    if is_tiled(x):
+        return x.extents.moments(x)
     if isinstance(x, Padded):
         parts = [instance_moments(part) for part in crops(x)]
         mean, var = (torch.cat(moments) for moments in zip(*parts, strict=True))

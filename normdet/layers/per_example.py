@@ -4,7 +4,8 @@ import torch
 from torch import Tensor, nn
 
 from ..errors import NormdetError
-from ..ops import act
+from ..ops import act, frozen_bn_act
+from ..ops.tiles import is_tiled
 from .base import NormLayer
 from .moments import affine
 
@@ -52,14 +53,26 @@ class PerExampleNorm(NormLayer):
         if not self.fuses_join():
             return super().joined(x, residual, join)
         self._check_input(x)
-        return self._normalize(x, join.tau, activation=join.activation, residual=residual)
+        return self._fast(x, join.tau, activation=join.activation, residual=residual)
 
     def _fused(self, x: Tensor) -> Tensor:
         """The forward outside of TorchScript."""
         self._check_input(x)
         if self.stored is not None:
             return self.leaving_stored(x)
-        return self._normalize(x, self.tau, activation=self.activation)
+        return self._fast(x, self.tau, activation=self.activation)
+
+    def _fast(self, x: Tensor, tau: Tensor | None, **options) -> Tensor:
+        return (self._of_image if is_tiled(x) else self._normalize)(x, tau, **options)
+
+    def _of_image(self, x: Tensor, tau: Tensor | None, **options) -> Tensor:
+        """The norm of tiles by their image's moments: one affine for all, without gradients."""
+        with torch.no_grad():
+            mean, var = self.own_moments(x)
+            return frozen_bn_act(
+                x, self.weight.detach(), self.bias.detach(), mean[0], var[0], tau, eps=0.0,
+                backend=self.backend, **options,
+            )  # fmt: skip
 
     def _normalize(self, x: Tensor, tau: Tensor | None, **options) -> Tensor:
         """The fused norm with its activation and, if given, a residual."""

@@ -33,10 +33,17 @@ class Extents:
     Args:
         sizes: height and width of each image.
         padded: height and width of the tensor.
+
+    Attributes:
+        whole: whether every image fills the tensor, and so every map.
     """
+
+    whole: bool
 
     def __init__(self, sizes: Sequence[Size], padded: Size):
         self._padded = tuple(padded)
+        self._count = len(sizes)
+        self.whole = all(tuple(size) == self._padded for size in sizes)
         self._known: dict[Size, tuple[Size, ...]] = {self._padded: tuple(map(tuple, sizes))}
 
     def at(self, size: Size) -> tuple[Size, ...]:
@@ -46,6 +53,8 @@ class Extents:
             NormdetError: no number of halvings of the batch gives this size.
         """
         size = tuple(size)
+        if self.whole:
+            return (size,) * self._count
         if size not in self._known:
             self._known[size] = self._halved(size)
         return self._known[size]
@@ -89,9 +98,7 @@ class Padded(Tensor):
         return rule(func, args, kwargs or {})
 
 
-def padded(
-    x: Tensor, extents: Extents, *, clean: bool = False, positive: bool = False
-) -> Padded:
+def padded(x: Tensor, extents: Extents, *, clean: bool = False, positive: bool = False) -> Padded:
     """`x` `(N, C, H, W)` as a map of a batch with these extents; the same memory."""
     x = plain(x)
     with torch._C.DisableTorchFunctionSubclass():
@@ -117,7 +124,7 @@ def like(y: Tensor, x: Padded, **known: bool) -> Padded:
 
 def cleaned(x: Tensor) -> Tensor:
     """`x` with zeros outside its images; itself if it has, or is no padded map."""
-    if not isinstance(x, Padded) or x.clean:
+    if not isinstance(x, Padded) or x.clean or x.extents.whole:
         return x
     return like(_filled(plain(x), sizes(x), 0.0), x, clean=True, positive=x.positive)
 
@@ -141,9 +148,7 @@ def pasted(each: Sequence[Tensor], x: Padded, *, positive: bool = False) -> Padd
     return like(whole, x, clean=True, positive=positive)
 
 
-def apart(
-    run: Callable[..., Tensor], x: Padded, *others: Tensor, positive: bool = False
-) -> Padded:
+def apart(run: Callable[..., Tensor], x: Padded, *others: Tensor, positive: bool = False) -> Padded:
     """`run(x, *others)` on each image by itself; `others` are maps of the same size."""
     cut = [crops(x), *(crops(like(plain(other), x)) for other in others)]
     done = [run(*part) if part[0].numel() else part[0] for part in zip(*cut, strict=True)]
@@ -241,7 +246,8 @@ def _pool(func, args, kwargs):
         return _run(func, args, kwargs)
     kernel = rest[0] if rest else kwargs["kernel_size"]
     known = {"clean": x.clean, "positive": x.positive}
-    if kernel not in (1, (1, 1), [1, 1]) and not (x.clean and x.positive):
+    fills = x.extents.whole or (x.clean and x.positive)
+    if kernel not in (1, (1, 1), [1, 1]) and not fills:
         x, known = like(_filled(plain(x), sizes(x), float("-inf")), x), {}
     y = like(_run(func, (x, *rest), kwargs), x, **known)
     return y if known else cleaned(y)
@@ -265,8 +271,7 @@ def _elementwise(keeps_zero: bool, keeps_sign: bool = False, positive: bool = Fa
             return out
         known = {
             "clean": keeps_zero and alike and all(t.clean for t in tensors),
-            "positive": positive
-            or (keeps_sign and alike and all(t.positive for t in tensors)),
+            "positive": positive or (keeps_sign and alike and all(t.positive for t in tensors)),
         }
         if out is not first.origin:
             return like(out, first, **known)
@@ -295,6 +300,4 @@ _NAMED: dict[str, Callable] = {
     **dict.fromkeys(("sub", "isub", "radd", "sigmoid", "batch_norm"), _elementwise(False)),
 }  # fmt: skip
 # A function is also known as a method, in place and as an operator: `add`, `add_`, `__add__`.
-_RULES = {
-    form: rule for name, rule in _NAMED.items() for form in (name, f"{name}_", f"__{name}__")
-}
+_RULES = {form: rule for name, rule in _NAMED.items() for form in (name, f"{name}_", f"__{name}__")}

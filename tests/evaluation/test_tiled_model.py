@@ -53,6 +53,7 @@ def cfg(tmp_path):
     data = "('coco:all.json:images',)"
     opts = ["DATASETS.ROOT", str(tmp_path), "DATASETS.TRAIN", data, "DATASETS.TEST", data,
             "INPUT.MIN_SIZE_TEST", 0, "INPUT.TILE", 96, "INPUT.TILE_OVERLAP", 32,
+            "INPUT.TILE_STATISTICS", "own",
             "MODEL.DEVICE", "cpu", "OUTPUT_DIR", str(tmp_path / "out")]  # fmt: skip
     return load_config("quickstart/gn.yaml", opts)
 

@@ -90,6 +90,7 @@ def _predict(
         overlap=cfg.INPUT.TILE_OVERLAP,
         batch=args.batch,
         threshold=args.score_threshold,
+        statistics=cfg.INPUT.TILE_STATISTICS,
     )
     whole = cfg.MODEL.MASK_ON and not cfg.INPUT.TILE
     settings = _settings(args, cfg, record) | {"anonymized": numbers is not None}
@@ -225,6 +226,8 @@ def _config(args: argparse.Namespace) -> tuple[CfgNode, InputRecord]:
         cfg.INPUT.TILE = args.tile
     if args.overlap is not None:
         cfg.INPUT.TILE_OVERLAP = args.overlap
+    if args.tile_statistics:
+        cfg.INPUT.TILE_STATISTICS = args.tile_statistics
     check_tiling(cfg.INPUT.TILE, cfg.INPUT.TILE_OVERLAP)
     for part in (cfg.MODEL.ROI_HEADS, cfg.MODEL.RETINANET):
         part.SCORE_THRESH_TEST = args.score_threshold
@@ -264,6 +267,7 @@ def _settings(args: argparse.Namespace, cfg: CfgNode, record: InputRecord) -> di
         "score threshold": args.score_threshold,
         "tile": cfg.INPUT.TILE,
         "overlap": cfg.INPUT.TILE_OVERLAP if cfg.INPUT.TILE else None,
+        "tile statistics": cfg.INPUT.TILE_STATISTICS if cfg.INPUT.TILE else None,
         "input size": [cfg.INPUT.MIN_SIZE_TEST, cfg.INPUT.MAX_SIZE_TEST],
         "detections": cfg.TEST.DETECTIONS_PER_IMAGE,
         **dataclasses.asdict(record),
@@ -321,6 +325,10 @@ def parse_arguments(argv: Sequence[str] | None) -> argparse.Namespace:
     add("--batch", type=int, default=1, metavar="N", help="images or tiles at a time")
     add("--tile", type=int, metavar="N", help="tiles of N pixels, 0 for none; INPUT.TILE")
     add("--overlap", type=int, metavar="N", help="pixels tiles share; INPUT.TILE_OVERLAP")
+    add(
+        "--tile-statistics", choices=["image", "own"],
+        help="where norms take a tile's statistics; INPUT.TILE_STATISTICS",
+    )  # fmt: skip
     add("--window", metavar="WINDOW", help=f"{FORMS}; by default that of training")
     add("--axis", choices=list(nifti.AXES), help="along which volumes are cut; as in training")
     add("--neighbours", type=int, metavar="N", help="as given to normdet prepare")

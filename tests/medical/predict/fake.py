@@ -55,6 +55,7 @@ def run(images, out, *flags, model=None, masks=True, opts=(), trained="auto"):
     )
     cfg.INPUT.TILE = args.tile or 0
     cfg.INPUT.TILE_OVERLAP = args.overlap or 64
+    cfg.INPUT.TILE_STATISTICS = "own"  # a Seer has no norms
     record = InputRecord(["odd one", "even"], [7, 3], window=args.window or trained)
     model = model or Seer(masks)
     return command.predict(args, cfg, record, model), model
