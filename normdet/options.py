@@ -521,11 +521,6 @@ class NormOption:
         module = method.build(channels, dims, activation, **self._params(self.norm))
         module.option = str(self)
         if levels > 1 and module.batch_statistics:
-            if module.weight is not None and module.weight.dim() > 1:
-                raise NormdetError(
-                    f"{self.norm} has affines for each example, and a head shared by levels has "
-                    "one for all: give that head AN, which takes no statistics of the batch"
-                )
             alike = (self.build_norm(channels, dims=dims) for _ in range(levels))
             module = layers.PerLevelNorm(alike, activation)
             module.option = str(self)

@@ -27,6 +27,8 @@ def norm_parameters(model: nn.Module) -> Iterator[nn.Parameter]:
             yield from module.norm_parameters()
         elif isinstance(module, _FOREIGN_NORMS):
             yield from module.parameters(recurse=False)
+        elif isinstance(gain := getattr(module, "gain", None), nn.Parameter):
+            yield gain  # of a scaled standardized convolution of timm
 
 
 def get_default_optimizer_params(

@@ -26,6 +26,7 @@ BLOCKS = {
     "bench": from_results.bench,
     "comparisons": from_results.comparisons,
     "contrasts": from_results.contrasts,
+    "crossed": from_results.crossed,
     "demo": from_results.demo,
     "doctor": from_results.doctor,
     "evalnorm": partial(from_results.norms, "evalnorm_nuclei.csv"),

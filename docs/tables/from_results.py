@@ -317,6 +317,20 @@ def _column_heads() -> list[str]:
     ]
 
 
+def crossed() -> str:
+    """What the work of cross-iteration BN adds to a step under BN."""
+    values: dict[str, dict[str, float]] = {}
+    for row in _lines(RESULTS / "cross_iteration.csv"):
+        values.setdefault(row["backbone"], {})[row["measure"]] = float(row["value"])
+    rows = []
+    for backbone, found in values.items():
+        plain, crossed, kept = found.values()
+        more = f"{100 * (crossed / plain - 1):.0f}%"
+        rows.append([backbone, f"{plain:.2f} s", f"{crossed:.2f} s", more, f"{kept / 1e3:.2f} GB"])
+    heads = ["backbone", "a step of BN", "with the work of the method", "more", "kept"]
+    return table(heads, rows)
+
+
 def doctor() -> str:
     """How far stages of an ImageNet network lie from what it has stored, by kind of images."""
     found: dict[tuple[str, str], list[dict[str, str]]] = {}

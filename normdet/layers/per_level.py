@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..ops import act
 from ..ops.padded import Padded, like, plain
+from .attentive_norm import Mixture
 from .base import NormLayer
 
 
@@ -17,7 +18,8 @@ class PerLevelNorm(NormLayer, nn.ModuleList):
     through all its levels, in order.
 
     Args:
-        norms: one per level, all alike and without an activation; their affines are removed.
+        norms: one per level, all alike and without an activation; their affines are removed, but
+            those of a :class:`Mixture`, which all levels then share.
         activation: `None`, `"ReLU"` or `"TLU"`, behind the shared affine.
     """
 
@@ -25,10 +27,16 @@ class PerLevelNorm(NormLayer, nn.ModuleList):
 
     def __init__(self, norms: Iterable[NormLayer], activation: str | None = None):
         super().__init__(norms)
-        for norm in self:
-            norm.weight = norm.bias = None
         self.num_features = self[0].num_features
-        self._init_affine(self.num_features)
+        if isinstance(self[0], Mixture):
+            self.weight = self.bias = None
+            for norm in self:
+                for name, parameter in self[0].named_parameters():
+                    norm.register_parameter(name, parameter)
+        else:
+            for norm in self:
+                norm.weight = norm.bias = None
+            self._init_affine(self.num_features)
         self._init_activation(self.num_features, activation)
         self.level = 0
 
@@ -40,7 +48,9 @@ class PerLevelNorm(NormLayer, nn.ModuleList):
         return self._affine(x)
 
     def _affine(self, x: Tensor) -> Tensor:
-        y = x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
+        y = x
+        if self.weight is not None:
+            y = x * self.weight.view(1, -1, 1, 1) + self.bias.view(1, -1, 1, 1)
         return act(y.to(x.dtype), self.tau, activation=self.activation)
 
     def extra_repr(self) -> str:

@@ -74,8 +74,10 @@ class TimmBackbone(Backbone):
         Raises:
             NormdetError: the file cannot be read, or is of another network.
         """
-        state = _read(Path(file))
-        mine = self.net.state_dict()
+        state, mine = _read(Path(file)), self.net.state_dict()
+        # Of some networks timm joins the first two words of a name: stages.0 is stages_0 here.
+        joined = {name: name.replace(".", "_", 1) for name in state}
+        state = {joined[k] if joined[k] in mine else k: v for k, v in state.items()}
         fits = {k: v for k, v in state.items() if k in mine and v.shape == mine[k].shape}
         missing = [k for k in mine if k not in fits and not k.endswith("num_batches_tracked")]
         if missing:

@@ -6,7 +6,6 @@ import pytest
 import torch
 
 from normdet import layers
-from normdet.errors import NormdetError
 from normdet.options import METHODS, names, parse
 from tests.layers.kept import kept_buffers
 
@@ -47,9 +46,17 @@ def test_running_averages_are_those_of_batch_norm(name):
             torch.testing.assert_close(state[key], value, msg=key)
 
 
-def test_affines_by_example_are_refused_in_a_head_shared_by_levels():
-    with pytest.raises(NormdetError, match="give that head AN"):
-        parse("AttentiveBN").build_norm(8, levels=3)
+def test_levels_share_the_affines_of_a_mixture_and_not_the_statistics():
+    torch.manual_seed(0)
+    levels = parse("AttentiveBN").build_norm(4, activate=True, levels=2)
+    near, far = torch.randn(3, 4, 5, 5), torch.randn(3, 4, 2, 2) * 3 + 1
+    alone = parse("AttentiveBN").build_norm(4, activate=True)
+    alone.load_state_dict({k[2:]: v for k, v in levels.state_dict().items() if k[:2] == "0."})
+    torch.testing.assert_close(levels(near), copy.deepcopy(alone)(near))
+    torch.testing.assert_close(levels(far), alone(far))
+    assert len(list(levels.parameters())) == len(list(alone.parameters()))
+    torch.testing.assert_close(levels[1].running_var, alone.running_var)
+    assert not torch.equal(levels[0].running_var, levels[1].running_var)
 
 
 @pytest.mark.parametrize("name", PLAIN)

@@ -10,6 +10,7 @@ from torch import nn
 from normdet import NormdetError
 from normdet.config import load_config
 from normdet.layers import FilterResponseNorm2d, FrozenBatchNorm2d
+from normdet.solver import norm_parameters
 
 IMAGENET = ["INPUT.FORMAT", "RGB", "MODEL.PIXEL_MEAN", [123.675, 116.28, 103.53],
             "MODEL.PIXEL_STD", [58.395, 57.12, 57.375]]  # fmt: skip
@@ -52,6 +53,29 @@ def test_its_weights_come_from_a_file_and_its_pixels_are_checked(tmp_path):
     file.write_bytes(b"nothing")
     with pytest.raises(NormdetError, match="TIMM_WEIGHTS"):
         build_backbone(config("FrozenBN", *weights, *IMAGENET))
+
+
+def test_a_network_without_norms_keeps_its_blocks_and_takes_its_weights(tmp_path):
+    torch.manual_seed(0)
+    net = timm.create_model("nf_resnet26").eval()
+    for name, value in net.named_parameters():
+        if "gain" in name:
+            value.data.add_(0.1 * torch.randn_like(value))
+    file = tmp_path / "nf_resnet26.safetensors"
+    save_file(net.state_dict(), file)
+    opts = ["MODEL.NORMDET.TIMM_WEIGHTS", str(file), *IMAGENET, "MODEL.BACKBONE.FREEZE_AT", 2]
+    backbone = build_backbone(config("GN", "MODEL.RESNETS.NORM", "", *opts, name="nf_resnet26"))
+    x = torch.rand(1, 3, 64, 64)
+    with torch.no_grad():
+        torch.testing.assert_close(backbone.bottom_up(x)["res5"].relu(), net.forward_features(x))
+    learning = {n for n, p in backbone.bottom_up.net.named_parameters() if p.requires_grad}
+    assert {n.split(".")[0] for n in learning} == {"stages_1", "stages_2", "stages_3"}
+    gains = {n for n in learning if n.endswith("gain")}
+    undecayed = {id(p) for p in norm_parameters(backbone.bottom_up)}
+    named = dict(backbone.bottom_up.net.named_parameters())
+    assert gains and gains == {n for n in learning if id(named[n]) in undecayed}
+    with pytest.raises(NormdetError, match="no norm that GN could replace"):
+        build_backbone(config("GN", name="nf_resnet26"))
 
 
 def test_frozen_stages_stay_frozen():
