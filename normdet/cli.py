@@ -11,7 +11,7 @@ from pathlib import Path
 
 from normdet.arguments import train_arguments
 from normdet.errors import NormdetError
-from normdet.files.faults import full_disk
+from normdet.files.faults import full_disk, tell_of_threads
 from normdet.noise import NOISE, NOISY_MODULES
 from normdet.version import __version__
 
@@ -142,6 +142,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """
     argv = list(sys.argv[1:] if argv is None else argv)
     _keep_workers_quiet()
+    tell_of_threads()
     try:
         if argv and argv[0] in TRAINING:
             _train(train_arguments(argv[1:], argv[0], _sentence(TRAINING[argv[0]])))

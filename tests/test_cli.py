@@ -4,6 +4,7 @@ import errno
 import re
 import subprocess
 import sys
+import threading
 
 import pytest
 import yaml
@@ -108,6 +109,22 @@ def test_a_full_disk_is_a_sentence_wherever_it_strikes(monkeypatch, capsys):
     monkeypatch.setattr("normdet.engine.train", full)
     assert cli.main(["train", "--config-file", "quickstart/gn.yaml"]) == 2
     assert "the disk is full for run/metrics.json (No space left" in capsys.readouterr().err
+
+
+def test_a_full_disk_in_a_thread_is_a_line_and_a_bug_stays_one(monkeypatch, capsys):
+    def fail(error):
+        raise error
+
+    monkeypatch.setattr(threading, "excepthook", threading.__excepthook__)
+    assert cli.main(["norms"]) == 0
+    full = OSError(errno.ENOSPC, "No space left on device")
+    for error in (full, full, KeyError("a bug")):
+        thread = threading.Thread(target=fail, args=(error,))
+        thread.start()
+        thread.join()
+    told = capsys.readouterr().err
+    assert told.count("normdet: warning: the disk is full (No space left on device)") == 1
+    assert told.count("Traceback") == 1 and "KeyError: 'a bug'" in told
 
 
 @pytest.mark.parametrize(

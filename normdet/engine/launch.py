@@ -23,7 +23,7 @@ from detectron2.utils import comm
 
 from normdet.engine.signals import show_cursor, stopping_signals
 from normdet.errors import NormdetError
-from normdet.files.faults import full_disk
+from normdet.files.faults import full_disk, tell_of_threads
 
 # Seconds that the other workers get to end by themselves after one failed or was stopped.
 GRACE_SECONDS = 20.0
@@ -330,6 +330,7 @@ def _stopped_early(number: int, frame: FrameType | None) -> NoReturn:
 def _worker(local_rank, fn, args, device, world, machine_rank, local_size, url, failures):
     global _failures
     _failures = failures
+    tell_of_threads()
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the launcher passes it on
     for number in stopping_signals():
         signal.signal(number, _stopped_early)

@@ -2,6 +2,8 @@
 
 import errno
 import re
+import sys
+import threading
 from collections.abc import Callable
 from pathlib import Path
 from typing import NoReturn
@@ -39,18 +41,37 @@ _NOT_WRITTEN = re.compile(
 )
 
 
+def disk_fault(error: BaseException) -> str | None:
+    """A phrase on a full disk; None if something else is wrong."""
+    if isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT):
+        where = f" for {error.filename}" if error.filename else ""
+        return f"the disk is full{where} ({error.strerror})"
+    if isinstance(error, RuntimeError) and _NOT_WRITTEN.search(str(error)):
+        return f"the disk is full or fails ({str(error).splitlines()[0][:200]})"
+    return None
+
+
 def full_disk(error: BaseException) -> NormdetError | None:
     """The error for a full disk; None if something else is wrong."""
-    if isinstance(error, OSError):
-        if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-            return None
-        where = f" for {error.filename}" if error.filename else ""
-        text = f"the disk is full{where} ({error.strerror})"
-    elif isinstance(error, RuntimeError) and _NOT_WRITTEN.search(str(error)):
-        text = f"the disk is full or fails ({str(error).splitlines()[0][:200]})"
-    else:
+    text = disk_fault(error)
+    if text is None:
         return None
     return NormdetError(f"{text}; what was saved before stands, and --resume goes on from it")
+
+
+def tell_of_threads() -> None:
+    """From now on a full disk that strikes in a thread, as TensorBoard's, is one line."""
+
+    def hook(failed: threading.ExceptHookArgs) -> None:
+        text = disk_fault(failed.exc_value) if failed.exc_value else None
+        if text is None:
+            threading.__excepthook__(failed)
+        elif text not in told:
+            told.add(text)
+            print(f"normdet: warning: {text}: a thread stops writing", file=sys.stderr)
+
+    told: set[str] = set()
+    threading.excepthook = hook
 
 
 def missing_extra(package: str) -> NormdetError:

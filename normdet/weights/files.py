@@ -18,6 +18,7 @@ import torch
 
 from normdet.errors import NormdetError
 from normdet.files.atomic import atomic_file
+from normdet.files.faults import disk_fault
 from normdet.weights.integrity import DamagedFileError, check_archive, check_name, hash_in_name
 from normdet.weights.seal import (
     BY,
@@ -121,6 +122,8 @@ class _Hostile(Exception):
 
 
 def _reason(error: Exception) -> str:
+    if text := disk_fault(error):
+        return text
     lines = str(error).strip().splitlines()
     return lines[0].rstrip(".") if lines else type(error).__name__
 
