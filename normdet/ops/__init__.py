@@ -244,15 +244,14 @@ def standardize_weight(
     eps = usual if eps is None else eps
     if _plain(backend, weight):
         return reference.standardize_weight(weight, dialect=dialect, eps=eps, out_dim=out_dim)
-    # The filters become the channels of one example, and each channel is a group.
-    rows = weight.movedim(out_dim, 0)
-    if rows[:1].numel() == 1:
+    # Every filter is an example of one group, so the weight needs no other shape.
+    rows = weight if out_dim == 0 else weight.transpose(0, out_dim)
+    if weight.numel() == len(rows):
         kind = "group"  # one value has no unbiased deviation
     standard = library.norm_act(
-        rows.flatten(1).unsqueeze(0), None, None, None, None, None, kind, len(rows), eps, None,
-        None, backend, None,
-    )  # fmt: skip
-    return standard.reshape(rows.shape).movedim(0, out_dim)
+        rows, None, None, None, None, None, kind, 1, eps, None, None, backend, None
+    )
+    return standard if out_dim == 0 else standard.transpose(0, out_dim)
 
 
 def _check(x: Tensor, tau: Tensor | None, activation: str | None) -> None:

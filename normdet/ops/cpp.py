@@ -22,7 +22,7 @@ import torch
 from torch import Tensor
 
 from normdet.errors import NormdetError
-from normdet.ops.layout import fill_outside, memory_format
+from normdet.ops.layout import are_rows, fill_outside, memory_format
 
 _SOURCE = Path(__file__).parent / "csrc" / "ops.cpp"
 _FLAGS = "-std=gnu++17 -O3 -march=native -fno-math-errno -fno-trapping-math -fPIC -fopenmp"
@@ -105,6 +105,8 @@ def norm_forward(
     mean = None if kind == "rms" else torch.empty_like(rstd)
     if residual is not None:
         residual = _alike(residual.to(x.dtype), x)
+    if are_rows(groups, residual, weight, bias, tau, learned_eps, extents):
+        last, shape, groups = _as_rows(shape)
     weight, bias, tau = _parameters(rstd.dtype, weight, bias, tau)
     if x.numel():
         call = _call(
@@ -128,9 +130,11 @@ def norm_backward(
     x, last, shape = _prepare(x.to(dy.dtype))
     dy = _alike(dy, x)
     dx = torch.empty_like(x)
+    trained = eps_gradient or not (weight is bias is tau is None)
+    if not trained and are_rows(groups, extents):
+        last, shape, groups = _as_rows(shape)
     by_channel = torch.zeros(3, shape[1], dtype=rstd.dtype)
     deps = torch.zeros(1, dtype=rstd.dtype) if eps_gradient else None
-    trained = eps_gradient or not (weight is bias is tau is None)
     weight, bias, tau = _parameters(rstd.dtype, weight, bias, tau)
     if x.numel():
         call = _call(
@@ -213,6 +217,12 @@ def _prepare(x: Tensor) -> tuple[Tensor, bool, tuple[int, int, int]]:
         return x, s == 1, (n, c, s)
     form = memory_format(x)
     return x.contiguous(memory_format=form), form != torch.contiguous_format or s == 1, (n, c, s)
+
+
+def _as_rows(shape: tuple[int, int, int]) -> tuple[bool, tuple[int, int, int], int]:
+    """Layout, sizes and groups of dense examples taken for the channels of one."""
+    n, c, s = shape
+    return c * s == 1, (1, n, c * s), n
 
 
 def _alike(other: Tensor, x: Tensor) -> Tensor:

@@ -8,7 +8,7 @@ They run on every device. The kernels use the same formulas: for each channel of
 import torch
 from torch import Tensor
 
-from normdet.ops.layout import memory_format
+from normdet.ops.layout import are_rows, memory_format
 from normdet.ops.reference import var_mean, wide
 
 
@@ -21,6 +21,12 @@ def norm_forward(
     A residual is added before the activation. With `extents` `(N, 2)`, the height and width of
     each image in `x`, nothing else counts, and `y` is zero there.
     """
+    if len(x) > 1 and are_rows(groups, residual, weight, bias, tau, learned_eps, extents):
+        rows = x.reshape(1, len(x), -1)
+        y, mean, rstd = norm_forward(
+            rows, None, None, None, None, None, kind, len(x), eps, activation, dtype
+        )
+        return _finish(y, x, y.dtype), None if mean is None else mean.T, rstd.T
     z = _with_space(wide(x))
     inside = None if extents is None else _inside(z, extents)
     eps = eps if learned_eps is None else learned_eps
@@ -41,6 +47,13 @@ def norm_backward(
     The gradient of an input that was not given is None. With a residual, the output `out` shows
     which elements were clamped.
     """
+    if len(x) > 1 and not eps_gradient and are_rows(groups, out, weight, bias, tau, extents):
+        dx, *_ = norm_backward(
+            dy.reshape(1, len(x), -1), x.reshape(1, len(x), -1), None,
+            None if mean is None else mean.T, rstd.T, None, None, None, kind, len(x), eps,
+            activation, False,
+        )  # fmt: skip
+        return _finish(dx, x, x.dtype), None, None, None
     z, grad = _with_space(wide(x)), _with_space(wide(dy))
     inside = None if extents is None else _inside(z, extents)
     z, grad = _within(z, inside), _within(grad, inside)

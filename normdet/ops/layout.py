@@ -14,6 +14,15 @@ def memory_format(x: Tensor) -> torch.memory_format:
     return _CHANNELS_LAST[x.dim()] if last and x.shape[1] > 1 else torch.contiguous_format
 
 
+def are_rows(groups: int, *given: object) -> bool:
+    """Whether examples may be taken for the channels `(1, N, C * S)` of one.
+
+    They are of one group each, and nothing was given that tells their channels apart, as with a
+    weight to standardize. Few long rows are normalized faster than many short ones.
+    """
+    return groups == 1 and all(x is None for x in given)
+
+
 def fill_outside(x: Tensor, sizes: Sequence[tuple[int, int]], value: float = 0.0) -> Tensor:
     """`x` `(N, C, H, W)` itself, `value` written outside each image's height and width."""
     for image, (height, width) in zip(x, sizes, strict=True):

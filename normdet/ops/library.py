@@ -118,9 +118,16 @@ def _full(run):
         outputs = run(x, *inputs)
         if isinstance(outputs, Tensor):
             return outputs
-        return tuple(_statistic(x, 0) if out is None else out for out in outputs)
+        return tuple(_output(x, out) for out in outputs)
 
     return filled
+
+
+def _output(x: Tensor, out: Tensor | tuple | None) -> Tensor:
+    if isinstance(out, tuple):  # gradients by channel
+        zeros = _statistic(x, x.shape[1]).zero_()
+        return torch.stack([zeros if g is None else g.flatten() for g in out])
+    return _statistic(x, 0) if out is None else out
 
 
 def _like(x: Tensor, dtype: torch.dtype | None = None) -> Tensor:
@@ -188,21 +195,19 @@ def _differentiate_norm(ctx, dy, *_):
     )  # fmt: skip
     dweight = dbias = dtau = None
     if weight is not None or bias is not None or tau is not None:
-        dweight, dbias, dtau = by_channel.unbind()
+        dweight, dbias, dtau = by_channel  # a tensor or a tuple
     return (
         dx,
         None if out is None else dsum,
-        _gradient(dweight, weight),
-        _gradient(dbias, bias),
-        _gradient(dtau, tau),
-        _gradient(deps, learned_eps),
-        *(None,) * 7,
-    )
+        None if weight is None else _gradient(dweight, weight),
+        None if bias is None else _gradient(dbias, bias),
+        None if tau is None else _gradient(dtau, tau),
+        None if learned_eps is None else _gradient(deps, learned_eps),
+        None, None, None, None, None, None, None,
+    )  # fmt: skip
 
 
-def _gradient(value: Tensor, parameter: Tensor | None) -> Tensor | None:
-    if parameter is None:
-        return None
+def _gradient(value: Tensor, parameter: Tensor) -> Tensor:
     alike = value.dtype is parameter.dtype and value.shape == parameter.shape
     return value if alike else value.to(parameter.dtype).view(parameter.shape)
 
@@ -224,7 +229,8 @@ def _differentiate_point(ctx, dy):
         dsum = dy
         shape = (1, -1, *[1] * (dy.dim() - 2))
         dx = dy if scale is None else dy * scale.to(dy.dtype).reshape(shape)
-    return dx, dsum if ctx.joined else None, None, None, _gradient(dtau, tau), None, None
+    dtau = None if tau is None else _gradient(dtau, tau)
+    return dx, dsum if ctx.joined else None, None, None, dtau, None, None
 
 
 def _once(ctx, *_):
@@ -271,6 +277,8 @@ def _shortcut(name, run, save=None, differentiate=None, again=None):
         backward = staticmethod(differentiate)
 
     operator = getattr(torch.ops.normdet, name)
+    # Past a look at every input for wrappers of transforms, which `_watched` has found before.
+    apply = super(torch.autograd.Function, Direct).apply
 
     def first(output):
         return output if save is None or isinstance(output, Tensor) else output[0]
@@ -283,7 +291,7 @@ def _shortcut(name, run, save=None, differentiate=None, again=None):
         # Derivatives have no derivative; the operator raises if one is asked for.
         if save is None:
             return operator(*inputs)
-        y = Direct.apply(*inputs)
+        y = apply(*inputs)
         return y if again is None else recompute.made(y, again)
 
     return call
@@ -295,6 +303,7 @@ def _watched(x: Tensor) -> bool:
         or torch._C._is_tracing()
         or type(x) not in (Tensor, torch.nn.Parameter)
         or torch._C._len_torch_dispatch_stack() > 0
+        or torch._C._are_functorch_transforms_active()
     )
 
 

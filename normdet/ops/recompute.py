@@ -19,12 +19,17 @@ from functools import partial
 import torch
 from torch import Tensor
 
-_local = threading.local()
+
+class _Local(threading.local):
+    current: "recomputed | None" = None
+
+
+_local = _Local()
 
 
 def current() -> "recomputed | None":
     """The innermost context of this thread."""
-    return getattr(_local, "current", None)
+    return _local.current
 
 
 class recomputed(torch.autograd.graph.saved_tensors_hooks):

@@ -106,41 +106,28 @@ def make_launch(
     return Launch(Kernel(function, types, constants, warps, wide), grid, numbers)
 
 
-def on_device(run: Callable) -> Callable:
-    """`run(x, ...)` with the device of `x` the current one."""
-
-    @functools.wraps(run)
-    def guarded(x: Tensor, *args, **kwargs):
-        if INTERPRETED:
-            return run(x, *args, **kwargs)
-        device = x.get_device() if x.is_cuda else _index_elsewhere(x)
-        if device == driver.active.get_current_device():
-            return run(x, *args, **kwargs)
-        with torch.cuda.device(device):
-            return run(x, *args, **kwargs)
-
-    return guarded
-
-
-def stream() -> int:
-    """The current stream of the current device."""
+def current_device() -> int | None:
+    """The index of the current device as `x.get_device()` counts: -1 is the CPU; or None."""
     if INTERPRETED:
-        return 0
-    active = driver.active
-    return active.get_current_stream(active.get_current_device())
+        return -1
+    try:
+        return driver.active.get_current_device()
+    except (RuntimeError, AttributeError):  # there is none; old Tritons say so in other words
+        return None
 
 
-def _index_elsewhere(x: Tensor) -> int:
-    """The device index of a tensor that is not on CUDA, under a stand-in driver.
+def elsewhere(run: Callable, x: Tensor, *inputs):
+    """`run(x, ...)` with the device of `x` the current one.
 
     Raises:
-        NormdetError: the driver in charge, if any, has another device.
+        NormdetError: it is not a CUDA device.
     """
-    try:
-        # Old Tritons look for a driver at the first use, or cannot name a device.
-        kind = driver.active.get_active_torch_device().type
-    except (RuntimeError, AttributeError):
-        kind = None
-    if kind != x.device.type:
+    if not x.is_cuda:
         raise NormdetError(f"backend 'triton' computes on CUDA, and the input is on {x.device}")
-    return driver.active.get_current_device()
+    with torch.cuda.device(x.device):
+        return run(x, *inputs)
+
+
+def stream(device: int) -> int:
+    """The current stream of a device."""
+    return 0 if INTERPRETED else driver.active.get_current_stream(device)

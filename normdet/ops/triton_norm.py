@@ -16,9 +16,10 @@ from typing import NamedTuple
 import torch
 import triton
 import triton.language as tl
-from torch import Tensor
 
-from normdet.ops.triton_launch import make_launch, on_device, stream
+from normdet.ops.layout import are_rows
+from normdet.ops.triton_join import make_join
+from normdet.ops.triton_launch import current_device, elsewhere, make_launch, stream
 from normdet.ops.triton_tiles import (
     DTYPES,
     Limits,
@@ -26,7 +27,9 @@ from normdet.ops.triton_tiles import (
     alike,
     along_memory,
     ceil,
+    check_dtype,
     clamp,
+    dense,
     inside,
     kept,
     load_or,
@@ -34,10 +37,10 @@ from normdet.ops.triton_tiles import (
     origin,
     power,
     sizes,
+    store_if,
     stride,
     tile,
     vector,
-    view,
     walk,
     warps,
     where_split,
@@ -206,9 +209,7 @@ def whole_forward(
     count = S * 1.0 * width
     for n in range(slab * per, tl.minimum(slab * per + per, N)):
         at = origin(n, first, C, S, LAST)
-        mu, m2 = _moments(
-            x, at, forward, valid, 0, S, S, offsets, BC, BS, mean is not None
-        )
+        mu, m2 = _moments(x, at, forward, valid, 0, S, S, offsets, BC, BS, mean is not None)
         stat = n * (C // width) + channel // width
         leader = valid & (channel % width == 0)
         if mean is not None:
@@ -229,7 +230,7 @@ def whole_forward(
 
 @triton.jit
 def whole_backward(
-    dy, x, out, dx, dsum, weight, bias, tau, mean, rstd, sums,
+    dy, x, out, dx, dsum, weight, bias, tau, mean, rstd, dweight, dbias, dtau, sums,
     N, outer, inner, width, step, per, eps,
     VEC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
     TOGETHER: tl.constexpr, DEVIATION: tl.constexpr, ACT: tl.constexpr, EPS: tl.constexpr,
@@ -258,9 +259,7 @@ def whole_backward(
         g0 = _total(w * s0, channel, valid, width, TOGETHER)
         g1 = _total(w * s1, channel, valid, width, TOGETHER)
         p, q = _slopes(g0, g1, r, count, eps, mean, DEVIATION)
-        _grad(
-            dy, x, out, dx, at, forward, valid, 0, S, S, offsets, mu, a, b, t, p, q, BS, ACT
-        )
+        _grad(dy, x, out, dx, at, forward, valid, 0, S, S, offsets, mu, a, b, t, p, q, BS, ACT)
         dw += s1 * r
         db += s0
         dt += st
@@ -274,6 +273,9 @@ def whole_backward(
         tl.store(here + 2 * slabs * C, dt, mask=valid)
         if EPS:
             tl.store(here + 3 * slabs * C, de, mask=valid)
+    store_if(dweight, channel, dw, valid)
+    store_if(dbias, channel, db, valid)
+    store_if(dtau, channel, dt, valid)
 
 
 @triton.jit
@@ -340,9 +342,7 @@ def split_apply(
     valid = channel < C
     stat = n * (C // width) + channel // width
     count = S * 1.0 * width
-    mu, m2 = _join_moments(
-        part_mean, part_m2, stat, valid, count, entries, pieces, piece, row, BC
-    )
+    mu, m2 = _join_moments(part_mean, part_m2, stat, valid, count, entries, pieces, piece, row, BC)
     r = _rstd(m2, count, eps, learned_eps, False)
     if part == 0:
         leader = valid & (channel % width == 0)
@@ -386,8 +386,8 @@ def split_sums(
 
 @triton.jit
 def _join_channels(
-    part, sums, weight, rstd, channel, valid, N, C, width, parts, BC: tl.constexpr,
-    EPS: tl.constexpr,
+    part, dweight, dbias, dtau, deps, weight, rstd, channel, valid, N, C, width, parts,
+    BC: tl.constexpr,
 ):  # fmt: skip
     """The sums of channels over all examples and parts: gradients of the parameters."""
     BJ: tl.constexpr = 1024 // BC
@@ -406,33 +406,33 @@ def _join_channels(
         dw += s1
         db += tl.load(here, mask=mask, other=0.0)
         dt += tl.load(here + 2 * every, mask=mask, other=0.0)
-        if EPS:
+        if deps is not None:
             de += s1 * r * r
-    tl.store(sums + channel, tl.sum(dw, 1), mask=valid)
-    tl.store(sums + C + channel, tl.sum(db, 1), mask=valid)
-    tl.store(sums + 2 * C + channel, tl.sum(dt, 1), mask=valid)
-    if EPS:
-        w = load_or(weight, channel, valid, 1.0)
-        tl.store(sums + 3 * C + channel, tl.sum(de, 1) * w, mask=valid)
+    store_if(dweight, channel, tl.sum(dw, 1), valid)
+    store_if(dbias, channel, tl.sum(db, 1), valid)
+    store_if(dtau, channel, tl.sum(dt, 1), valid)
+    if deps is not None:
+        tl.store(deps + channel, tl.sum(de, 1) * load_or(weight, channel, valid, 1.0), mask=valid)
 
 
 @triton.jit
 def split_grad(
-    dy, x, dx, weight, bias, tau, mean, rstd, part, sums,
+    dy, x, dx, weight, bias, tau, mean, rstd, part, dweight, dbias, dtau, deps,
     N, outer, inner, width, blocks, parts, steps, eps,
     VEC: tl.constexpr, LAST: tl.constexpr, BC: tl.constexpr, BS: tl.constexpr,
-    ACT: tl.constexpr, EPS: tl.constexpr,
+    ACT: tl.constexpr, TRAINED: tl.constexpr,
 ):  # fmt: skip
-    """Finish the gradient of `x`; the last programs, one per block of channels, join `sums`."""
+    """Finish the gradient of `x`; the last programs, one per block of channels, the parameters'."""
     C, S = sizes(outer, inner, VEC, LAST)
     n, block, index, channel = where_split(C, blocks, parts, BC)
     valid = channel < C
     if n == N:
-        if sums is not None:
+        if TRAINED:
             channel = (tl.program_id(0) - N * blocks * parts) * BC + tl.arange(0, BC)
             _join_channels(
-                part, sums, weight, rstd, channel, channel < C, N, C, width, parts, BC, EPS
-            )
+                part, dweight, dbias, dtau, deps, weight, rstd, channel, channel < C, N, C, width,
+                parts, BC,
+            )  # fmt: skip
     else:
         stat = n * (C // width) + channel // width
         r = tl.load(rstd + stat, mask=valid, other=0.0)
@@ -482,6 +482,26 @@ class Site(NamedTuple):
     learned_eps: torch.dtype | None
     limits: Limits
 
+    @classmethod
+    def of(
+        cls, x, last, out, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation,
+        aligned, limits,
+    ):  # fmt: skip
+        """The site of a dense `x`; the others by their dtypes, `out` that of the output.
+
+        Raises:
+            NormdetError: the kernels do not compute the dtype of `x`.
+        """
+        check_dtype(x)
+        n, c, *space = x.shape
+        s = math.prod(space)
+        if are_rows(groups, residual, weight, bias, tau, learned_eps) and c * s < 1 << 31:
+            n, c, s, groups, last = 1, n, c * s, n, False
+        return cls(
+            n, c, s, last or s == 1, kind, groups, eps, activation, aligned, x.dtype, out,
+            residual, weight, bias, tau, learned_eps, limits,
+        )  # fmt: skip
+
     @property
     def width(self) -> int:
         return self.c // self.groups
@@ -515,6 +535,7 @@ class _Whole(NamedTuple):
     per: int
     slabs: int
     grid: int
+    warps: int
 
 
 def _whole(site: Site, vec: int) -> _Whole | None:
@@ -527,7 +548,7 @@ def _whole(site: Site, vec: int) -> _Whole | None:
     if site.last:
         rows, columns = columns, rows
     if site.s == 1:
-        rows, columns = rows // 2 if width > 1 else 4 * rows, 1
+        rows, columns = rows // 2 if width > 1 else 8 * rows, 1
     elif weights and not site.last:
         rows, columns = _FILTER_TILE
     elif vec == 1 and width > 1 and not site.last:
@@ -536,18 +557,22 @@ def _whole(site: Site, vec: int) -> _Whole | None:
     most = 16 * limits.rows * (1 if columns > 1 else 16)
     if rows > most:
         return None
-    columns = max(1, min(columns, 4 * limits.rows * limits.columns // rows))
+    columns = max(1, min(columns, 2 * limits.rows * limits.columns // rows))
     unit = math.lcm(width, vec) if site.last else width
     step = rows // unit * unit
     if not step:
         return None
     together = 0 if width == 1 else 1 if step == width else 2
-    if together == 2 and site.last and columns > 1:
-        columns *= 2  # more threads for the table of groups
+    table = together == 2 and site.last and columns > 1  # of groups: it wants 8 warps
+    if table and vec == 8:
+        columns *= 2
+    threads = warps(rows * columns, vec)
     blocks = ceil(site.c, step)
     per = min(site.n, max(4, site.n * blocks // limits.programs)) or 1
     slabs = ceil(site.n, per)
-    return _Whole(rows, columns, step, together, per, slabs, slabs * blocks)
+    return _Whole(
+        rows, columns, step, together, per, slabs, slabs * blocks, max(threads, 8 * table)
+    )
 
 
 def _whole_numbers(site: Site, vec: int, whole: _Whole) -> tuple:
@@ -572,7 +597,8 @@ class Forward:
         names = [_name(d) for d in (site.x, site.residual, site.y)]
         parameters = [_name(d) for d in (site.weight, site.bias, site.tau)]
         statistics = [site.centre, "fp32", _name(site.learned_eps)]
-        self.stats = (site.n, site.groups)
+        self.groups = site.n * site.groups
+        self.dtype = None if site.y is site.x else site.y
         self.centre = site.centre is not None
         self.scratch = 0  # the number of partial sums of each kind
         if whole is not None:
@@ -580,7 +606,7 @@ class Forward:
                 make_launch(
                     whole_forward, (*names, *parameters, *statistics),
                     _whole_numbers(site, vec, whole), _whole_constants(site, vec, whole),
-                    grid=whole.grid, warps=warps(whole.rows * whole.columns, vec),
+                    grid=whole.grid, warps=whole.warps,
                     wide=site.wide(vec, 3),
                 ),
             )  # fmt: skip
@@ -610,11 +636,15 @@ class Forward:
         )  # fmt: skip
         self.launches = (moments, apply)
 
-    def __call__(self, x, residual, y, weight, bias, tau, learned_eps) -> tuple[Tensor, Tensor]:
-        """Fill `y`; return mean (None for "rms") and rstd."""
-        rstd = torch.empty(self.stats, dtype=torch.float32, device=x.device)
+    def __call__(self, x, residual, weight, bias, tau, learned_eps):
+        """`y`, mean (None for "rms") and rstd, both `(N, groups)`."""
+        device = x.get_device()
+        y = torch.empty_like(x) if self.dtype is None else torch.empty_like(x, dtype=self.dtype)
+        n = x.shape[0]
+        stats, steps = (n, self.groups // n), (self.groups // n, 1)
+        rstd = torch.empty_strided(stats, steps, dtype=torch.float32, device=x.device)
         mean = torch.empty_like(rstd) if self.centre else None
-        now = stream()
+        now = stream(device)
         given = (x, residual, y, weight, bias, tau, mean, rstd, learned_eps)
         if self.scratch:
             m2 = rstd.new_empty(self.scratch)
@@ -623,44 +653,42 @@ class Forward:
             self.launches[1](now, *given, part, m2)
         else:
             self.launches[0](now, *given)
-        return mean, rstd
+        return y, mean, rstd
 
 
 class Backward:
-    """The launches of a norm's backward."""
+    """The launches of a norm's backward, with their scratch memory."""
 
     def __init__(self, site: Site):
-        eps_gradient = site.learned_eps is not None
         vec = site.vec(site.c if site.last else site.s)
         whole = _whole(site, vec)
         x, y = _name(site.x), _name(site.y)
         joined = y if site.residual else None
-        parameters = [_name(d) for d in (site.weight, site.bias, site.tau)]
-        statistics = [site.centre, "fp32"]
-        trained = any(parameters) or eps_gradient
-        sums = "fp32" if trained else None
-        act = site.activation is not None
-        self.sums = None
+        parameters = tuple(_name(d) for d in (site.weight, site.bias, site.tau))
+        statistics = (site.centre, "fp32")
+        self.eps = site.learned_eps is not None
+        gradients = tuple(p and "fp32" for p in parameters)
+        deps = "fp32" if self.eps else None
+        self.trained = self.eps or any(parameters)
         self.joined = joined is not None
-        self.scratch = 0
-        kinds = 4 if eps_gradient else 3
+        self.split = whole is None
+        act = site.activation is not None
         if whole is not None:
-            if trained:
-                self.sums = (kinds, whole.slabs, site.c)
-            self.launches = (
-                make_launch(
-                    whole_backward, (y, x, joined, x, joined, *parameters, *statistics, sums),
-                    _whole_numbers(site, vec, whole),
-                    (*_whole_constants(site, vec, whole), eps_gradient),
-                    grid=whole.grid, warps=warps(whole.rows * whole.columns, vec),
-                    wide=site.wide(vec, 5),
-                ),
+            slabs = whole.slabs
+            apart = self.trained and (slabs > 1 or self.eps)  # sums that another kernel joins
+            kinds = 4 if self.eps else 3
+            self.scratch = kinds * slabs * site.c if apart else 0
+            outputs = (None, None, None, "fp32") if apart else (*gradients, None)
+            first = make_launch(
+                whole_backward, (y, x, joined, x, joined, *parameters, *statistics, *outputs),
+                _whole_numbers(site, vec, whole), (*_whole_constants(site, vec, whole), self.eps),
+                grid=whole.grid, warps=whole.warps, wide=site.wide(vec, 5),
             )  # fmt: skip
+            join = (make_join((*gradients, deps), slabs, site.c),) if apart else ()
+            self.launches = (first, *join)
             return
         w = walk(site.n, site.c, site.s, site.last, site.limits)
         self.scratch = 3 * site.n * site.c * w.parts
-        if trained:
-            self.sums = (kinds, 1, site.c)
         common = (
             site.n, *along_memory(site.c, site.s, site.last, vec), site.width, w.blocks, w.parts,
             w.steps,
@@ -674,84 +702,120 @@ class Backward:
             ),
             # The first kernel has applied the activation's derivative already.
             make_launch(
-                split_grad, (y, x, x, *parameters, *statistics, "fp32", sums),
-                (*common, site.eps), (*constants, act and not joined, eps_gradient),
-                grid=w.grid + (w.blocks if trained else 0), warps=warps(w.rows * w.columns, vec),
-                wide=site.wide(vec, 3),
+                split_grad, (y, x, x, *parameters, *statistics, "fp32", *gradients, deps),
+                (*common, site.eps), (*constants, act and not joined, self.trained),
+                grid=w.grid + (w.blocks if self.trained else 0),
+                warps=warps(w.rows * w.columns, vec), wide=site.wide(vec, 3),
             ),
         )  # fmt: skip
 
     def __call__(self, dy, x, out, mean, rstd, weight, bias, tau):
-        """Gradients of `x`, of the residual (None without), and the sums by channel or None."""
+        """Gradients of `x`, of the residual, of the parameters, of eps: None if not given."""
+        now = stream(x.get_device())
         dx = torch.empty_like(x)
         dsum = torch.empty_like(dy) if self.joined else None
-        sums = rstd.new_empty(self.sums) if self.sums else None
-        now = stream()
-        parameters = (weight, bias, tau, mean, rstd)
-        if not self.scratch:
-            self.launches[0](now, dy, x, out, dx, dsum, *parameters, sums)
-        else:
-            part = rstd.new_empty(self.scratch)
-            self.launches[0](now, dy, x, out, dsum, *parameters, part)
+        part = rstd.new_empty(self.scratch) if self.scratch else None
+        given = (weight, bias, tau, mean, rstd)
+        gradients = None
+        if self.trained:
+            gradients = (
+                None if weight is None else torch.empty_like(weight, dtype=torch.float32),
+                None if bias is None else torch.empty_like(bias, dtype=torch.float32),
+                None if tau is None else torch.empty_like(tau, dtype=torch.float32),
+            )  # fmt: skip
+        outputs = gradients or (None, None, None)
+        deps = rstd.new_empty(x.shape[1]) if self.eps else None
+        if self.split:
+            self.launches[0](now, dy, x, out, dsum, *given, part)
             dy = dsum if self.joined else dy
-            self.launches[1](now, dy, x, dx, *parameters, part, sums)
-        if sums is not None:
-            sums = sums[:, 0] if sums.shape[1] == 1 else sums.sum(1)
-        return dx, dsum, sums
+            self.launches[1](now, dy, x, dx, *given, part, *outputs, deps)
+        elif part is None:
+            self.launches[0](now, dy, x, out, dx, dsum, *given, *outputs, None)
+        else:
+            self.launches[0](now, dy, x, out, dx, dsum, *given, None, None, None, part)
+            self.launches[1](now, part, *outputs, deps)
+        return dx, dsum, gradients, (deps.sum() * -0.5).reshape(1) if self.eps else None
 
 
+# Plans by all that a call depends on. Host time is scarce, so the calls below have few steps.
 _forwards: dict[tuple, Forward] = {}
 _backwards: dict[tuple, Backward] = {}
 
 
-def _dtype(x: Tensor | None) -> torch.dtype | None:
-    return None if x is None else x.dtype
-
-
-@on_device
 def norm_forward(
     x, residual, weight, bias, tau, learned_eps, kind, groups, eps, activation, dtype=None,
     limits=_LIMITS,
 ):  # fmt: skip
-    x, last, n, c, s = view(x)
-    y = torch.empty_like(x, dtype=dtype)
-    if not x.numel():
-        rstd = torch.empty(n, groups, dtype=torch.float32, device=x.device)
-        return y, None if kind == "rms" else torch.empty_like(rstd), rstd
+    device = x.get_device()
+    if device != current_device():
+        return elsewhere(
+            norm_forward, x, residual, weight, bias, tau, learned_eps, kind, groups, eps,
+            activation, dtype, limits,
+        )  # fmt: skip
+    x, last = dense(x)
     if residual is not None:
         residual = alike(residual, x)
-    site = (
-        n, c, s, last, kind, groups, eps, activation, aligned(x, residual), x.dtype, y.dtype,
-        _dtype(residual), _dtype(weight), _dtype(bias), _dtype(tau), _dtype(learned_eps), limits,
+    dtypes = (
+        None if residual is None else residual.dtype, None if weight is None else weight.dtype,
+        None if bias is None else bias.dtype, None if tau is None else tau.dtype,
+        None if learned_eps is None else learned_eps.dtype,
     )  # fmt: skip
-    plan = _forwards.get((x.device, site))
+    own = (kind, groups, eps, activation, aligned(x, residual), limits)
+    key = (device, x.shape, last, x.dtype, dtype, dtypes, own)
+    plan = _forwards.get(key)
     if plan is None:
-        plan = _forwards[x.device, site] = Forward(Site(*site))
-    return y, *plan(x, residual, y, weight, bias, tau, learned_eps)
+        if not x.numel():
+            return _nothing(x, kind, groups, dtype)
+        plan = Forward(Site.of(x, last, dtype or x.dtype, *dtypes, *own))
+        _forwards[key] = plan
+    return plan(x, residual, weight, bias, tau, learned_eps)
 
 
-@on_device
 def norm_backward(
     dy, x, out, mean, rstd, weight, bias, tau, kind, groups, eps, activation, eps_gradient,
     limits=_LIMITS,
 ):  # fmt: skip
-    x, last, n, c, s = view(x)
-    if not x.numel():
-        zeros = rstd.new_zeros(4, c)
-        dsum = None if out is None else torch.empty_like(dy)
-        return torch.empty_like(x), dsum, zeros[:3], zeros[3, :1] if eps_gradient else None
+    """As in `eager.py`, but with the gradients of weight, bias and tau in a tuple."""
+    device = x.get_device()
+    if device != current_device():
+        return elsewhere(
+            _norm_backward_at, x, dy, out, mean, rstd, weight, bias, tau, kind, groups, eps,
+            activation, eps_gradient, limits,
+        )  # fmt: skip
+    x, last = dense(x)
     dy = alike(dy, x)
     if out is not None:
         out = alike(out, x)
-    site = (
-        n, c, s, last, kind, groups, eps, activation, aligned(dy, x, out), x.dtype, dy.dtype,
-        _dtype(out), _dtype(weight), _dtype(bias), _dtype(tau),
-        torch.float32 if eps_gradient else None, limits,
+    dtypes = (
+        None if out is None else out.dtype, None if weight is None else weight.dtype,
+        None if bias is None else bias.dtype, None if tau is None else tau.dtype,
+        torch.float32 if eps_gradient else None,
     )  # fmt: skip
-    plan = _backwards.get((x.device, site))
+    own = (kind, groups, eps, activation, aligned(x, dy) and (out is None or aligned(out)), limits)
+    key = (device, x.shape, last, x.dtype, dy.dtype, dtypes, own)
+    plan = _backwards.get(key)
     if plan is None:
-        plan = _backwards[x.device, site] = Backward(Site(*site))
-    dx, dsum, sums = plan(dy, x, out, mean, rstd, weight, bias, tau)
-    if sums is None:
-        return dx, dsum, None, None
-    return dx, dsum, sums[:3], (sums[3].sum() * -0.5).reshape(1) if eps_gradient else None
+        if not x.numel():
+            return _no_gradients(dy, x, out, rstd, eps_gradient)
+        plan = Backward(Site.of(x, last, dy.dtype, *dtypes, *own))
+        _backwards[key] = plan
+    return plan(dy, x, out, mean, rstd, weight, bias, tau)
+
+
+def _norm_backward_at(x, dy, *inputs):
+    return norm_backward(dy, x, *inputs)
+
+
+def _nothing(x, kind, groups, dtype):
+    """The outputs of forward for an input without elements."""
+    rstd = torch.empty(x.shape[0], groups, dtype=torch.float32, device=x.device)
+    return (
+        torch.empty_like(x, dtype=dtype), None if kind == "rms" else torch.empty_like(rstd), rstd
+    )  # fmt: skip
+
+
+def _no_gradients(dy, x, out, rstd, eps_gradient):
+    """The outputs of backward for an input without elements."""
+    zeros = rstd.new_zeros(4, x.shape[1])
+    dsum = None if out is None else torch.empty_like(dy)
+    return torch.empty_like(x), dsum, zeros[:3], zeros[3, :1] if eps_gradient else None

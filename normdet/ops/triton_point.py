@@ -1,19 +1,23 @@
 """Triton kernels of the fixed affine and the residual join, alone or together, with activation."""
 
+import math
 from typing import NamedTuple
 
 import torch
 import triton
 import triton.language as tl
 
-from normdet.ops.triton_launch import make_launch, on_device, stream
+from normdet.ops.triton_join import make_join
+from normdet.ops.triton_launch import current_device, elsewhere, make_launch, stream
 from normdet.ops.triton_tiles import (
     DTYPES,
     Limits,
     aligned,
     alike,
     along_memory,
+    check_dtype,
     clamp,
+    dense,
     inside,
     kept,
     load_or,
@@ -23,7 +27,6 @@ from normdet.ops.triton_tiles import (
     stride,
     tile,
     vector,
-    view,
     walk,
     warps,
     where_split,
@@ -87,7 +90,7 @@ def point_backward_kernel(
             tl.store(dsum + here + offsets, k.to(dsum.dtype.element_ty), mask=mask)
         tl.store(dx + here + offsets, (k * a).to(dx.dtype.element_ty), mask=mask)
     if part_tau is not None:
-        tl.store(part_tau + (n * C + channel) * parts + part, tl.sum(lost, 1), mask=valid)
+        tl.store(part_tau + (n * parts + part) * C + channel, tl.sum(lost, 1), mask=valid)
 
 
 class Site(NamedTuple):
@@ -105,6 +108,14 @@ class Site(NamedTuple):
     shift: torch.dtype | None
     tau: torch.dtype | None
     limits: Limits
+
+    @classmethod
+    def of(cls, x, last, activation, aligned, joined, *others):
+        """The site of a dense `x`."""
+        check_dtype(x)
+        n, c, *space = x.shape
+        s = math.prod(space)
+        return cls(n, c, s, last or s == 1, activation, aligned, x.dtype, joined, *others)
 
     def cut(self):
         """Sizes, vector and walk. If nothing varies by channel, an example is one long row."""
@@ -133,61 +144,81 @@ class Site(NamedTuple):
         )  # fmt: skip
 
     def backward(self):
-        """The launch of :func:`point_backward`, and the parts in which it sums for `tau`."""
+        """The launches of :func:`point_backward`: the kernel, and the sums for `tau` if any."""
         x = DTYPES[self.x]
         dsum = x if self.joined and self.scale is not None else None
         parameters = [d and DTYPES[d] for d in (self.scale, self.tau)]
         launch = self.launch(
             point_backward_kernel, (x, x, x, dsum), (*parameters, parameters[1] and "fp32"), ()
         )
-        return launch, self.cut()[-1].parts
+        if self.tau is None:
+            return launch, None
+        return launch, make_join(("fp32", None, None, None), self.slabs, self.c)
+
+    @property
+    def slabs(self) -> int:
+        """The sums for each channel of `tau`'s gradient."""
+        return self.n * self.cut()[-1].parts
 
 
 _forwards: dict[tuple, object] = {}
 _backwards: dict[tuple, object] = {}
 
 
-def _dtype(x):
-    return None if x is None else x.dtype
-
-
-@on_device
 def point_forward(x, residual, scale, shift, tau, activation, limits=_LIMITS):
-    x, last, n, c, s = view(x)
-    y = torch.empty_like(x)
-    if not x.numel():
-        return y
+    device = x.get_device()
+    if device != current_device():
+        return elsewhere(point_forward, x, residual, scale, shift, tau, activation, limits)
+    x, last = dense(x)
     if residual is not None:
         residual = alike(residual, x)
-    site = (
-        n, c, s, last, activation, aligned(x, residual), x.dtype, residual is not None,
-        _dtype(scale), _dtype(shift), _dtype(tau), limits,
+    key = (
+        device, x.shape, last, x.dtype, activation, aligned(x, residual), residual is None,
+        None if scale is None else scale.dtype, None if shift is None else shift.dtype,
+        None if tau is None else tau.dtype, limits,
     )  # fmt: skip
-    launch = _forwards.get((x.device, site))
+    launch = _forwards.get(key)
+    y = torch.empty_like(x)
     if launch is None:
-        launch = _forwards[x.device, site] = Site(*site).forward()
-    launch(stream(), x, residual, y, scale, shift, tau)
+        if not x.numel():
+            return y
+        _, _, _, _, activation, even, bare, *others = key
+        launch = Site.of(x, last, activation, even, not bare, *others).forward()
+        _forwards[key] = launch
+    launch(stream(device), x, residual, y, scale, shift, tau)
     return y
 
 
-@on_device
 def point_backward(dy, y, scale, joined, tau, limits=_LIMITS):
-    y, last, n, c, s = view(y)
+    device = y.get_device()
+    if device != current_device():
+        return elsewhere(_point_backward_at, y, dy, scale, joined, tau, limits)
+    y, last = dense(y)
     dy = alike(dy, y)
     dx = torch.empty_like(y)
     dsum = torch.empty_like(y) if joined and scale is not None else None
-    if not y.numel():
-        return dx, dsum, None if tau is None else torch.zeros_like(tau, dtype=torch.float32)
-    site = (
-        n, c, s, last, None, aligned(dy, y), y.dtype, joined, _dtype(scale), None, _dtype(tau),
-        limits,
+    key = (
+        device, y.shape, last, y.dtype, aligned(y, dy), joined,
+        None if scale is None else scale.dtype, None if tau is None else tau.dtype, limits,
     )  # fmt: skip
-    plan = _backwards.get((y.device, site))
+    plan = _backwards.get(key)
     if plan is None:
-        plan = _backwards[y.device, site] = Site(*site).backward()
-    launch, parts = plan
-    part = None
-    if tau is not None:
-        part = torch.empty(n, c, parts, dtype=torch.float32, device=y.device)
-    launch(stream(), dy, y, dx, dsum, scale, tau, part)
-    return dx, dsum, None if part is None else part.sum((0, 2))
+        if not y.numel():
+            return dx, dsum, None if tau is None else torch.zeros_like(tau, dtype=torch.float32)
+        *_, even, joined, scaled, clamped, limits = key
+        site = Site.of(y, last, None, even, joined, scaled, None, clamped, limits)
+        plan = _backwards[key] = (*site.backward(), site.slabs)
+    launch, join, slabs = plan
+    now = stream(device)
+    if join is None:
+        launch(now, dy, y, dx, dsum, scale, tau, None)
+        return dx, dsum, None
+    dtau = torch.empty_like(tau, dtype=torch.float32)
+    part = dtau.new_empty(slabs * y.shape[1])
+    launch(now, dy, y, dx, dsum, scale, tau, part)
+    join(now, part, dtau, None, None, None)
+    return dx, dsum, dtau
+
+
+def _point_backward_at(y, dy, *inputs):
+    return point_backward(dy, y, *inputs)

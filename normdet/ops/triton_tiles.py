@@ -37,45 +37,34 @@ class Limits(NamedTuple):
     steps: int = 4  # least tiles of a part of a row, so that a program is worth starting
 
 
-class View(NamedTuple):
-    """`x` in one of the two layouts and its sizes."""
-
-    x: Tensor
-    last: bool
-    n: int
-    c: int
-    s: int
+def dense(x: Tensor) -> tuple[Tensor, bool]:
+    """`x`, copied only if it has neither layout, and whether it is channels last."""
+    if x.is_contiguous():
+        return x, False
+    form = memory_format(x)
+    return x.contiguous(memory_format=form), form != torch.contiguous_format
 
 
-def view(x: Tensor) -> View:
-    """`x`, copied only if it has neither layout.
+def check_dtype(x: Tensor) -> None:
+    """Refuse what the kernels do not compute.
 
     Raises:
-        NormdetError: it is not on the device of the kernels, or has a dtype they do not take.
+        NormdetError: the dtype is none of theirs.
     """
     if x.dtype not in DTYPES:
         raise NormdetError(f"backend 'triton' computes fp16, bf16 and fp32, not {x.dtype}")
-    n, c, *space = x.shape
-    s = math.prod(space)
-    if x.is_contiguous():
-        return View(x, s == 1, n, c, s)
-    form = memory_format(x)
-    return View(x.contiguous(memory_format=form), form != torch.contiguous_format, n, c, s)
 
 
 def alike(other: Tensor, x: Tensor) -> Tensor:
-    """`other` laid out as the view's `x`."""
+    """`other` laid out as the dense `x`."""
     if other.is_contiguous() and x.is_contiguous():
         return other
     return other.contiguous(memory_format=memory_format(x))
 
 
-def aligned(*tensors: Tensor | None) -> bool:
-    """Whether all start at a multiple of 16 bytes, which wide loads need."""
-    addresses = 0
-    for x in tensors:
-        if x is not None:
-            addresses |= x.data_ptr()
+def aligned(x: Tensor, other: Tensor | None = None) -> bool:
+    """Whether both start at a multiple of 16 bytes, which wide loads need."""
+    addresses = x.data_ptr() if other is None else x.data_ptr() | other.data_ptr()
     return addresses % 16 == 0
 
 
@@ -196,6 +185,13 @@ def load_or(pointer, index, mask, default: tl.constexpr):
     if pointer is not None:
         return tl.load(pointer + index, mask=mask, other=0.0).to(tl.float32)
     return tl.full(index.shape, default, tl.float32)
+
+
+@triton.jit
+def store_if(pointer, index, value, mask):
+    """Store to a pointer that may be missing."""
+    if pointer is not None:
+        tl.store(pointer + index, value, mask=mask)
 
 
 @triton.jit

@@ -28,6 +28,10 @@ TOLERANCE = {torch.float32: 1e-5, torch.float16: 4e-3, torch.bfloat16: 3e-2}
 
 def close(ours, theirs, tolerance):
     for a, b in zip(ours, theirs, strict=True):
+        if isinstance(a, tuple):  # the gradients of parameters, None for those not given
+            b = [g for g, own in zip(b, a, strict=True) if own is not None]
+            close([own for own in a if own is not None], b, tolerance)
+            continue
         assert (a is None) == (b is None)
         if a is not None:
             assert (a.shape, a.dtype, memory_format(a)) == (b.shape, b.dtype, memory_format(b))
@@ -166,4 +170,17 @@ def test_gradients_never_vary():
     inputs = (dy, x, None, mean, rstd, weight, bias, tau, "rms", 6, 1e-6, "TLU", False)
     for limits in LIMITS.values():
         first, second = (triton_norm.norm_backward(*inputs, limits=limits) for _ in range(2))
+        first, second = (torch.utils._pytree.tree_leaves(x) for x in (first, second))
         assert all(torch.equal(a, b) for a, b in zip(first, second, strict=True) if a is not None)
+
+
+@pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
+def test_filters_are_examples_of_one_group(last, empty_is_nan):
+    weight, dy = (
+        cases.inputs((6, 8, 3, 2), torch.float32, last=last, seed=seed)[0] for seed in (0, 1)
+    )
+    options = ("deviation", 1, 1e-5, None)
+    theirs = eager.norm_forward(weight, *[None] * 5, *options)
+    close(triton_norm.norm_forward(weight, *[None] * 5, *options), theirs, 1e-5)
+    inputs = (dy, weight, None, *theirs[1:], None, None, None, *options, False)
+    close(triton_norm.norm_backward(*inputs), eager.norm_backward(*inputs), 1e-5)

@@ -56,7 +56,7 @@ def standing_in(capability: int = 90) -> Iterator[ctypes.CDLL]:
     from triton.runtime import driver
 
     found = CudaDriver()
-    found.get_current_device = lambda: 0
+    found.get_current_device = lambda: -1  # as CPU tensors count
     found.set_current_device = lambda device: None
     found.get_current_stream = lambda device: 0
     found.get_device_capability = lambda device=0: divmod(capability, 10)

@@ -19,7 +19,8 @@ def test_every_row_of_a_multiple_of_eight_is_read_in_sixteen_bytes():
         along = case.shape[1] if case.last or case.shape[2] == 1 else case.shape[2]
         if along % 8 == 0:
             for launches in kernels.launches(case).values():
-                assert all(x.kernel.constants[0] * sizes[case.dtype] == 16 for x in launches)
+                wide = [x.kernel for x in launches if x.kernel.function.__name__ != "join_slabs"]
+                assert all(x.constants[0] * sizes[case.dtype] == 16 for x in wide)
 
 
 def test_multi_scale_training_compiles_few_kernels():
