@@ -36,6 +36,7 @@ BLOCKS = {
     "norms": partial(from_results.norms, "quickstart_norms.csv"),
     "operators": from_results.operators,
     "planned": partial(from_results.contrasts, planned_alone=True),
+    "pretrained": from_results.pretrained,
     "reports": from_results.reports,
     "starts": from_results.starts,
     "step": from_results.step,

@@ -317,6 +317,43 @@ def _column_heads() -> list[str]:
     ]
 
 
+def pretrained() -> str:
+    """Accuracy on crops by norm and batch size, the falls from the largest, and the picture."""
+    path = RESULTS / "pretrain.csv"
+    if not path.is_file():
+        return "Planned and not run yet."
+    found: dict[tuple[str, int], dict[str, float]] = {}
+    for row in _lines(path):
+        found.setdefault((row["norm"], int(row["batch"])), {})[row["seed"]] = float(row["top-1"])
+    norms, sizes = list(dict.fromkeys(n for n, _ in found)), sorted({b for _, b in found})
+    series = {
+        norm: [
+            (size, sum(v) / len(v), min(v), max(v))
+            for size in sizes if (v := list(found.get((norm, size), {}).values()))
+        ]
+        for norm in norms
+    }  # fmt: skip
+    draw_over_batch([Panel("", "top-1 accuracy", series)], RESULTS / "pretrain.png")
+    of_bn = _fall(found, "BN", sizes)
+    rows = []
+    for norm in norms:
+        cells = [_spread(list(found.get((norm, size), {}).values()) or None, 1) for size in sizes]
+        fall = _fall(found, norm, sizes)
+        less = ""
+        if seeds := [seed for seed in fall if seed in of_bn and norm != "BN"]:
+            less = _interval(paired(*([f[seed] for seed in seeds] for f in (fall, of_bn))).estimate)
+        rows.append([norm, *cells, less])
+    heads = ["norm", *(f"{size} images a step" for size in sizes), "fall less BN's"]
+    picture = "![Accuracy on crops against images a step](results/pretrain.png)"
+    return f"{table(heads, rows)}\n\n{picture}"
+
+
+def _fall(found: dict, norm: str, sizes: list[int]) -> dict[str, float]:
+    """By seed, how much accuracy falls from the largest batch size to the smallest."""
+    small, large = (found.get((norm, size), {}) for size in (sizes[0], sizes[-1]))
+    return {seed: large[seed] - small[seed] for seed in large if seed in small}
+
+
 def crossed() -> str:
     """What the work of cross-iteration BN adds to a step under BN."""
     values: dict[str, dict[str, float]] = {}

@@ -11,6 +11,7 @@ What is cut and trained, results/PROTOCOL.md says.
 import argparse
 import csv
 import datetime
+import io
 import itertools
 import json
 import subprocess
@@ -24,6 +25,7 @@ from PIL import Image
 
 from normdet.data.coco import load_coco
 from normdet.data.voc import load_voc
+from normdet.files.atomic import atomic_file
 
 COLUMNS = "norm batch seed top-1 epochs step_s versions date".split()
 NORMS = ("BN", "GN", "GN+WS", "FRN+TLU")
@@ -102,36 +104,55 @@ def cut(data: Path, folder: Path) -> None:
         (folder / part / "done").touch()
 
 
-def train(args: argparse.Namespace, norm: str, batch: int, seed: int) -> dict | None:
-    """One run's row; None if it failed."""
-    out = args.runs / f"{norm}_{batch}_{seed}"
-    if not (out / "results.json").is_file():
-        crops = sum(1 for _ in (args.runs / "crops/train").glob("*/*.png"))
-        steps = round(args.epochs * crops / batch)
-        words = [
-            "--config-file", "pretrain/base.yaml", "--norm", norm, "--depth", 18,
-            "--data", args.runs / "crops", "--out", out,
-            "SEED", seed, "SOLVER.IMS_PER_BATCH", batch, "SOLVER.BASE_LR", args.rate * batch / 32,
-            "SOLVER.MAX_ITER", steps, "SOLVER.WARMUP_ITERS", round(steps / 10),
-            "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.WEIGHT_DECAY_NORM", 0.0,
-            "SOLVER.CHECKPOINT_PERIOD", steps, "TEST.EVAL_PERIOD", 0, "PRETRAIN.SIZE", SIDE,
-            "PRETRAIN.SMALLEST_CROP", 0.5, "PRETRAIN.ZERO_LAST_GAMMA", False,
-            "INPUT.RANDOM_D4", True,
-            "DATALOADER.NUM_WORKERS", 0, *args.opts,
-        ]  # fmt: skip
-        command = [sys.executable, "-m", "normdet", "pretrain", "--resume", *map(str, words)]
-        if subprocess.run(command, check=False).returncode:
-            print(f"{out} broke off", flush=True)
-            return None
-    result = json.loads((out / "results.json").read_text())["classification"]
-    lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
-    times = [line["time"] for line in lines if "time" in line]
-    return {
-        "norm": norm, "batch": batch, "seed": seed,
-        "top-1": f"{result['top-1']:.2f}", "epochs": f"{args.epochs:g}",
-        "step_s": f"{np.median(times):.3f}" if times else "",
-        "versions": f"torch {version('torch')}", "date": datetime.date.today().isoformat(),
-    }  # fmt: skip
+def folder_of(runs: Path, norm: str, batch: int, seed: int) -> Path:
+    return runs / f"{norm}_{batch}_{seed}"
+
+
+def train(args: argparse.Namespace, norm: str, batch: int, seed: int) -> None:
+    """One run, if it is not finished."""
+    out = folder_of(args.runs, norm, batch, seed)
+    if (out / "results.json").is_file():
+        return
+    crops = sum(1 for _ in (args.runs / "crops/train").glob("*/*.png"))
+    steps = round(args.epochs * crops / batch)
+    words = [
+        "--config-file", "pretrain/base.yaml", "--norm", norm, "--depth", 18,
+        "--data", args.runs / "crops", "--out", out,
+        "SEED", seed, "SOLVER.IMS_PER_BATCH", batch, "SOLVER.BASE_LR", args.rate * batch / 32,
+        "SOLVER.MAX_ITER", steps, "SOLVER.WARMUP_ITERS", round(steps / 10),
+        "SOLVER.LR_SCHEDULER_NAME", "WarmupCosineLR", "SOLVER.WEIGHT_DECAY_NORM", 0.0,
+        "SOLVER.CHECKPOINT_PERIOD", steps, "TEST.EVAL_PERIOD", 0, "PRETRAIN.SIZE", SIDE,
+        "PRETRAIN.SMALLEST_CROP", 0.5, "PRETRAIN.ZERO_LAST_GAMMA", False,
+        "INPUT.RANDOM_D4", True, "DATALOADER.NUM_WORKERS", 0, *args.opts,
+    ]  # fmt: skip
+    command = [sys.executable, "-m", "normdet", "pretrain", "--resume", *map(str, words)]
+    if subprocess.run(command, check=False).returncode:
+        print(f"{out} failed", flush=True)
+
+
+def write(args: argparse.Namespace) -> None:
+    """The table of all finished runs, also those of another command on the same folder."""
+    rows = []
+    for batch, seed, norm in itertools.product(sorted(BATCHES), range(1, 100), NORMS):
+        out = folder_of(args.runs, norm, batch, seed)
+        if not (out / "results.json").is_file():
+            continue
+        result = json.loads((out / "results.json").read_text())["classification"]
+        lines = [json.loads(line) for line in (out / "metrics.json").read_text().splitlines()]
+        times = [line["time"] for line in lines if "time" in line]
+        made = datetime.date.fromtimestamp((out / "results.json").stat().st_mtime)
+        rows.append({
+            "norm": norm, "batch": batch, "seed": seed,
+            "top-1": f"{result['top-1']:.2f}", "epochs": f"{args.epochs:g}",
+            "step_s": f"{np.median(times):.3f}" if times else "",
+            "versions": f"torch {version('torch')}", "date": made.isoformat(),
+        })  # fmt: skip
+    text = io.StringIO(newline="")
+    writer = csv.DictWriter(text, COLUMNS)
+    writer.writeheader()
+    writer.writerows(rows)
+    with atomic_file(args.out) as file:
+        file.write(text.getvalue().encode())
 
 
 def _texts(text: str) -> list[str]:
@@ -156,15 +177,10 @@ def main() -> None:
     add("opts", nargs="*", metavar="KEY VALUE", help="config keys and their values")
     args = parser.parse_intermixed_args()
     cut(args.data, args.runs / "crops")
-    rows = []
     # The contrast that is tested first: all seeds of one batch size, then those of the next.
     for batch, seed, norm in itertools.product(args.batches, args.seeds, args.norms):
-        if row := train(args, norm, batch, seed):
-            rows.append(row)
-            with args.out.open("w", newline="") as file:
-                writer = csv.DictWriter(file, COLUMNS)
-                writer.writeheader()
-                writer.writerows(rows)
+        train(args, norm, batch, seed)
+        write(args)
 
 
 if __name__ == "__main__":

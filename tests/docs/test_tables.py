@@ -37,3 +37,15 @@ def test_a_block_without_a_table_is_refused(tables):
         tables.filled("<!-- nothing -->\n<!-- /nothing -->", REPO / "README.md")
     kept = "text <!-- a comment --> text"
     assert tables.filled(kept, REPO / "README.md") == kept
+
+
+def test_accuracy_against_batch_size(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables.from_results, "RESULTS", tmp_path)
+    assert tables.from_results.pretrained() == "Planned and not run yet."
+    rows = [f"{norm},{batch},{seed},{90 + seed - (norm == 'BN') * (batch == 2) * 20}"
+            for norm in ("BN", "GN") for batch in (2, 32) for seed in (1, 2, 3)]  # fmt: skip
+    (tmp_path / "pretrain.csv").write_text("\n".join(["norm,batch,seed,top-1", *rows, "WS,2,1,50"]))
+    lines = tables.from_results.pretrained().splitlines()
+    assert "| BN | 72.0 (71.0 to 73.0) | 92.0 (91.0 to 93.0) |  |" in lines
+    assert "| GN | 92.0 (91.0 to 93.0) | 92.0 (91.0 to 93.0) | -20.0 (-20.0 to -20.0) |" in lines
+    assert "| WS | 50.0 |  |  |" in lines
