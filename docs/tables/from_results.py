@@ -175,6 +175,28 @@ def agreement() -> str:
     return table(["target", *methods], rows + errors)
 
 
+_WARM = re.compile(r"distilled, (\d+) images, (\d+) steps(?:, keep (.*))?")
+
+
+def warm() -> str:
+    """First names that FRN+TLU keeps as a function of the images and steps of distillation."""
+    found = {}
+    for (target, method, metric), values in _conversion("resnet50-imagenet").items():
+        match = _WARM.fullmatch(method)
+        if match and (target, metric) == ("FRN+TLU", "agreement"):
+            images, steps, keep = match.groups(default="")
+            found[int(images), int(steps), keep] = values
+    if not found:
+        return "Planned and not run yet."
+    columns = sorted({(keep, steps) for _, steps, keep in found})
+    rows = [
+        [str(images), *(_spread(found.get((images, steps, keep)), 2) for keep, steps in columns)]
+        for images in sorted({images for images, *_ in found})
+    ]
+    heads = [f"{steps} steps" + (f", keep {keep}" if keep else "") for keep, steps in columns]
+    return table(["images", *heads], rows)
+
+
 def kept() -> str:
     """AP of detectors trained with BN, after each conversion without labels."""
     found = _conversion("R18-FPN, BN")

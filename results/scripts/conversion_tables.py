@@ -2,20 +2,23 @@
 """Measure what `normdet convert` keeps, as rows of results/conversion.csv.
 
     python results/scripts/conversion_tables.py agreement --data DATA
+    python results/scripts/conversion_tables.py warm_start --data DATA
     python results/scripts/conversion_tables.py detector --data DATA
     python results/scripts/conversion_tables.py finetune --data DATA --dataset nuclei
 
-The first on an ImageNet ResNet-50 and photographs, the second on a BN detector of nuclei, converted
-without labels, the third AP against iterations of fine-tuning from each kind of start. DATA
-holds `weights/resnet50-imagenet.pth`, `coco/`, `nuclei/` and `bccd/`. Rows that are there are not
-measured again, so a stopped command goes on. Seeds choose the images that are fitted to, the
-crops, and in training everything. What is measured on was never fitted to.
+The first on an ImageNet ResNet-50 and photographs; the second on the same as a function of images
+and steps; the third on a BN detector of nuclei, converted without labels; the fourth AP against
+iterations of fine-tuning from each kind of start. DATA holds `weights/resnet50-imagenet.pth`,
+`coco/`, `nuclei/` and `bccd/`. Rows that are there are not measured again, so a stopped command
+goes on. Seeds choose the images that are fitted to, the crops, and in training everything. What is
+measured on was never fitted to.
 """
 
 import argparse
 import csv
 import datetime
 import fcntl
+import itertools
 import json
 import subprocess
 import sys
@@ -42,6 +45,8 @@ IMAGENET = ["INPUT.MIN_SIZE_TEST", "256", "MODEL.DEVICE", "cpu"]
 PHOTOGRAPHS = ("FRN+TLU", "RMSGN", "GN", "LN", "GN+WS", "SwitchNorm")
 SOFT = ("FRN+TLU", "RMSGN", "GN")
 KEEP = 0.9
+# Images and steps of a warm start; the data have 100 photographs to fit to.
+IMAGES, STEPS = (16, 64, 100), (60, 240)
 # Of fine-tuning.
 RATE = 0.005
 
@@ -128,10 +133,7 @@ def agreement(args: argparse.Namespace, table: Table) -> None:
         place = {**key, "target": target, "method": method, "seed": seed}
         if table.has(**place):
             continue
-        settings = Settings(
-            target, rung, keep=keep, batch=4, seed=seed,
-            schedule=Schedule(args.steps, 5e-5, all_weights=True),
-        )  # fmt: skip
+        settings = photograph_settings(target, rung, keep, seed, args.steps)
         done = convert(
             cfg, settings, read(train, cfg, seed), check=check,
             state_file=args.runs / f"agreement_{target}_{keep}_{seed}.pth",
@@ -141,6 +143,32 @@ def agreement(args: argparse.Namespace, table: Table) -> None:
             note += f"; {args.steps} steps of 4 at 224, all weights"
             done.save(weights_file(args, target, keep, seed))
         table.add(done.achieved[rung], note, **place)
+
+
+def photograph_settings(target: str, rung: str, keep: float, seed: int, steps: int) -> Settings:
+    schedule = Schedule(steps, 5e-5, all_weights=True)
+    return Settings(target, rung, keep=keep, batch=4, seed=seed, schedule=schedule)
+
+
+def warm_start(args: argparse.Namespace, table: Table) -> None:
+    """First names kept by FRN+TLU as a function of images and steps; one seed."""
+    cfg = imagenet_cfg(args)
+    train, val = (find_images([args.data / "coco" / name]) for name in ("train2017", "val2017"))
+    check, seed = read(val, cfg), args.seeds[0]
+    key = {"model": "resnet50-imagenet", "dataset": "coco val2017, 100 photographs",
+           "target": "FRN+TLU", "seed": seed}  # fmt: skip
+    # The cheap cells first.
+    for steps, keep, images in itertools.product(STEPS, (0.0, KEEP), IMAGES):
+        method = f"distilled, {images} images, {steps} steps" + (f", keep {keep}" if keep else "")
+        if table.has(**key, method=method):
+            continue
+        done = convert(
+            cfg, photograph_settings("FRN+TLU", "distilled", keep, seed, steps),
+            read(train, cfg, seed, images), check=check,
+            state_file=args.runs / f"warm_{images}_{steps}_{keep}_{seed}.pth",
+        )  # fmt: skip
+        note = f"{images} photographs of coco train2017; {steps} steps of 4 at 224, all weights"
+        table.add(done.achieved["distilled"], note, **key, method=method)
 
 
 def weights_file(args: argparse.Namespace, target: str, keep: float, seed: int) -> Path:
@@ -253,10 +281,15 @@ def run(*words) -> None:
     subprocess.run([sys.executable, "-m", "normdet", *map(str, words)], check=True)
 
 
+TABLES = {
+    "agreement": agreement, "warm_start": warm_start, "detector": detector, "finetune": finetune,
+}  # fmt: skip
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     add = parser.add_argument
-    add("table", choices=["agreement", "detector", "finetune"])
+    add("table", choices=list(TABLES))
     add("--data", type=Path, required=True, help="the folder of images and weights")
     add("--dataset", choices=["nuclei", "bccd"], default="nuclei", help="to fine-tune on")
     add("--out", type=Path, default=Path("results/conversion.csv"), help="the table")
@@ -266,9 +299,7 @@ def main() -> None:
     add("--iterations", type=int, default=120, help="of fine-tuning")
     args = parser.parse_args()
     args.runs.mkdir(parents=True, exist_ok=True)
-    {"agreement": agreement, "detector": detector, "finetune": finetune}[args.table](
-        args, Table(args.out)
-    )
+    TABLES[args.table](args, Table(args.out))
 
 
 if __name__ == "__main__":

@@ -49,3 +49,17 @@ def test_accuracy_against_batch_size(tables, tmp_path, monkeypatch):
     assert "| BN | 72.0 (71.0 to 73.0) | 92.0 (91.0 to 93.0) |  |" in lines
     assert "| GN | 92.0 (91.0 to 93.0) | 92.0 (91.0 to 93.0) | -20.0 (-20.0 to -20.0) |" in lines
     assert "| WS | 50.0 |  |  |" in lines
+
+
+def test_agreement_against_images_and_steps(tables, tmp_path, monkeypatch):
+    monkeypatch.setattr(tables.from_results, "RESULTS", tmp_path)
+    head = "model,target,method,metric,value"
+    cells = {"distilled": 0.38, '"distilled, 16 images, 60 steps"': 0.3,
+             '"distilled, 64 images, 240 steps, keep 0.9"': 0.9}  # fmt: skip
+    rows = [f"resnet50-imagenet,FRN+TLU,{method},agreement,{v}" for method, v in cells.items()]
+    (tmp_path / "conversion.csv").write_text("\n".join([head, rows[0]]))
+    assert tables.from_results.warm() == "Planned and not run yet."
+    (tmp_path / "conversion.csv").write_text("\n".join([head, *rows]))
+    lines = tables.from_results.warm().splitlines()
+    assert lines[0] == "| images | 60 steps | 240 steps, keep 0.9 |"
+    assert lines[2:] == ["| 16 | 0.30 |  |", "| 64 |  | 0.90 |"]
