@@ -21,7 +21,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from detectron2.utils import comm
 
-from normdet.engine.signals import show_cursor, stopping_signals
+from normdet.engine.signals import show_cursor, start_tracker, stopping_signals
 from normdet.errors import NormdetError
 from normdet.files.faults import full_disk, tell_of_threads
 
@@ -199,6 +199,7 @@ def end_now(error: BaseException) -> NoReturn:
 
 def _spawn(count: int, job: tuple) -> None:
     """Run `count` workers to their end and raise what the first failing one raised."""
+    start_tracker()
     failures = torch.multiprocessing.get_context("spawn").SimpleQueue()
     with _signals_for_workers() as asked:
         # New processes inherit blocked signals. Otherwise a Ctrl-C during their imports would print

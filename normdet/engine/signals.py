@@ -7,6 +7,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Iterator
+from multiprocessing import resource_tracker
 from types import FrameType, TracebackType
 
 _STOPPING = tuple(
@@ -93,6 +94,21 @@ class StopRequest:
 def stopping_signals() -> list[int]:
     """The signals that ask a process to stop, without those that it ignores."""
     return [one for one in _STOPPING if signal.getsignal(one) != signal.SIG_IGN]
+
+
+def start_tracker() -> None:
+    """Start the process by which multiprocessing tracks resources, deaf to a lost terminal.
+
+    It ignores SIGINT and SIGTERM by itself. SIGHUP would end it before the workers, which then
+    start another that knows of nothing and prints tracebacks.
+    """
+    if not hasattr(signal, "SIGHUP"):
+        return
+    before = signal.pthread_sigmask(signal.SIG_BLOCK, {signal.SIGHUP})  # inherited
+    try:
+        resource_tracker.ensure_running()
+    finally:
+        signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
 def show_cursor() -> None:

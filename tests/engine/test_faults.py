@@ -165,6 +165,7 @@ def test_a_stopped_first_worker_is_named(start):
     ("whom", "number", "code"),
     [
         ("launcher", signal.SIGHUP, 129),
+        ("terminal", signal.SIGHUP, 129),
         ("launcher", signal.SIGTERM, 143),
         ("rank 1", signal.SIGTERM, 143),
         ("terminal", signal.SIGINT, 130),

@@ -121,7 +121,10 @@ def image_stacks(
     pairs = {
         path: label for path, label in pairs.items() if _fits(label, path, kind, report, choice)
     }
+    asked = rule.ignore is not None
     rule = settled(rule, list(pairs.values()), axis, max_pixels, choice)
+    if notes is not None and not asked and not rule.ignore:
+        notes += _odd_value(list(pairs.values()), axis, max_pixels, choice)
     if notes is not None and _all_object(rule, list(pairs.values()), axis, max_pixels, choice):
         notes.append(
             "no pixel of the label images is 0, so that objects fill them: if a value means the "
@@ -170,6 +173,22 @@ def _all_object(
                     return False
                 read = read or page.size > 0
     return read
+
+
+def _odd_value(files: Sequence[Path], axis: str, max_pixels: int, choice: Choice) -> list[str]:
+    """A note on a value far above the others, as that of pixels to ignore often is."""
+    met: set[int] = set()
+    for path in files[:_LOOKED_AT]:
+        with contextlib.suppress(NormdetError):  # reported when this file is read
+            for page in read_labels(path, axis, max_pixels, choice):
+                met.update(label_values(page).tolist())
+    top = max(met, default=0)
+    if top not in (VOID, 65535) or len(met) < 2 or sorted(met)[-2] > top // 2:
+        return []
+    return [
+        f"the label value {top} is far above the others: if its pixels are neither object nor "
+        f"background, name it: --ignore {top}"
+    ]
 
 
 def settled(

@@ -640,6 +640,23 @@ def test_label_images_without_a_0_may_name_their_background(tmp_path, capsys, fl
     assert ("1 is background" in said) == bool(flags)
 
 
+@pytest.mark.parametrize("values, flags, told", [
+    ((1, 2, 255), [], True), ((1, 2, 255), ["--ignore", "none"], False),
+    ((1, 2, 255), ["--ignore", "255"], False), ((127, 254, 255), [], False), ((1, 2, 3), [], False),
+])  # fmt: skip
+def test_a_value_far_above_the_others_is_told(tmp_path, capsys, values, flags, told):
+    labels = np.zeros((HEIGHT, WIDTH), np.uint8)
+    for number, value in enumerate(values):
+        labels[4 + 15 * number : 14 + 15 * number, 10:30] = value
+    for name in NAMES:
+        image(tmp_path / "lab" / "images" / f"{name}.png")
+        (tmp_path / "lab" / "labels").mkdir(exist_ok=True)
+        Image.fromarray(labels).save(tmp_path / "lab" / "labels" / f"{name}.png")
+    assert main(["prepare", str(tmp_path / "lab"), "--out", str(tmp_path / "out"), *flags]) == 0
+    said = " ".join(capsys.readouterr().out.split())
+    assert ("name it: --ignore 255" in said) == told
+
+
 def test_void_of_voc_in_colours(tmp_path):
     labels = np.zeros((HEIGHT, WIDTH, 3), np.uint8)
     labels[12:36, 10:30], labels[40:50, 40:60] = (128, 0, 0), (0, 128, 0)
