@@ -521,8 +521,10 @@ class NormOption:
         module = method.build(channels, dims, activation, **self._params(self.norm))
         module.option = str(self)
         if levels > 1 and module.batch_statistics:
-            alike = (self.build_norm(channels, dims=dims) for _ in range(levels))
-            module = layers.PerLevelNorm(alike, activation)
+            # EvoNorm activates before the affine that the levels share, the others behind it.
+            first = activate and isinstance(module, layers.EvoNormB0)
+            alike = (self.build_norm(channels, activate=first, dims=dims) for _ in range(levels))
+            module = layers.PerLevelNorm(alike, None if first else activation)
             module.option = str(self)
         return module
 

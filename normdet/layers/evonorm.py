@@ -98,7 +98,7 @@ class EvoNormS0(NormLayer):
     is left out, and what remains is GN without its mean in the numerator.
 
     Keeps `x` and two floats per `(n, c)` for backward. It has no kernel: in plain torch on a CPU it
-    takes some 20 times what GN+ReLU takes, and 5 times what torch's BN and ReLU take.
+    takes some 20 times what GN+ReLU takes, and 2 to 4 times what torch's BN and ReLU take.
 
     Args:
         num_groups: groups `G`; must divide `num_features`.
