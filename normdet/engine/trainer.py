@@ -90,6 +90,8 @@ class Trainer(DefaultTrainer):
 
         torch.manual_seed(derived_seed("start", self.seed))
         model = self.build_model(cfg)
+        if cfg.MODEL.NORMDET.CHANNELS_LAST:
+            model.to(memory_format=torch.channels_last)  # maps follow the weights
         loader = self.build_train_loader(cfg)
         refuse_one_value(cfg, model, loader.image_sizes, comm.get_world_size())
         optimizer = self.build_optimizer(cfg, model)

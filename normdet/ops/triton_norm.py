@@ -551,7 +551,8 @@ def _whole(site: Site, vec: int) -> _Whole | None:
         rows, columns = rows // 2 if width > 1 else 8 * rows, 1
     elif weights and not site.last:
         rows, columns = _FILTER_TILE
-    elif vec == 1 and width > 1 and not site.last:
+    narrow = vec == 1 and width > 1 and columns > 1 and not (weights or site.last)
+    if narrow:
         rows //= 2  # elements read one by one need an address each, and so more registers
     rows = max(rows, power(width))
     most = 16 * limits.rows * (1 if columns > 1 else 16)
@@ -563,16 +564,14 @@ def _whole(site: Site, vec: int) -> _Whole | None:
     if not step:
         return None
     together = 0 if width == 1 else 1 if step == width else 2
-    table = together == 2 and site.last and columns > 1  # of groups: it wants 8 warps
+    table = together == 2 and site.last and columns > 1  # of groups
     if table and vec == 8:
         columns *= 2
-    threads = warps(rows * columns, vec)
+    threads = max(warps(rows * columns, vec), 8 if table or narrow else 1)
     blocks = ceil(site.c, step)
     per = min(site.n, max(4, site.n * blocks // limits.programs)) or 1
     slabs = ceil(site.n, per)
-    return _Whole(
-        rows, columns, step, together, per, slabs, slabs * blocks, max(threads, 8 * table)
-    )
+    return _Whole(rows, columns, step, together, per, slabs, slabs * blocks, threads)
 
 
 def _whole_numbers(site: Site, vec: int, whole: _Whole) -> tuple:

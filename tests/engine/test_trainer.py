@@ -122,6 +122,23 @@ def test_accumulation_and_bfloat16_train_a_detector(untested):
     assert all(value.dtype == before[key].dtype for key, value in after.items())
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("norm", ["GN+WS", "FRN+TLU"])
+def test_channels_last_trains_the_same_detector(untested, norm):
+    found = []
+    for last in (False, True):
+        cfg = untested(
+            f"last-{last}", "MODEL.NORMDET.CHANNELS_LAST", last, "SOLVER.MAX_ITER", 2, norm=norm
+        )
+        trainer = Trainer(cfg)
+        weight = trainer.model.backbone.bottom_up.res2[0].conv2.weight
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
+        trainer.train()
+        assert weight.is_contiguous(memory_format=torch.channels_last) == last
+        found.append(finished(cfg)["model"])
+    assert all(torch.allclose(a, found[1][key], atol=1e-4) for key, a in found[0].items())
+
+
 @pytest.mark.parametrize(
     ("opts", "text"),
     [

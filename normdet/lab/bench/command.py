@@ -51,7 +51,7 @@ def main(argv: list[str] | None = None) -> None:
         raise NormdetError("--gpu needs a CUDA device, and torch finds none")
     if args.step:
         size = args.size or (800 if args.gpu else 320)
-        norms = tuple(_with_ways(args.norms, args.recompute, args.folded))
+        norms = tuple(_with_ways(args))
     else:
         found = _layer_rows(args, device)
     folder = Path(args.output)
@@ -97,6 +97,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--scale", type=float, default=1.0, metavar="X", help="--data: this share of the sizes (1)"
     )
+    parser.add_argument(
+        "--no-host", action="store_true", help="--kernels: without the host's time (busy machines)"
+    )
     parser.add_argument("--short", action="store_true", help="--kernels: a few shapes alone")
     parser.add_argument("--step", action="store_true", help="whole training steps instead")
     parser.add_argument(
@@ -105,7 +108,9 @@ def _arguments(argv: list[str]) -> argparse.Namespace:
     parser.add_argument(
         "--dtype", nargs="+", choices=DTYPES, help="default: fp32, on a GPU bf16 and fp32"
     )
-    parser.add_argument("--channels-last", action="store_true", help="measure that layout as well")
+    parser.add_argument(
+        "--channels-last", action="store_true", help="also in that layout; --step: CHANNELS_LAST"
+    )
     parser.add_argument("--no-compile", action="store_true", help="leave torch.compile out")
     parser.add_argument(
         "--seconds", type=float, help="time for each provider and mode (0.5; a step: 10)"
@@ -135,7 +140,7 @@ def _kernels(args: argparse.Namespace, argv: list[str]) -> None:
     """Write the table of the kernels' machine code; faults raise after the last row."""
     path = Path(args.output) / "kernels.csv"
     versions = {key: _about("cpu", argv)[key] for key in ("date", "versions")}
-    found = kernels.check(kernels.rows(args.targets, args.short))
+    found = kernels.check(kernels.rows(args.targets, args.short, not args.no_host))
     _write(path, found, versions, kernels.COLUMNS)
     print(f"wrote {path}")
 
@@ -157,15 +162,17 @@ def _layer_rows(args: argparse.Namespace, device: str) -> Iterable[dict]:
         yield from layers.rows(case, bandwidth, seconds, compiled, layers.weight_providers)
 
 
-def _with_ways(norms: list[str], recompute: bool, folded: bool) -> Iterable[str]:
+def _with_ways(args: argparse.Namespace) -> Iterable[str]:
     """Each norm, and again in the ways wanted: one with a fused form, one of fixed statistics."""
-    for norm in norms:
+    for norm in args.norms:
         yield norm
         option = read_stated(norm)
-        if recompute and option.norm in ("GN", "LN", "IN", "FRN"):
+        if args.recompute and option.norm in ("GN", "LN", "IN", "FRN"):
             yield norm + step.RECOMPUTE
-        if folded and option.needs_statistics:
+        if args.folded and option.needs_statistics:
             yield norm + step.FOLDED
+        if args.channels_last:
+            yield norm + step.LAST
 
 
 def _unfinished(path: Path, about: dict[str, str]) -> list[dict]:

@@ -14,8 +14,11 @@ OPTIONS = ("MODEL.WEIGHTS", "")
 
 
 # What may follow a norm's name, and the key that it sets.
-RECOMPUTE, FOLDED = ", recompute", ", folded"
-_KEYS = {RECOMPUTE: "MODEL.NORMDET.RECOMPUTE", FOLDED: "MODEL.NORMDET.FOLD_FIXED"}
+RECOMPUTE, FOLDED, LAST = ", recompute", ", folded", ", channels last"
+_KEYS = {
+    RECOMPUTE: "MODEL.NORMDET.RECOMPUTE", FOLDED: "MODEL.NORMDET.FOLD_FIXED",
+    LAST: "MODEL.NORMDET.CHANNELS_LAST",
+}  # fmt: skip
 
 
 def rows(
@@ -32,7 +35,7 @@ def rows(
     Norms take turns in both timings, so that a busy moment affects all of them alike.
 
     Args:
-        norms: options, each perhaps followed by :data:`RECOMPUTE` or :data:`FOLDED`.
+        norms: options, each perhaps followed by :data:`RECOMPUTE`, :data:`FOLDED`, :data:`LAST`.
         done: `(op, provider)` of rows that exist already; an incomplete timing is repeated whole.
         budget: GB that a step may take beyond the model; on a GPU, None means all of its memory.
         freeze_at: frozen stages of the backbone.
@@ -109,6 +112,8 @@ class _Step:
         cfg = normdet.config.load_config(normdet.config.config_file(CONFIG), options, norm)
         torch.manual_seed(0)
         self.model = build_model(cfg).train()
+        if cfg.MODEL.NORMDET.CHANNELS_LAST:
+            self.model.to(memory_format=torch.channels_last)
         head = self.model.proposal_generator.rpn_head
         for layer in (head.objectness_logits, head.anchor_deltas):
             torch.nn.init.zeros_(layer.weight)  # every norm proposes the anchors
