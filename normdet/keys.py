@@ -97,8 +97,8 @@ def add_normdet_config(cfg: CfgNode) -> None:
     # batch norms that stay in test mode. Functions, gradients and keys are the same to rounding.
     # `predict`, `eval` and `export` always fold.
     node.FOLD_FIXED = False
-    # Train with the channels of weights and maps last in memory, as tensor cores read them under AMP;
-    # results are the same to rounding. Off, because no step has been timed so on a GPU.
+    # Train with the channels of weights and maps last in memory, as tensor cores read them under
+    # AMP; results are the same to rounding. Off, because no step has been timed so on a GPU.
     node.CHANNELS_LAST = False
     # Images of a batch that are smaller than its largest are padded. True: statistics, convolutions
     # and anchors end where an image ends, so that its result is the one it has alone.
