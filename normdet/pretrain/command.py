@@ -37,7 +37,8 @@ def main(argv: Sequence[str] | None = None) -> int:
     cfg = load_config(args.config_file, args.opts, args.norm, args.norm_parts)
     _check(cfg)
     if args.epochs:
-        args.opts = [*args.opts, *stretched(cfg, args.epochs, len(images.train))]
+        once = once_an_epoch(cfg, len(images.train))
+        args.opts = [*once, *args.opts, *stretched(cfg, args.epochs, len(images.train))]
     train(args, PretrainTrainer)
     if os.environ.get("RANK", "0") == "0":
         _publish(Path(args.out), images.classes, argv)
@@ -74,17 +75,20 @@ def _check(cfg: CfgNode) -> None:
 
 def stretched(cfg: CfgNode, epochs: float, images: int) -> list:
     """The config's schedule, stretched or shortened to this many passes over the images."""
-    per_epoch = images / cfg.SOLVER.IMS_PER_BATCH
-    steps = max(1, round(epochs * per_epoch))
+    steps = max(1, round(epochs * images / cfg.SOLVER.IMS_PER_BATCH))
     share = steps / cfg.SOLVER.MAX_ITER
-    period = max(1, round(per_epoch))
     return [
         "SOLVER.MAX_ITER", steps,
         "SOLVER.STEPS", str(tuple(sorted({round(s * share) for s in cfg.SOLVER.STEPS}))),
         "SOLVER.WARMUP_ITERS", round(cfg.SOLVER.WARMUP_ITERS * share),
-        "SOLVER.CHECKPOINT_PERIOD", period, "TEST.EVAL_PERIOD", period,
         "SOLVER.REFERENCE_WORLD_SIZE", cfg.SOLVER.REFERENCE_WORLD_SIZE,
     ]  # fmt: skip
+
+
+def once_an_epoch(cfg: CfgNode, images: int) -> list:
+    """Keys by which each pass over the images ends with a checkpoint and a validation."""
+    period = max(1, round(images / cfg.SOLVER.IMS_PER_BATCH))
+    return ["SOLVER.CHECKPOINT_PERIOD", period, "TEST.EVAL_PERIOD", period]
 
 
 def _publish(out: Path, classes: list[str], argv: list[str]) -> None:

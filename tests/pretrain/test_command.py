@@ -9,7 +9,7 @@ from detectron2.modeling import build_model
 
 from normdet.config import load_config
 from normdet.errors import NormdetError
-from normdet.pretrain import main
+from normdet.pretrain import command, main
 from normdet.pretrain.command import stretched
 from normdet.weights import load_file, load_model, save_file
 
@@ -85,3 +85,17 @@ def test_a_recipe_is_stretched_as_a_whole():
     assert found["SOLVER.MAX_ITER"] == 50_046
     assert found["SOLVER.STEPS"] == "(15014, 30028, 45041)"
     assert found["SOLVER.REFERENCE_WORLD_SIZE"] == 8
+
+
+def test_an_epoch_ends_with_a_validation_unless_the_keys_say_otherwise(tmp_path, monkeypatch):
+    for label in ("a", "b"):
+        (tmp_path / label).mkdir()
+        for k in range(20):
+            (tmp_path / label / f"{k}.png").touch()
+    seen = []
+    monkeypatch.setattr(command, "train", lambda args, trainer: seen.append(load_config(
+        args.config_file, args.opts, args.norm, args.norm_parts)))  # fmt: skip
+    arguments = ["--data", str(tmp_path), "--out", str(tmp_path / "out"), "--epochs", "3"]
+    main([*arguments, "SOLVER.IMS_PER_BATCH", "4", "TEST.EVAL_PERIOD", "7"])
+    solver = seen[0].SOLVER
+    assert (solver.MAX_ITER, solver.CHECKPOINT_PERIOD, seen[0].TEST.EVAL_PERIOD) == (27, 9, 7)
