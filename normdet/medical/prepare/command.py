@@ -104,14 +104,23 @@ def _main(args: argparse.Namespace, numbers: Numbers | None) -> int:
             _check_free(out, args.overwrite)
             journal.finish(command)
             _replace(journal.folder, out, journal.folder.with_name("old"))
+            # If it is killed before this is told, the same command says that it is done.
+            _tell(summary, args, numbers)
+    except BrokenPipeError:  # nobody reads what is told
+        raise
     except OSError as error:
         raise NormdetError(f"{out} cannot be written: {error.strerror or error}") from error
+    return 0
+
+
+def _tell(summary: str, args: argparse.Namespace, numbers: Numbers | None) -> None:
+    out = args.out.absolute()
     print(summary)
     if numbers:
         print(f"names    {key_beside(args.out)} has those of the numbers; keep it to yourself")
     print(f"look at  {out / 'contact_sheet.png'}")
-    print(f"then     {shlex.join(['normdet', 'train', '--config-file', str(out / 'train.yaml')])}")
-    return 0
+    train = shlex.join(["normdet", "train", "--config-file", str(out / "train.yaml")])
+    print(f"then     {train}", flush=True)
 
 
 def _classes(text: str | None) -> tuple[str, ...]:

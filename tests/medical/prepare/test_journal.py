@@ -266,20 +266,21 @@ def test_a_killed_run_goes_on(tmp_path, run):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("overwrite", [False, True])
-def test_a_run_killed_once_its_result_was_in_place_is_done(tmp_path, run, capsys, overwrite):
+@pytest.mark.parametrize(("overwrite", "at"), [(False, "moved"), (True, "moved"), (False, "told")])
+def test_a_run_killed_once_its_result_was_in_place_is_done(tmp_path, run, capsys, overwrite, at):
     images(tmp_path / "in")
     flags = ["--overwrite"] if overwrite else []
     if overwrite:
         run()
     argv = ["prepare", str(tmp_path / "in"), "--out", str(tmp_path / "out"), *flags]
-    # Killed by itself at the one point that counts: the result is moved, the rest not cleared away.
+    # Killed by itself where it counts: the result is moved, the rest not told or not cleared away.
+    name = {"moved": "_replace", "told": "_tell"}[at]
     code = f"""
 import os, signal
 from normdet.cli import main
 from normdet.medical.prepare import command
-moved = command._replace
-command._replace = lambda *args: (moved(*args), os.kill(os.getpid(), signal.SIGKILL))
+step = command.{name}
+command.{name} = lambda *args: (step(*args), os.kill(os.getpid(), signal.SIGKILL))
 main({argv!r})
 """
     killed = subprocess.run([sys.executable, "-c", code], capture_output=True)
