@@ -205,6 +205,7 @@ class Trainer(DefaultTrainer):
                     kept = self.checkpointer.get_checkpoint_file()
                     raise NonFiniteLoss(f"{error}; the last checkpoint is {kept}") from None
                 if isinstance(error, Exception) and (lost := self._lost(error)):
+                    self._watch.claim()
                     raise LostWorker(lost, self._rescue()) from error
                 raise
             self.after_train()

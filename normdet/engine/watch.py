@@ -116,6 +116,13 @@ class Watch:
         """Tell all workers that this one was asked to stop by a signal."""
         self._mine.stop = int(number)
 
+    def claim(self, patience: float = 60.0) -> None:
+        """Leave the end of the job to the calling thread.
+
+        If the watch's own thread ends it already, that ends the process; wait for it so long.
+        """
+        self._told.acquire(timeout=patience)
+
     def gone(self, patience: float = 5.0) -> str:
         """Say which workers are gone after a collective operation has failed.
 

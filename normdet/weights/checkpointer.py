@@ -2,6 +2,7 @@
 
 import logging
 import os
+import threading
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
@@ -109,6 +110,8 @@ class Checkpointer(DetectionCheckpointer):
         self.report = LoadReport()
         self.resumed = ""
         self._imported = Imported({})
+        # A thread that finds another worker gone may save while the main thread does.
+        self._saving = threading.Lock()
         self.logger = logging.getLogger(__name__)
 
     def save(self, name: str, **extra: Any) -> None:
@@ -119,6 +122,10 @@ class Checkpointer(DetectionCheckpointer):
         """
         if not self.save_dir or not self.save_to_disk:
             return
+        with self._saving:
+            self._save(name, extra)
+
+    def _save(self, name: str, extra: Mapping[str, Any]) -> None:
         # Temporary files of a killed save; the folder belongs to this run alone.
         for leftover in Path(self.save_dir).glob(f".*{TEMPORARY_SUFFIX}"):
             leftover.unlink(missing_ok=True)
@@ -128,7 +135,7 @@ class Checkpointer(DetectionCheckpointer):
             data["normdet"] = describe(self.cfg)
         path = os.path.join(self.save_dir, f"{name}.pth")
         self.logger.info("Saving checkpoint to %s", path)
-        save_file(data | extra, path)
+        save_file(data | dict(extra), path)
         self.tag_last_checkpoint(os.path.basename(path))
 
     def tag_last_checkpoint(self, last_filename_basename: str) -> None:

@@ -2,6 +2,7 @@
 
 import json
 import pickle
+import threading
 
 import numpy as np
 import pytest
@@ -321,3 +322,23 @@ def test_it_resumes_from_the_checkpoints_left_in_its_folder(tmp_path, caplog, lo
     assert resumed[2].resumed.endswith(f"model_{last}.pth") and resumed[1].iter == last
     (warning,) = warnings_of(caplog)
     assert f"resuming from {tmp_path}/model_{last}.pth" in warning
+
+
+def test_two_threads_that_save_at_once_leave_a_whole_checkpoint(tmp_path):
+    _, _, checkpointer = make_run(tmp_path)
+    failed = []
+
+    def save():
+        try:
+            for _ in range(5):
+                checkpointer.save("model_0000003", iteration=3)
+        except NormdetError as error:
+            failed.append(error)
+
+    threads = [threading.Thread(target=save) for _ in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert not failed and load_file(tmp_path / "model_0000003.pth")["iteration"] == 3
+    assert checkpointer.get_checkpoint_file() == str(tmp_path / "model_0000003.pth")
