@@ -40,6 +40,7 @@ BLOCKS = {
     "reports": from_results.reports,
     "starts": from_results.starts,
     "step": from_results.step,
+    "tiles": from_results.tiles,
     "warm": from_results.warm,
 }
 BLOCK = re.compile(r"<!-- (?P<name>\w+) -->\n.*?<!-- /(?P=name) -->", re.DOTALL)

@@ -499,6 +499,19 @@ def _seeds(group: analysis.Group) -> str:
     return f"{_mean(group)}, {len(group.values)} seeds" if group.whole else group.lacks
 
 
+def tiles() -> str:
+    """What a mosaic's tiles find, by whose statistics they take."""
+    heads = {
+        "norm": "norm", "statistics": "statistics", "box_AP": "box AP", "box_AP50": "AP50",
+        "objects_per_empty_square": "false objects per empty square",
+        "found_by_one_tile": "found by one of two tiles", "rms_ratio_median": "off by, median",
+        "rms_ratio_p95": "95%", "seconds": "s",
+    }  # fmt: skip
+    lines = _lines(RESULTS / "tile_statistics.csv")
+    rows = [[line[key] for key in heads] for line in lines]
+    return table(list(heads.values()), rows)
+
+
 def ablations() -> str:
     """Mask AP of FRN+TLU's variants on nuclei, and less FRN+TLU's own, seed by seed."""
     runs = read_table(RESULTS / "compare" / "frn" / "runs.csv")

@@ -22,6 +22,9 @@ Model = Callable[[list[dict]], list[dict]]
 # The values that become black and white; None if values stay as they are.
 Limits = tuple[float, float] | None
 Windowed = tuple[Slice, Limits]
+# Where tiles take their image's statistics, tiles of so many pixels as the network sees them pass
+# at once through all but its heads on regions: as much as one image of 2048 x 2048.
+_AT_ONCE = 2048 * 2048
 
 
 class Detector:
@@ -98,22 +101,31 @@ class Detector:
 
     def _with_image_statistics(self, work: "_Work") -> tuple:
         image, cores = OneImage(self._model), cores_of(work.tiles)
-        # Tiles from all over the image, so that the first few resemble the rest.
-        spread = np.random.default_rng(0).permutation(len(cores)).tolist()
+
+        def inputs(some: Sequence[int]) -> tuple[list[dict], list]:
+            return [self._input(work, work.tiles[k]) for k in some], [cores[k] for k in some]
+
         with torch.no_grad():
-            for some in self._batches(spread):
-                inputs = [self._input(work, work.tiles[index]) for index in some]
-                if not image.gather(inputs, [cores[index] for index in some]):
+            for some in self._groups(work):
+                if not image.gather(*inputs(some)):
                     break  # a network of fixed statistics alone
-            for some in self._batches(range(len(cores))):
-                inputs = [self._input(work, work.tiles[index]) for index in some]
-                outputs = image(inputs, [cores[index] for index in some])
-                for index, output in zip(some, outputs, strict=True):
+            for start in range(0, len(cores), self._batch):
+                some = range(start, min(start + self._batch, len(cores)))
+                for index, output in zip(some, image(*inputs(some)), strict=True):
                     self._keep(work, index, output)
         return work.done()
 
-    def _batches(self, indices: Sequence[int]) -> Iterator[Sequence[int]]:
-        return (indices[k : k + self._batch] for k in range(0, len(indices), self._batch))
+    def _groups(self, work: "_Work") -> list[list[int]]:
+        """The tiles that pass at once while moments are gathered: each group resembles the image.
+
+        Tiles that pass together are normalized by their common moments, which should be the
+        image's. So each group has its share of the tiles of high and of low contrast.
+        """
+        _, height, width = self._input(work, work.tiles[0])["image"].shape
+        count = -(-len(work.tiles) // max(self._batch, _AT_ONCE // (height * width), 1))
+        contrast = [work.slice.pixels[y0:y1, x0:x1].std() for x0, y0, x1, y1 in work.tiles]
+        order = np.argsort(contrast, kind="stable").tolist()
+        return [order[k::count] for k in range(count)]
 
     def _keep(self, work: "_Work", index: int, output: dict) -> None:
         instances = output["instances"].to("cpu")

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from normdet.errors import NormdetError
 from normdet.ops.padded import Extents, Padded, Size, plain
-from normdet.ops.reference import wide
+from normdet.ops.reference import var_mean, wide
 
 # Top, left, bottom and right end of the part of a tile that stands for the image, in shares of the
 # tile's height and width.
@@ -85,7 +85,7 @@ class Gathered:
     def add(self, parts: list[Tensor]) -> None:
         for part in parts:
             count = part[0].numel()
-            var, mean = (m.double() for m in torch.var_mean(wide(part).flatten(1), 1, correction=0))
+            var, mean = (m.double() for m in var_mean(wide(part), [1, 2]))
             away = mean - self.mean.to(mean.device)
             total = self.count + count
             between = away.square() * (self.count * count / total)

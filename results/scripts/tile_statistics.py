@@ -8,7 +8,7 @@ Each folder holds a run of `normdet train`. A mosaic joins test squares and empt
 filled with the background of other squares. It is measured whole and in tiles. Written for each
 way to take statistics: box AP; found objects in an empty square; among objects in the overlap of
 two tiles the share that one of them finds alone; the ratio of a channel's root mean square to that
-of the whole image (median and 95th percentile over channels and norms); and the time.
+of the whole image (median and 95th percentile over channels and norms); and the processor's time.
 """
 
 import argparse
@@ -131,16 +131,17 @@ def _background(square: np.ndarray, boxes: list, random: np.random.Generator) ->
 
 @dataclass(frozen=True)
 class Way:
-    """How a mosaic is measured: a tile's side (0: whole), tiles at a time, and whose statistics.
+    """How a mosaic is measured: a tile's side (0: whole), and whose statistics.
 
     Attributes:
-        sample: the first pass takes this many tiles; 0 for all.
+        at_once: the first pass takes this many tiles at a time; 0 for the usual number.
+        sample: it takes this many tiles alone; 0 for all.
         share: it takes the whole image reduced to this fraction instead; 0 for tiles.
     """
 
     tile: int
-    batch: int = 1
     statistics: str = "own"
+    at_once: int = 0
     sample: int = 0
     share: int = 0
 
@@ -149,11 +150,13 @@ def _ways(args: argparse.Namespace, adapts: bool) -> dict[str, Way]:
     ways = {"whole image": Way(0), "own": Way(args.tile)}
     if adapts:
         ways |= {
-            "image": Way(args.tile, 1, "image"),
-            "image, 4 tiles at a time": Way(args.tile, 4, "image"),
-            "image, all tiles at once": Way(args.tile, 10_000, "image"),
-            "image, from 16 tiles at once": Way(args.tile, 16, "image", sample=16),
-            "image, reduced to a half": Way(args.tile, 1, "image", share=2),
+            "image": Way(args.tile, statistics="image"),
+            "image, 1 tile at a time": Way(args.tile, statistics="image", at_once=1),
+            "image, 4 tiles at a time": Way(args.tile, statistics="image", at_once=4),
+            "image, from 16 tiles at once": Way(
+                args.tile, statistics="image", at_once=16, sample=16
+            ),
+            "image, reduced to a half": Way(args.tile, statistics="image", share=2),
         }
     return {name: way for name, way in ways.items() if not args.ways or name in args.ways}
 
@@ -228,18 +231,21 @@ def _measure(
 ) -> dict:
     seen = cfg.clone()
     seen.INPUT.MIN_SIZE_TEST = round(_scale(cfg) * (way.tile or args.squares * SQUARE))
-    detector = Detector(
-        model, seen, tile=way.tile, overlap=args.overlap, batch=way.batch, statistics=way.statistics
-    )
+    detector = Detector(model, seen, tile=way.tile, overlap=args.overlap, statistics=way.statistics)
     _allow_proposals(cfg, model, 1 if way.tile else args.squares**2)
     found, in_empty, alone, both, ratios, seconds = [], 0, 0, 0, [], 0.0
     for mosaic, reference in zip(mosaics, whole, strict=True):
         kept: list[ImageMoments] = []
         altered = _first_pass(cfg, way, mosaic.pixels, kept)
-        with _by_tile() as seen, mock.patch.object(detector_module, "OneImage", altered):
-            start = time.perf_counter()
+        at_once = way.at_once * round(_scale(cfg) * SQUARE) ** 2 or detector_module._AT_ONCE
+        with (
+            _by_tile() as seen,
+            mock.patch.object(detector_module, "OneImage", altered),
+            mock.patch.object(detector_module, "_AT_ONCE", at_once),
+        ):
+            start = time.process_time()
             found.append(detector(mosaic.pixels))
-            seconds += time.perf_counter() - start
+            seconds += time.process_time() - start
         in_empty += _in_empty(found[-1], mosaic)
         one, two = _seams(*seen[0])
         alone, both = alone + one, both + two

@@ -129,7 +129,7 @@ def test_a_network_of_fixed_statistics_passes_once(monkeypatch):
     monkeypatch.setattr(OneImage, "gather", lambda *args: calls.append(1) or gather(*args))
     image = pixels(64, 150)
     assert objects(model, cfg, image, "image") == objects(model, cfg, image, "own")
-    assert len(calls) == 1
+    assert len(calls) == 1  # of three tiles
 
 
 def test_models_and_networks_without_a_form_are_refused():
