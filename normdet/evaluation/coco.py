@@ -204,7 +204,10 @@ def build_evaluator(
         if importlib.util.find_spec("panopticapi"):
             parts.append(COCOPanopticEvaluator(dataset_name, str(output_dir)))
         else:
-            logger.warning("PQ is not measured: the package panopticapi is not installed")
+            logger.warning(
+                "PQ is not measured: the package panopticapi is not installed; PyPI has it as "
+                "panopticapi-lite (pip install --no-deps panopticapi-lite)"
+            )
     return parts[0] if len(parts) == 1 else DatasetEvaluators(parts)
 
 

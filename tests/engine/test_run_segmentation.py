@@ -12,6 +12,7 @@ import pytest
 import torch
 from detectron2.data import DatasetCatalog, MetadataCatalog
 from detectron2.data.datasets.builtin_meta import COCO_CATEGORIES
+from detectron2.evaluation import COCOPanopticEvaluator
 from PIL import Image
 
 from normdet.config import load_config
@@ -58,7 +59,7 @@ def coco(tmp_path_factory) -> Path:
             "bbox": [x, 30, 30, 30], "segmentation": [outline],
         })  # fmt: skip
         segments.append({"image_id": number, "file_name": f"{number}.png", "segments_info": [
-            {"id": 1, "category_id": SKY, "iscrowd": 0, "area": 2048, "bbox": [0, 0, 64, 32]},
+            {"id": 1, "category_id": SKY, "iscrowd": 0, "area": 1988, "bbox": [0, 0, 64, 32]},
             {"id": 2, "category_id": PERSON, "iscrowd": 0, "area": 900, "bbox": [x, 30, 30, 30]},
         ]})  # fmt: skip
     write_coco(folder / "annotations", images, things, segments)
@@ -140,3 +141,31 @@ def test_a_model_that_says_the_truth_has_an_iou_of_100(coco, tmp_path):
     found = evaluator.evaluate()["sem_seg"]
     assert found["mIoU"] == found["pACC"] == 100
     DatasetCatalog.remove(name)
+
+
+def test_a_model_that_says_the_truth_has_a_pq_of_100(coco, tmp_path):
+    """And one that calls half the people by another name loses half of what people count."""
+    pytest.importorskip("panopticapi")
+    folder, name = coco / "coco", "people under the sky"
+    truth = json.loads((folder / "annotations" / "panoptic_val2017_100.json").read_text())
+    MetadataCatalog.get(name).set(
+        panoptic_root=str(folder / "panoptic_val2017_100"),
+        panoptic_json=str(folder / "annotations" / "panoptic_val2017_100.json"),
+        thing_dataset_id_to_contiguous_id={PERSON: 0, PERSON + 1: 1},
+        stuff_dataset_id_to_contiguous_id={SKY: 0},
+    )
+    evaluator = COCOPanopticEvaluator(name, str(tmp_path))
+    for wrong, most in ((0, 100), (COUNT // 2, 200 / 3 / 2)):
+        evaluator.reset()
+        for number, record in enumerate(truth["annotations"]):
+            pixels = np.array(Image.open(folder / "panoptic_val2017_100" / record["file_name"]))
+            said = {"id": 1, "category_id": 0, "isthing": False}, {
+                "id": 2, "category_id": int(number < wrong), "isthing": True,
+            }  # fmt: skip
+            found = torch.from_numpy(pixels[..., 0].astype(np.int32)), list(said)
+            inputs = {"file_name": record["file_name"], "image_id": record["image_id"]}
+            evaluator.process([inputs], [{"panoptic_seg": found}])
+        measured = evaluator.evaluate()["panoptic_seg"]
+        assert measured["PQ_st"] == 100
+        assert measured["PQ_th"] == pytest.approx(most)
+    MetadataCatalog.remove(name)
