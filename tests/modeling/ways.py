@@ -12,7 +12,7 @@ from normdet.config import load_config
 # A method of each kind, and the combinations that train on small batches.
 NORMS = ("FrozenBN", "AffineBN", "BN", "SyncBN", "GN", "GN+WS", "LN", "IN", "FRN+TLU", "BRN", "BIN",
          "SwitchNorm", "EvalNorm", "InPlaceABN", "MeanOnlyBN+WN", "BN+SpectralNorm",
-         "GN+AWS")  # fmt: skip
+         "GN+AWS", "GN+SWS", "RMSGN", "AN", "EvoNormS0", "EvoNormB0", "MABN+WC")  # fmt: skip
 WAYS = ("torch.compile", "AMP", "channels_last", "FSDP2", "EMA")
 # What needs more than the plain model does.
 EXCEPTIONS = {("MeanOnlyBN+WN", "FSDP2"): "after a forward"}
