@@ -4,8 +4,9 @@ from collections.abc import Sequence
 
 from .fold import deployable
 from .formats import FORMATS, export
+from .record import recordable
 
-__all__ = ["FORMATS", "deployable", "export", "main"]
+__all__ = ["FORMATS", "deployable", "export", "main", "recordable"]
 
 
 def main(argv: Sequence[str] | None = None) -> int:

@@ -39,14 +39,21 @@ class Row:
 
 
 @torch.no_grad()
-def compare(model: Wrapped, run: Run, images: Sequence[Tensor], *, dynamic: bool) -> list[Row]:
-    """Run model and file on images; with dynamic sizes also at three quarters of each size."""
+def compare(
+    model: Wrapped, run: Run, images: Sequence[Tensor], *, dynamic: bool, least: int = 1
+) -> list[Row]:
+    """Run model and file on images; with dynamic sizes also at three quarters of each size.
+
+    Images with a side of less than `least` pixels are left out.
+    """
     rows = []
     for image in images:
         sizes = [image]
         if dynamic:
             sizes.append(F.interpolate(image[None].float(), scale_factor=0.75)[0])
         for pixels in sizes:
+            if min(pixels.shape[1:]) < least:
+                continue
             x = model.example(pixels)
             rows.append(_row(model, model.module(x), run(x), tuple(x.shape[-2:])))
     return rows

@@ -85,7 +85,8 @@ def _write(cfg: CfgNode, model: nn.Module, images: list[Tensor], args) -> tuple[
     how = export(wrapped, images[0], args.out, args.format, dynamic=dynamic)
     run = FORMATS[args.format][1](wrapped, args.out)
     seen = images if dynamic else [i for i in images if i.shape == images[0].shape]
-    return how, compare(original, run, seen, dynamic=dynamic)
+    least = wrapped.least if args.format == "pt2" and dynamic else 1
+    return how, compare(original, run, seen, dynamic=dynamic, least=least)
 
 
 def _write_stock(cfg: CfgNode, model: nn.Module, images: list[Tensor], args):
@@ -158,7 +159,8 @@ def _use(args) -> list[str]:
         "onnx": ["import onnxruntime", f'session = onnxruntime.InferenceSession("{name}")',
                  "found = session.run(None, {session.get_inputs()[0].name: image})"],
         "torchscript": ["import torch, torchvision", f'found = torch.jit.load("{name}")(image)'],
-        "pt2": ["import torch", f'maps = torch.export.load("{name}").module()(pixels)'],
+        "pt2": ["import torch, torchvision",
+                f'found = torch.export.load("{name}").module()(pixels)'],
         "stock": ["from detectron2.config import get_cfg",
                   "from detectron2.engine import DefaultPredictor", "cfg = get_cfg()",
                   f'cfg.merge_from_file("{name}")',

@@ -2,18 +2,22 @@
 
 import contextlib
 import importlib.util
+import inspect
 import logging
 import warnings
 from collections.abc import Callable
 from pathlib import Path
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from ..errors import NormdetError
-from .wrap import BACKBONE, Wrapped
+from .record import recordable
+from .wrap import BACKBONE, DETECTOR, Wrapped
 
 OPSET = 18
+LARGEST = 8192  # pixels of a side of an image in torch.export's file of a detector
 Run = Callable[[Tensor], tuple[Tensor, ...]]
 
 
@@ -70,20 +74,52 @@ def _run_torchscript(wrapped: Wrapped, path: Path) -> Run:
 
 
 def _pt2(wrapped: Wrapped, example: Tensor, path: Path, dynamic: bool) -> str:
-    if wrapped.part != BACKBONE:
-        raise NormdetError(
-            "torch.export cannot record a whole detector: detectron2's inference branches on what "
-            "is in tensors (find_top_rpn_proposals asks `if not valid_mask.all()`, Boxes whether "
-            "it has any); use --part backbone, or --format torchscript or onnx"
-        )
-    shapes = (_dims(wrapped),) if dynamic else None
-    inputs = (_twice(example, dynamic),)
-    program = torch.export.export(wrapped.module, inputs, dynamic_shapes=shapes)
+    if wrapped.part == BACKBONE:
+        shapes = (_dims(wrapped),) if dynamic else None
+        inputs = (_twice(example, dynamic),)
+        program = torch.export.export(wrapped.module, inputs, dynamic_shapes=shapes)
+    else:
+        program = _record_detector(wrapped, example, dynamic)
     torch.export.save(program, str(path))
-    return "torch.export"
+    sides = f", sides of {wrapped.least} to {LARGEST} pixels"
+    return "torch.export" + (sides if dynamic and wrapped.part == DETECTOR else "")
+
+
+def _record_detector(wrapped: Wrapped, example: Tensor, dynamic: bool):
+    """A whole detector, whose numbers of boxes depend on what is in the image."""
+    late = "prefer_deferred_runtime_asserts_over_guards"
+    if late not in inspect.signature(torch.export.export).parameters:
+        raise NormdetError(
+            f"torch {torch.__version__} cannot record a whole detector, whose numbers of boxes "
+            "depend on the image (torch 2.14 can): use --part backbone, or --format torchscript"
+        )
+    if "pred_keypoints" in wrapped.outputs:
+        raise NormdetError(
+            "torch.export cannot record keypoints: each map is resized to its box, whose size "
+            "depends on the image; use --part backbone, or --format torchscript or onnx"
+        )
+    if dynamic and min(example.shape[1:]) < wrapped.least:
+        raise NormdetError(
+            f"images of {example.shape[1]} x {example.shape[2]} pixels leave one row in the "
+            f"coarsest map: give one of at least {wrapped.least}, or --fixed-size"
+        )
+    if dynamic:
+        # A map of one row would be recorded as having one row always, and torch's solver of
+        # guards fails where padding is needed.
+        step = wrapped.strides
+        size = [max(-(-side // step), 2 * (wrapped.least // step) + 2) * step
+                for side in example.shape[1:]]  # fmt: skip
+        example = F.interpolate(example[None], size=size)[0]
+    with recordable():
+        return torch.export.export(
+            wrapped.module, (example,), strict=False, **{late: True},
+            dynamic_shapes=((_dims(wrapped),),) if dynamic else None,
+        )  # fmt: skip
 
 
 def _run_pt2(wrapped: Wrapped, path: Path) -> Run:
+    import torchvision  # noqa: F401  (its operators)
+
     loaded = torch.export.load(str(path)).module()
     return lambda x: tuple(loaded(x))
 
@@ -91,8 +127,11 @@ def _run_pt2(wrapped: Wrapped, path: Path) -> Run:
 def _dims(wrapped: Wrapped) -> dict[int, object]:
     dims: dict[int, object] = {}
     for index, name in wrapped.dynamic().items():
-        dim = torch.export.Dim(name, min=1, max=256)
-        dims[index] = wrapped.step * dim if name != "batch" else dim
+        if wrapped.part == BACKBONE:
+            dim = torch.export.Dim(name, min=1, max=256)
+            dims[index] = wrapped.step * dim if name != "batch" else dim
+        else:
+            dims[index] = torch.export.Dim(name, min=wrapped.least, max=LARGEST)
     return dims
 
 

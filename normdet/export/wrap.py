@@ -58,14 +58,17 @@ class Wrapped:
                 found = _find(model, [{"image": image}])
             self.module = adapter
             self.inputs, self.outputs = ("image",), tuple(sorted(found))
-        self._divisibility = max(model.backbone.size_divisibility, 32)
+        self.strides = max(model.backbone.size_divisibility, 32)
+        coarsest = max(shape.stride for shape in model.backbone.output_shape().values())
+        # The least height and width, in pixels, that leave more than one row in each map.
+        self.least = coarsest + 1 if part == DETECTOR else 1
         self.module.eval()
 
     def example(self, image: Tensor) -> Tensor:
         """An image as the module's input; a backbone's is cut to whole strides."""
         if self.part == DETECTOR:
             return image.float()
-        step = self._divisibility
+        step = self.strides
         height, width = (max(side // step, 1) * step for side in image.shape[1:])
         padded = nn.functional.pad(
             image.float(), (0, max(width - image.shape[2], 0), 0, max(height - image.shape[1], 0))
@@ -81,4 +84,4 @@ class Wrapped:
     @property
     def step(self) -> int:
         """The number that heights and widths must be multiples of."""
-        return 1 if self.part == DETECTOR else self._divisibility
+        return 1 if self.part == DETECTOR else self.strides

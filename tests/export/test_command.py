@@ -13,11 +13,15 @@ from normdet.export.keypoints import keypoints_of
 from normdet.export.stock import stock_config
 from normdet.layers import NormLayer
 
+from .recorder import need_recorder
+
 SMALL = ["MODEL.RPN.POST_NMS_TOPK_TEST", "20", "MODEL.ROI_HEADS.SCORE_THRESH_TEST", "0.0",
-         "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0", "INPUT.MIN_SIZE_TEST", "128"]  # fmt: skip
+         "MODEL.RETINANET.SCORE_THRESH_TEST", "0.0"]  # fmt: skip
 
 
 SHALLOW = ["MODEL.RESNETS.DEPTH", "18", "MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]
+# A quarter of RetinaNet's: for photographs of 192 pixels, not 800.
+ANCHORS = ["MODEL.ANCHOR_GENERATOR.SIZES", "[[8], [16], [32], [64], [128]]"]
 # Networks whose files must find in photographs of two sizes what the network finds.
 DETECTORS = {
     "mask": "coco/mask_rcnn_R_50_FPN_1x.yaml",
@@ -30,8 +34,9 @@ DETECTORS = {
 def exported(tmp_path, real_data, capsys):
     """Run the command on a small random model; its exit code, its output, and the file."""
 
-    def run(norm, kind, suffix, *more, config="quickstart/gn.yaml", photographs=False):
-        opts = [*SMALL, *(SHALLOW if photographs else ())]
+    def run(norm, kind, suffix, *more, config="quickstart/gn.yaml", photographs=False, side=128,
+            opts=()):  # fmt: skip
+        opts = [*SMALL, *(SHALLOW if photographs else ()), "INPUT.MIN_SIZE_TEST", str(side), *opts]
         torch.manual_seed(0)
         cfg = load_config(config, ["MODEL.DEVICE", "cpu", *opts], norm=norm)
         model = build_model(cfg)
@@ -88,17 +93,22 @@ def test_stock_loads_where_normdet_is_never_imported(exported, norm):
 @pytest.mark.parametrize(
     ("detector", "kind", "size"),
     [(name, "onnx", size) for name in DETECTORS for size in ("any size", "--fixed-size")]
-    + [("keypoints", "torchscript", "any size")],
+    + [("keypoints", "torchscript", "any size")]
+    + [(name, "pt2", "any size") for name in ("mask", "retinanet")],
 )
 def test_photographs_of_other_sizes(exported, detector, kind, size):
     """Boxes to 1e-3 pixels and scores to 1e-4, which are the command's own bounds."""
     if kind == "onnx":
         pytest.importorskip("onnxruntime")
-    suffix = {"onnx": ".onnx", "torchscript": ".ts"}[kind]
+    if kind == "pt2":
+        need_recorder()
+    suffix = {"onnx": ".onnx", "torchscript": ".ts", "pt2": ".pt2"}[kind]
     fixed = [size] if size == "--fixed-size" else []
     code, said, out = exported(
-        "FRN+TLU", kind, suffix, *fixed, config=DETECTORS[detector], photographs=True
-    )
+        "FRN+TLU", kind, suffix, *fixed, config=DETECTORS[detector], photographs=True,
+        side=192 if kind == "pt2" else 128,  # three quarters of it leave RetinaNet's p7 two rows
+        opts=ANCHORS if (detector, kind) == ("retinanet", "pt2") else (),
+    )  # fmt: skip
     assert code == 0, said.out
     # Two photographs, each at its size and at three quarters of it.
     rows = [line for line in said.out.splitlines() if " x " in line]
@@ -139,11 +149,34 @@ def test_a_file_with_another_ending_is_refused(tmp_path):
     assert said == 2
 
 
-def test_a_whole_detector_is_refused_as_pt2(tmp_path):
+def test_keypoints_are_refused_as_pt2(tmp_path, monkeypatch):
     class Whole:
-        part = "detector"
+        part, outputs = "detector", ("pred_keypoints",)
 
-    with pytest.raises(NormdetError, match="--part backbone"):
+    monkeypatch.setattr(torch.export, "export", _recorder)
+    with pytest.raises(NormdetError, match="cannot record keypoints.*--part backbone"):
+        FORMATS["pt2"][0](Whole(), torch.rand(3, 8, 8), tmp_path / "x.pt2", True)
+
+
+def _recorder(*args, prefer_deferred_runtime_asserts_over_guards=False, **kwargs):
+    raise AssertionError("nothing may be recorded")
+
+
+def test_an_image_of_one_row_is_refused_as_pt2_of_any_size(tmp_path, monkeypatch):
+    class Whole:
+        part, outputs, least = "detector", (), 129
+
+    monkeypatch.setattr(torch.export, "export", _recorder)
+    with pytest.raises(NormdetError, match="at least 129, or --fixed-size"):
+        FORMATS["pt2"][0](Whole(), torch.rand(3, 128, 256), tmp_path / "x.pt2", True)
+
+
+def test_a_torch_that_records_no_detector_says_so(tmp_path, monkeypatch):
+    class Whole:
+        part, outputs = "detector", ()
+
+    monkeypatch.setattr(torch.export, "export", lambda module, args: None)
+    with pytest.raises(NormdetError, match="cannot record a whole detector.*--part backbone"):
         FORMATS["pt2"][0](Whole(), torch.rand(3, 8, 8), tmp_path / "x.pt2", True)
 
 
