@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from detectron2 import modeling
 from detectron2.config import LazyCall as L
 from detectron2.config import LazyConfig, instantiate
 from detectron2.modeling.backbone import BasicStem
@@ -61,6 +62,13 @@ def stem(norm) -> torch.nn.Module:
     return instantiate(L(BasicStem)(in_channels=3, out_channels=8, norm=norm))
 
 
+# detectron2 v0.6 makes a DictConfig of an option, and calls it.
+takes_options = pytest.mark.skipif(
+    not hasattr(modeling, "ViT"), reason="this detectron2 takes no objects in a LazyCall"
+)
+
+
+@takes_options
 def test_a_callable_that_would_lose_an_activation_is_refused():
     for option in ("FRN+TLU", "GN+WS"):
         build = normdet.parse(option).build_norm
@@ -69,6 +77,7 @@ def test_a_callable_that_would_lose_an_activation_is_refused():
                 stem(norm)
 
 
+@takes_options
 def test_a_norm_alone_may_be_a_callable():
     assert isinstance(stem(normdet.parse("FRN")).conv1.norm, FilterResponseNorm2d)
     assert isinstance(stem(normdet.parse("FRN").build_norm).conv1.norm, FilterResponseNorm2d)

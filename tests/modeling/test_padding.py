@@ -238,6 +238,8 @@ def test_an_image_of_one_pixel_is_an_image():
 def test_a_square_of_padding_is_ignored_too():
     """As backbones like ViT ask for it."""
     model, batch = model_of(), inputs()
+    if not hasattr(model.backbone, "padding_constraints"):
+        pytest.skip("this detectron2 pads no squares")
     want = found(model, batch)
     model.backbone._square_pad = 128
     assert model.preprocess_image(batch).tensor.shape[-2:] == (128, 128)
