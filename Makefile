@@ -18,7 +18,7 @@ help:
 	@echo "make test-oldest  run the quick tests with the oldest versions, in .venv-oldest (Python 3.10)"
 	@echo "make bench   time the layers and their kernels on this machine"
 	@echo "make kernels compile the GPU kernels without a GPU and look at their machine code"
-	@echo "make gpu     run the GPU tests, then time the kernels and a training step on the GPU"
+	@echo "make gpu     ten minutes on a GPU: tests, the kernels and whole steps beside their peers"
 	@echo "make check   look for errors of style with ruff"
 	@echo "make docs    build the site: docs/_build/html/index.html"
 	@echo "make tables  write the tables of the README and of docs/ anew, from results/ and the code"
@@ -61,10 +61,9 @@ kernels: setup
 bench: setup
 	$(PY) -m normdet bench $(ARGS)
 
+# Ten minutes in all; ARGS="--data DIR" adds the comparison, ARGS="smoke tests" runs those alone.
 gpu: setup
-	$(PY) -m pytest tests -m gpu
-	$(PY) -m normdet bench --gpu $(ARGS)
-	$(PY) -m normdet bench --gpu --step --recompute $(ARGS)
+	$(PY) tools/gpu.py $(ARGS)
 
 check: setup
 	$(PY) -m ruff check .

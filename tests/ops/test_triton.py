@@ -50,7 +50,11 @@ DETECTOR = [
 @pytest.mark.gpu
 @pytest.mark.parametrize("shape", DETECTOR, ids=str)
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels last"])
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "dtype",
+    [torch.float32, torch.bfloat16, pytest.param(torch.float16, marks=pytest.mark.slow)],
+    ids=str,
+)
 @pytest.mark.parametrize("call", [cases.frn, cases.frozen, cases.join, None])
 def test_cuda_errs_at_most_twice_as_much_as_plain_torch(call, dtype, last, shape):
     if last and len(shape) < 4:
