@@ -19,6 +19,11 @@ from tests.surgery.networks import zoo
 
 from .recorder import need_recorder
 
+try:
+    from detectron2.export import TracingAdapter  # noqa: F401
+except ImportError:
+    pytest.skip("this detectron2 exports with caffe2 alone", allow_module_level=True)
+
 
 def boxes(count: int, seed: int = 0) -> Tensor:
     """Boxes in and around an image of 60 x 80 pixels, some of them empty."""
