@@ -19,7 +19,7 @@ class OneImage:
     :meth:`gather` all tiles, some at a time, then call it with them: norms of single examples in
     backbone, FPN and dense heads then take the image's statistics. What is kept between the passes
     is two numbers for each channel of each such norm. The first pass leaves out the heads on
-    regions; with small ones, both took 2.0 to 2.1 times the time of one. The model itself is not
+    regions; with small ones, both took 2.1 to 2.2 times the time of one. The model itself is not
     changed.
 
     Args:
