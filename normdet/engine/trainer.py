@@ -2,6 +2,7 @@
 
 import contextlib
 import logging
+import re
 import signal
 import weakref
 from collections.abc import Sequence
@@ -41,6 +42,9 @@ from normdet.solver import build_optimizer
 from normdet.weights.checkpointer import Checkpointer
 
 logger = logging.getLogger(__name__)
+
+# torch's message where a process of a loader was killed.
+_LOADER_GONE = re.compile(r"DataLoader worker .*(exited unexpectedly|killed by signal)")
 
 
 class Trainer(DefaultTrainer):
@@ -207,6 +211,15 @@ class Trainer(DefaultTrainer):
                 if isinstance(error, Exception) and (lost := self._lost(error)):
                     self._watch.claim()
                     raise LostWorker(lost, self._rescue()) from error
+                if _LOADER_GONE.search(str(error)):
+                    # The other workers of a job save when they find this one gone.
+                    kept = f"; {self._rescue()}" if comm.get_world_size() == 1 else ""
+                    if self._stop.number:  # a lost terminal ends loaders too
+                        raise self._interrupted() from error
+                    raise NormdetError(
+                        "a process that loads images was ended (by hand, or for want of memory: "
+                        f"fewer DATALOADER.NUM_WORKERS need less){kept}"
+                    ) from error
                 raise
             self.after_train()
             if self._evaluation_cut:

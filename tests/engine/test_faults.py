@@ -186,6 +186,16 @@ def test_every_request_to_stop_saves_and_ends_with_a_sentence(start, whom, numbe
     assert job.saved() > 0
 
 
+def test_a_killed_loader_is_named_and_the_run_saves(start):
+    job = start("DATALOADER.NUM_WORKERS", "1", flags=()).until_it_trains()
+    for pid in job.workers():
+        os.kill(pid, signal.SIGKILL)
+    code, _, err = job.end()
+    assert code == 2 and "Traceback" not in err, err
+    assert re.search(r"a process that loads images was ended .*model_\d+\.pth is saved", err)
+    assert job.saved() > 0
+
+
 def test_workers_end_with_a_checkpoint_where_their_launcher_is_killed(start):
     job = start().until_it_trains()
     os.kill(job.process.pid, signal.SIGKILL)
