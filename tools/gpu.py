@@ -24,6 +24,8 @@ from pathlib import Path
 NORMDET = (sys.executable, "-m", "normdet")
 PYTEST = (sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider")
 LIMITS = {"smoke": 40, "ops": 100, "step": 100, "tests": 240, "compare": 120}  # seconds
+# How a stage ends. What it measured before its time was over is kept.
+OK, LATE, FAILED = "ok", "out of time", "failed"
 CONFIG = ("--config-file", "compare/nuclei_pretrained.yaml")
 # detectron2's own sizes, where the config has those that two CPU cores can afford.
 STOCK = (
@@ -45,8 +47,8 @@ def main() -> int:
     args = _arguments()
     Path(args.output).mkdir(parents=True, exist_ok=True)
     share = args.minutes * 60 / sum(LIMITS.values())
-    fine = [_stage(name, LIMITS[name] * share, args) for name in args.stages]
-    return 0 if all(fine) else 1
+    ends = [_stage(name, LIMITS[name] * share, args) for name in args.stages]
+    return 1 if FAILED in ends else 0
 
 
 def _arguments() -> argparse.Namespace:
@@ -68,35 +70,32 @@ def _arguments() -> argparse.Namespace:
     return args
 
 
-def _stage(name: str, limit: float, args: argparse.Namespace) -> bool:
-    """Run a stage's commands in turn until its time is over; tell how it ended."""
-    end = time.monotonic() + limit
+def _stage(name: str, limit: float, args: argparse.Namespace) -> str:
+    """Run a stage's commands in turn until its time is over; print and return how it ended."""
+    started = time.monotonic()
     log = Path(args.output, f"gpu-{name}.log")
-    fine, started = True, time.monotonic()
     print(f"== {name}: at most {limit:.0f} s", flush=True)
     if name == "compare" and not args.data:
         print("left out: it needs --data", flush=True)
-        return True
+        return OK
     with log.open("w") as file:
         for command in _commands(name, args):
-            left = end - time.monotonic()
-            if left <= 0:
-                break
-            fine = _run(command, left, file) in (0, None)
-            if not fine:
+            end = _run(command, started + limit - time.monotonic(), file)
+            if end != OK:
                 break
     tail = log.read_text(errors="replace").splitlines()[-8:]
-    seconds = time.monotonic() - started
-    print(*tail, f"== {name}: {'ok' if fine else 'failed'}, {seconds:.0f} s", sep="\n", flush=True)
-    return fine
+    print(*tail, f"== {name}: {end}, {time.monotonic() - started:.0f} s", sep="\n", flush=True)
+    return end
 
 
-def _run(command: Sequence[str], seconds: float, log) -> int | None:
-    """A command's exit status, None if it had to be stopped. It gets time to save what it has."""
+def _run(command: Sequence[str], seconds: float, log) -> str:
+    """Run a command and return how it ended. One that is stopped gets time to save what it has."""
+    if seconds <= 0:
+        return LATE
     print("$", *command, file=log, flush=True)
     process = subprocess.Popen(command, stdout=log, stderr=subprocess.STDOUT)
     try:
-        return process.wait(seconds)
+        return FAILED if process.wait(seconds) else OK
     except subprocess.TimeoutExpired:
         process.send_signal(signal.SIGINT)
         try:
@@ -105,7 +104,7 @@ def _run(command: Sequence[str], seconds: float, log) -> int | None:
             process.kill()
             process.wait()
         print("stopped: out of time", file=log, flush=True)
-        return None
+        return LATE
 
 
 def _commands(name: str, args: argparse.Namespace) -> list[Sequence[str]]:
