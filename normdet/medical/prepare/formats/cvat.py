@@ -33,7 +33,7 @@ def read(file: Path, out: Builder) -> None:
             size = int(entry.get("height") or 0), int(entry.get("width") or 0)
             image = out.image(entry.get("name") or "", file, size)
             for shape in entry if image else ():
-                _add(out, image, shape)
+                _add(out, image, shape, file)
         except (ValueError, TypeError) as error:
             raise NormdetError(f"{file} has a shape that is not numbers") from error
     frames: dict[int, dict | None] = {}
@@ -47,12 +47,12 @@ def read(file: Path, out: Builder) -> None:
                     frames[number] = out.image(f"frame_{number:06d}", file)
                 if frames[number]:
                     shape.set("label", track.get("label") or "")
-                    _add(out, frames[number], shape)
+                    _add(out, frames[number], shape, file)
             except (ValueError, TypeError) as error:
                 raise NormdetError(f"{file} has a shape that is not numbers") from error
 
 
-def _add(out: Builder, image: dict, shape: Element) -> None:
+def _add(out: Builder, image: dict, shape: Element, file: Path) -> None:
     label = shape.get("label") or ""
 
     def numbers(*names: str) -> list[float]:
@@ -80,9 +80,9 @@ def _add(out: Builder, image: dict, shape: Element) -> None:
         left, top, width, height = map(round, numbers("left", "top", "width", "height"))
         runs = [int(run) for run in shape.get("rle", "").split(",")]
         if min(runs) < 0 or sum(runs) != width * height or width < 1:
-            raise ValueError("the runs of a mask do not fill it")
+            raise NormdetError(f"{file}: the runs of a mask do not fill it")
         if width > image["width"] or height > image["height"]:  # a few letters can say anything
-            raise ValueError("a mask is larger than its image")
+            raise NormdetError(f"{file}: a mask is larger than its image")
         values = np.repeat(np.arange(len(runs), dtype=np.uint8) % 2, runs).reshape(height, width)
         if rle := pasted(values > 0, left, top, image):
             out.add(image, label, rle=rle)
