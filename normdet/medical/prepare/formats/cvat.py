@@ -1,5 +1,7 @@
 """CVAT's own XML: one file for all images."""
 
+import contextlib
+from collections.abc import Iterator
 from pathlib import Path
 from xml.etree.ElementTree import Element
 
@@ -29,17 +31,15 @@ def read(file: Path, out: Builder) -> None:
     root = parse_xml(file, MAX_TEXT)
     out.declare(name for name in (label.findtext("name") for label in root.iter("label")) if name)
     for entry in root.iter("image"):
-        try:
+        with _numbers_of(file):
             size = int(entry.get("height") or 0), int(entry.get("width") or 0)
             image = out.image(entry.get("name") or "", file, size)
             for shape in entry if image else ():
                 _add(out, image, shape, file)
-        except (ValueError, TypeError) as error:
-            raise NormdetError(f"{file} has a shape that is not numbers") from error
     frames: dict[int, dict | None] = {}
     for track in root.iter("track"):
         for shape in track:
-            try:
+            with _numbers_of(file):
                 number = int(shape.get("frame") or 0)
                 if shape.get("outside") == "1":
                     continue
@@ -48,8 +48,17 @@ def read(file: Path, out: Builder) -> None:
                 if frames[number]:
                     shape.set("label", track.get("label") or "")
                     _add(out, frames[number], shape, file)
-            except (ValueError, TypeError) as error:
-                raise NormdetError(f"{file} has a shape that is not numbers") from error
+
+
+@contextlib.contextmanager
+def _numbers_of(file: Path) -> Iterator[None]:
+    """Inside, a value that is no number is a fault that names the file and quotes none of it."""
+    try:
+        yield
+    except NormdetError:  # a ValueError, too
+        raise
+    except (ValueError, TypeError) as error:
+        raise NormdetError(f"{file} has a shape that is not numbers") from error
 
 
 def _add(out: Builder, image: dict, shape: Element, file: Path) -> None:
