@@ -30,6 +30,7 @@ def decay_by_name(model: nn.Module, cfg) -> dict[str, float]:
     return {names[p]: g["weight_decay"] for g in optimizer_groups(cfg, model) for p in g["params"]}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("text", covering_options())
 def test_no_norm_decays_and_everything_else_does(text):
     model, cfg = model_and_config(text)

@@ -155,6 +155,7 @@ def test_standardized_filters_lose_less_with_images(small_cfg, pictures):
     assert early[1] < 0.8 * early[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("to", "settings", "sentence"),
     [

@@ -45,6 +45,7 @@ def objects(model, cfg, image: np.ndarray, statistics: str, batch: int = 2) -> l
     return [(*one.box, one.score) for one in detector(image)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("detector", ["GeneralizedRCNN", "RetinaNet"])
 @pytest.mark.parametrize("ignore", [False, True])
 @pytest.mark.parametrize("norm", NORMS)
@@ -82,6 +83,7 @@ def test_tiles_of_an_image_share_what_they_were_normalized_by():
     assert abs(deviation[0][-1] - deviation[2][0]) < abs(deviation[1][-1] - deviation[2][0])
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", NORMS)
 @pytest.mark.parametrize("size", [(64, 150), (150, 40), (100, 120)])
 def test_images_larger_than_a_tile(norm, size):

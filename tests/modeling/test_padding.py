@@ -151,6 +151,7 @@ def assert_close(got: dict, want: dict) -> None:
         )
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "detector"),
     [
@@ -167,6 +168,7 @@ def test_detections_are_those_of_the_image_alone(norm, detector):
         assert_close(got, want)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "norm",
     [
@@ -279,6 +281,7 @@ def test_recomputation_in_backward_knows_the_images_too():
                  {n: want[n] for n, _ in model.named_parameters()})  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("last", [False, True])
 def test_lean_and_channels_last_change_nothing(last):
     keys = {"MODEL__NORMDET__RECOMPUTE": True}
@@ -310,6 +313,7 @@ class Turned(nn.Module):
         return x.flip(3)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", ["FrozenBN", "AffineBN"])
 def test_folded_norms_give_the_same(norm):
     folded = model_of(norm, MODEL__NORMDET__FOLD_FIXED=True)

@@ -51,6 +51,7 @@ def test_inductor_computes_the_same(norm):
     assert_same(trained(model, images(), compiled), trained(plain, images()))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", all_but("AMP"))
 def test_amp_stays_near_full_precision(norm):
     model = backbone(norm).float()
@@ -65,6 +66,7 @@ def test_amp_stays_near_full_precision(norm):
     assert off.sqrt() < 0.05
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", all_but("channels_last"))
 def test_channels_last_stays_and_changes_nothing(norm):
     model = backbone(norm)
@@ -141,6 +143,7 @@ def test_a_start_that_fsdp2_would_lose_is_refused():
         assert "run one forward in training mode before fully_shard" in said
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("norm", all_but("EMA"))
 def test_an_average_of_one_step_is_the_model(norm):
     model = backbone(norm)

@@ -53,6 +53,7 @@ def results(norm, tensors, parameters, extents, **options) -> list[Tensor]:
     return [plain(y).detach(), *(t.grad for t in leaves if t is not None)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("last", [False, True], ids=["contiguous", "channels_last"])
 @pytest.mark.parametrize("batch", BATCHES)

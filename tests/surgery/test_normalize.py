@@ -26,6 +26,7 @@ def rows(names):
 LENIENT = {"detectron2 ViTDet pyramid"}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", rows(networks.NETWORKS))
 def test_a_row_of_the_table_trains_and_infers(name):
     """FRN+TLU: one step, in which all that is new learns, and one inference."""
@@ -43,6 +44,7 @@ def test_a_row_of_the_table_trains_and_infers(name):
     networks.infer(model)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "name", rows(n for n in networks.NETWORKS if n not in ("detectron2 ViTDet pyramid",))
 )

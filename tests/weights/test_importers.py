@@ -98,6 +98,7 @@ def test_timm_resnets(name, norm, opts, tmp_path):
     assert_same(theirs, ours)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("name", "reason"),
     [

@@ -135,6 +135,7 @@ FAULTS = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", FAULTS, ids=lambda harm: harm.__name__)
 def test_a_fault_is_skipped_and_counted_or_refused(folder, tmp_path, capsys, harm):
     harm(folder)

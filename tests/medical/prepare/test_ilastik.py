@@ -30,6 +30,7 @@ def test_axes_are_those_of_the_file(tmp_path, axes):
     assert np.array_equal(read_labels(tmp_path / "a.h5", 1000).reshape(4, 5), labels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [bool, np.uint8, ">i2", np.int64])
 @pytest.mark.parametrize("shape", [(4, 5), (3, 4, 5), (3, 4, 5, 1)])
 def test_arrays_without_tags(tmp_path, shape, dtype):
