@@ -155,6 +155,7 @@ def run_without(blocked: tuple[str, ...], code: str) -> str:
     return done.stdout
 
 
+@pytest.mark.slow
 def test_layers_work_where_detectron2_is_not_installed():
     code = """
 import torch

@@ -50,6 +50,7 @@ def test_without_images_the_closed_form(command, tmp_path, capsys):
     assert main(words) == 0 and "start values" not in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_weights_with_a_learned_epsilon_are_refused_by_a_config_without(command, tmp_path, capsys):
     assert command("--to", "GN", "--keep", "0.5", images=False) == 0
     words = ["train", "--config-file", f"{tmp_path}/out.yaml", "--dry-run"]

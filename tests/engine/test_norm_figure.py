@@ -14,6 +14,7 @@ def shades(path) -> int:
         return len(np.unique(np.asarray(picture.convert("L"))))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("distance", [None, 0.4])
 def test_layers_are_drawn_with_and_without_distances(tmp_path, distance):
     rows = [

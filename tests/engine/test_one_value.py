@@ -12,6 +12,7 @@ SMALL = ("MODEL.RESNETS.RES2_OUT_CHANNELS", 64, "MODEL.RESNETS.DEPTH", 18,
          "INPUT.MIN_SIZE_TRAIN", (128,))  # fmt: skip
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "parts", "opts", "size", "workers", "refused"),
     [

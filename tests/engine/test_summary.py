@@ -7,6 +7,7 @@ from normdet.config import load_config
 from normdet.engine.summary import batch_of_one
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "opts", "workers", "named"),
     [

@@ -195,6 +195,7 @@ def test_exact_statistics_are_taken_at_the_end_and_repeat_themselves(untested, n
     assert differing and all("running" in key for key in differing)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("most", [10, 0])
 def test_an_image_that_breaks_while_training_is_skipped_or_ends_it_with_a_checkpoint(
     untested, tiny_data, tmp_path, caplog, most

@@ -125,6 +125,7 @@ def test_value_and_gradients(norm, dims, activation, training):
         torch.testing.assert_close(got, ref)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("norm", "dims", "activation"),
     [

@@ -87,6 +87,7 @@ def plain(layer: nn.Module, kind: str, weight: torch.Tensor, x: torch.Tensor) ->
     return torch.func.functional_call(LAYERS[kind][0](), values, x)
 
 
+@pytest.mark.slow
 @every_layer
 @every_method
 def test_value_and_gradients(method, kind):

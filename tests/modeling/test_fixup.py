@@ -44,6 +44,7 @@ def reference_block(block: nn.Module, x: torch.Tensor) -> torch.Tensor:
     return (out + x).clamp(min=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("depth", "stage", "index"), [
     (18, "res2", 1), (18, "res3", 0), (50, "res2", 0), (50, "res2", 1),
 ])  # fmt: skip

@@ -23,6 +23,7 @@ def config(norm: str, *opts, name: str = "resnet18", base: str = "mask_rcnn_R_50
     return load_config(f"coco/{base}.yaml", [*own, *opts], norm=norm)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["resnet18", "regnety_004"])
 def test_a_backbone_has_the_norm_and_every_level(name):
     backbone = build_backbone(config("FRN+TLU", name=name))

@@ -42,6 +42,7 @@ def make(name, shape, dtype, **options):
     return cases.inputs(shape, dtype, activation="TLU" if name in TLU else None, **options)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16], ids=str)
 @pytest.mark.parametrize("name", CALLS)
 def test_errs_at_most_twice_as_much_as_plain_torch(name, dtype, backend, empty_is_nan):

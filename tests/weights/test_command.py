@@ -57,6 +57,7 @@ def test_the_pairs_it_prints_are_what_the_command_takes(file, capsys):
     assert "tensors loaded from" in said and "left out: 2 of the file's tensors" in said
 
 
+@pytest.mark.slow
 def test_a_config_that_misuses_the_file_is_refused(file, capsys):
     config = ["--config-file", "coco/mask_rcnn_R_50_FPN_1x.yaml", "MODEL.RESNETS.DEPTH", "18"]
     config += ["MODEL.RESNETS.RES2_OUT_CHANNELS", "64"]

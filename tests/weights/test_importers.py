@@ -225,6 +225,7 @@ def test_torchvision_s_file_as_detectron2_converts_it(tmp_path):
     assert_same(theirs, ours)
 
 
+@pytest.mark.slow
 def test_mmcv_names_in_a_state_dict_entry(tmp_path):
     theirs = torchvision.models.resnet50(norm_layer=group_norm)
     state = {k.replace("bn", "gn"): v for k, v in theirs.state_dict().items()}

@@ -39,6 +39,7 @@ def test_arrays_without_tags(tmp_path, shape, dtype):
     assert np.array_equal(read_labels(tmp_path / "a.hdf5", 1000), labels.reshape(shape[:3]))
 
 
+@pytest.mark.slow
 def test_what_is_no_label_image_is_named(tmp_path):
     path = tmp_path / "a.h5"
     for labels, axes, said in (
@@ -84,6 +85,7 @@ def test_a_chunk_may_not_be_larger_than_any_label_image(tmp_path):
         read_labels(tmp_path / "a.h5", 1000)
 
 
+@pytest.mark.slow
 def test_an_export_becomes_a_data_set(tmp_path):
     labels = np.ones((1, 48, 64, 1), np.uint8)
     labels[0, 8:20, 8:20], labels[0, 30:40, 30:50] = 2, 2

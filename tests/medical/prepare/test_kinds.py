@@ -204,6 +204,7 @@ def test_volumes_whatever_way_they_are_stored(nuclei, tmp_path, suffix, codes):
     assert not (out / "val.json").exists(), "slices of one volume are not divided"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("frames", ["files", "label images"])
 def test_a_dicom_series(nuclei, tmp_path, frames):
     source, out = tmp_path / "in", tmp_path / "out"
