@@ -8,7 +8,6 @@ import re
 import signal
 import socket
 import sys
-import threading
 import traceback
 from collections.abc import Callable, Iterator
 from datetime import timedelta
@@ -21,7 +20,7 @@ import torch.distributed as dist
 import torch.multiprocessing
 from detectron2.utils import comm
 
-from normdet.engine.signals import show_cursor, start_tracker, stopping_signals
+from normdet.engine.signals import handling, show_cursor, start_tracker, stopping_signals
 from normdet.errors import NormdetError
 from normdet.files.faults import full_disk, tell_of_threads
 
@@ -313,15 +312,8 @@ class _Asked:
 def _signals_for_workers() -> Iterator[_Asked]:
     """Pass each request to stop on to the workers as SIGTERM; they stop the run."""
     asked = _Asked()
-    if threading.current_thread() is not threading.main_thread():
+    with handling(asked.hand_on):
         yield asked
-        return
-    before = {number: signal.signal(number, asked.hand_on) for number in stopping_signals()}
-    try:
-        yield asked
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
 
 
 def _stopped_early(number: int, frame: FrameType | None) -> NoReturn:

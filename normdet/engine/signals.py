@@ -111,6 +111,20 @@ def start_tracker() -> None:
         signal.pthread_sigmask(signal.SIG_SETMASK, before)
 
 
+@contextlib.contextmanager
+def handling(handler: Callable[[int, FrameType | None], object]) -> Iterator[None]:
+    """Inside, `handler` gets the signals that ask to stop; outside the main thread none comes."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = {number: signal.signal(number, handler) for number in stopping_signals()}
+    try:
+        yield
+    finally:
+        for number, former in before.items():
+            signal.signal(number, former)
+
+
 def show_cursor() -> None:
     """Show the cursor that a progress bar hid, before the process ends without clean-up."""
     if sys.stdout.isatty():

@@ -1,6 +1,5 @@
 """Training runs beside each other in one terminal: each one's lines under its name, a bar each."""
 
-import signal
 import subprocess
 import threading
 from collections.abc import Mapping, Sequence
@@ -63,9 +62,8 @@ def run_all(
             finally:
                 _end(running)
     except Interrupted as interrupt:
-        name = signal.Signals(interrupt.signal).name
         raise Interrupted(
-            f"stopped by {name}; the runs are saved where they stood, and the same command goes on",
+            f"{interrupt}; the runs are saved where they stood, and the same command goes on",
             interrupt.signal,
         ) from None
 

@@ -4,15 +4,14 @@ import contextlib
 import os
 import signal
 import subprocess
-import threading
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from types import FrameType
 from typing import IO, NoReturn
 
 import psutil
 
 from normdet.engine.launch import GRACE_SECONDS, Interrupted
-from normdet.engine.signals import stopping_signals
+from normdet.engine.signals import handling
 
 
 def start(
@@ -65,18 +64,9 @@ def _signal(process: subprocess.Popen, number: int) -> None:
             one.send_signal(signal.SIGTERM)  # on Windows this ends a process at once
 
 
-@contextlib.contextmanager
-def interruptible() -> Iterator[None]:
+def interruptible() -> contextlib.AbstractContextManager[None]:
     """Inside, every signal that asks us to stop raises :class:`Interrupted` in the main thread."""
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    before = {number: signal.signal(number, _interrupt) for number in stopping_signals()}
-    try:
-        yield
-    finally:
-        for number, handler in before.items():
-            signal.signal(number, handler)
+    return handling(_interrupt)
 
 
 def _interrupt(number: int, frame: FrameType | None) -> NoReturn:

@@ -1,7 +1,6 @@
 """A comparison in progress: the runs that remain, their scheduler, and the report."""
 
 import argparse
-import signal
 import sys
 from collections.abc import Iterable, Sequence
 from pathlib import Path
@@ -41,7 +40,7 @@ class Comparison:
                     self._run(tuning, pool, display)
                     self._run(self.plan.test_cells(self.chosen()), pool, display)
             except Interrupted as interrupt:
-                raise self._interrupted(interrupt.signal) from None
+                raise self._interrupted(interrupt) from None
             finally:
                 pool.close()
 
@@ -149,12 +148,12 @@ class Comparison:
         threads = args.threads or max(1, cores // jobs)
         return local.LocalPool(local.slots(jobs, gpus, args.gpu_share, threads))
 
-    def _interrupted(self, number: int) -> Interrupted:
+    def _interrupted(self, interrupt: Interrupted) -> Interrupted:
         done = sum(run.finished for run in self._of(self._tasks.values()))
         return Interrupted(
-            f"stopped by {signal.Signals(number).name}; {done} runs are done, those in flight are "
-            "saved where they stood, and the same command goes on",
-            number,
+            f"{interrupt}; {done} runs are done, those in flight are saved where they stood, and "
+            "the same command goes on",
+            interrupt.signal,
         )
 
     def report(self, command: str) -> int:
